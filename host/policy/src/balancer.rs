@@ -1,0 +1,30 @@
+//! Which endpoint takes this attempt?
+
+use std::rc::Rc;
+
+use crate::{Asked, Decision, EndpointsView};
+
+/// Picks an endpoint of a cluster. Asked for every attempt of an exchange.
+pub trait Balancer: Send + Sync {
+    fn name(&self) -> &str;
+
+    /// The core re-checks the answer: an index out of range or an endpoint that is not available is invalid, is
+    /// counted, and the cluster's own algorithm picks.
+    fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice>;
+
+    fn answer_refused(&self, reason: &str) {
+        let _ = reason;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Choice {
+    /// The cluster's own algorithm decides.
+    Pass,
+    /// This index of the view.
+    Endpoint(u32),
+    /// The core's consistent hash decides, by this key.
+    Hash(u64),
+    /// None will do: 503.
+    None,
+}

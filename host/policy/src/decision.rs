@@ -1,0 +1,82 @@
+//! How an answer comes back: the value, where it came from, or why there is none.
+
+use std::fmt;
+
+/// Where an answer came from, for metrics, logs and explanations.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    Native,
+    /// The component ran.
+    Wasm,
+    /// Its memo knew the answer, the component did not run.
+    Memo,
+}
+
+/// An answer and its origin.
+#[derive(Clone, Debug)]
+pub struct Answered<T> {
+    pub value: T,
+    pub origin: Origin,
+}
+
+impl<T> Answered<T> {
+    pub fn native(value: T) -> Self {
+        Self { value, origin: Origin::Native }
+    }
+}
+
+/// What asking a policy gives.
+pub type Decision<T> = Result<Answered<T>, PolicyFault>;
+
+/// Why a policy gave no usable answer. The asker counts it and goes on with the native answer, or refuses where
+/// `deny` is set (`on_failure = "deny"`).
+#[derive(Clone, Debug)]
+pub struct PolicyFault {
+    pub kind: PolicyFaultKind,
+    pub deny: bool,
+    /// For the log, never for the client.
+    pub detail: String,
+}
+
+impl fmt::Display for PolicyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.name(), self.detail)
+    }
+}
+
+impl std::error::Error for PolicyFault {}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum PolicyFaultKind {
+    Trap,
+    /// Ran past its time limit.
+    Deadline,
+    /// Asked for more memory than its limit, and ended for it.
+    Memory,
+    /// `configure` refused its settings when an instance was rebuilt.
+    Configure,
+    /// Failed too often lately: not asked.
+    Quarantined,
+    /// No instance to be had (pool exhausted).
+    Exhausted,
+    /// It answered, but not with something the core can use.
+    Invalid,
+}
+
+impl PolicyFaultKind {
+    pub const ALL: [Self; 7] =
+        [Self::Trap, Self::Deadline, Self::Memory, Self::Configure, Self::Quarantined, Self::Exhausted, Self::Invalid];
+
+    /// The metric label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::Configure => "configure",
+            Self::Quarantined => "quarantined",
+            Self::Exhausted => "exhausted",
+            Self::Invalid => "invalid",
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The endpoints of a cluster: what they are, how they fare, and how one exchange sees them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+/// What all workers and successive snapshots share about one endpoint. Carried over by identity on reload.
+#[derive(Debug)]
+pub struct EndpointState {
+    in_flight: AtomicU32,
+    healthy: AtomicBool,
+    /// Peak EWMA: nanoseconds, and the time of the last sample in nanoseconds since `Clock` zero.
+    latency: AtomicU64,
+    sampled_at: AtomicU64,
+    pub requests: AtomicU64,
+    pub failures: AtomicU64,
+}
+
+impl Default for EndpointState {
+    fn default() -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            healthy: AtomicBool::new(true),
+            latency: AtomicU64::new(0),
+            sampled_at: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+}
+
+/// How fast an old latency fades, in nanoseconds: after this time a sample weighs 1/e.
+const DECAY: f64 = 10e9;
+
+impl EndpointState {
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    pub fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Ordering::Relaxed);
+    }
+
+    /// The moving average at `now` (since any fixed zero); zero before the first sample.
+    pub fn latency(&self, now: Duration) -> Duration {
+        let last = self.latency.load(Ordering::Relaxed) as f64;
+        let age = (now.as_nanos() as u64).saturating_sub(self.sampled_at.load(Ordering::Relaxed)) as f64;
+        Duration::from_nanos((last * (-age / DECAY).exp()) as u64)
+    }
+
+    /// The average as of its last sample, for display.
+    pub fn last_latency(&self) -> Duration {
+        Duration::from_nanos(self.latency.load(Ordering::Relaxed))
+    }
+
+    /// Adds the time to a response head: a higher sample counts at once, a lower one by its weight (peak sensitive).
+    /// Racing workers may lose a sample; the average does not need each one.
+    pub fn sample_latency(&self, now: Duration, sample: Duration) {
+        let now_ns = now.as_nanos() as u64;
+        let last = self.latency.load(Ordering::Relaxed) as f64;
+        let age = now_ns.saturating_sub(self.sampled_at.load(Ordering::Relaxed)) as f64;
+        let sample = sample.as_nanos() as f64;
+        let next = if sample >= last {
+            sample
+        } else {
+            let keep = (-age / DECAY).exp();
+            last * keep + sample * (1.0 - keep)
+        };
+        self.latency.store(next as u64, Ordering::Relaxed);
+        self.sampled_at.store(now_ns, Ordering::Relaxed);
+    }
+}
+
+/// One endpoint of a cluster. The index in its set is its name within a generation.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// 1 to 1,000,000; an endpoint of weight 0 gets no new work.
+    pub weight: u32,
+    pub zone: Option<Arc<str>>,
+    pub labels: Arc<[(Box<str>, Box<str>)]>,
+    /// Most requests in flight over all workers.
+    pub max_requests: u32,
+    pub state: Arc<EndpointState>,
+}
+
+/// The members of a cluster, immutable: a change makes a new set with a higher generation.
+#[derive(Debug)]
+pub struct EndpointSet {
+    pub cluster: Arc<str>,
+    pub generation: u64,
+    pub endpoints: Box<[Endpoint]>,
+}
+
+/// The endpoints as one exchange sees them now. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct EndpointsView {
+    pub set: Arc<EndpointSet>,
+    /// Indexes this exchange has tried and will not try again.
+    pub tried: SmallVec<[u32; 4]>,
+    /// Since the worker's fixed zero, for latencies.
+    pub now: Duration,
+}
+
+impl EndpointsView {
+    pub fn new(set: Arc<EndpointSet>, now: Duration) -> Self {
+        Self { set, tried: SmallVec::new(), now }
+    }
+
+    pub fn len(&self) -> usize {
+        self.set.endpoints.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.set.endpoints.is_empty()
+    }
+
+    pub fn get(&self, index: u32) -> Option<&Endpoint> {
+        self.set.endpoints.get(index as usize)
+    }
+
+    /// Healthy, of some weight, below its limit, and not tried yet by this exchange.
+    pub fn available(&self, index: u32) -> bool {
+        self.get(index).is_some_and(|endpoint| {
+            endpoint.weight > 0
+                && endpoint.state.healthy()
+                && endpoint.state.in_flight() < endpoint.max_requests
+                && !self.tried.contains(&index)
+        })
+    }
+
+    pub fn in_flight(&self, index: u32) -> u32 {
+        self.get(index).map_or(0, |endpoint| endpoint.state.in_flight())
+    }
+
+    pub fn latency(&self, index: u32) -> Duration {
+        self.get(index).map_or(Duration::ZERO, |endpoint| endpoint.state.latency(self.now))
+    }
+}

@@ -1,0 +1,143 @@
+//! The heads of connections, requests and responses: what the codecs produce and policies read.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use http::{HeaderMap, Method, StatusCode};
+
+/// The version of HTTP a message came in, or goes out with.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum HttpVersion {
+    Http10,
+    Http11,
+    Http2,
+    Http3,
+}
+
+impl HttpVersion {
+    /// The name in `Via` and in logs: `1.0`, `1.1`, `2`, `3` (RFC 9110, section 7.6.3).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http10 => "1.0",
+            Self::Http11 => "1.1",
+            Self::Http2 => "2",
+            Self::Http3 => "3",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    pub fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// Path and query exactly as received: never decoded, never normalised, so that what is matched is what is forwarded.
+///
+/// Codecs hand over visible ASCII only (0x21 to 0x7e, no `#`), starting with `/`, or the lone `*` of `OPTIONS *`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Target {
+    text: ByteString,
+    query_at: Option<u32>,
+}
+
+impl Target {
+    /// Splits at the first `?`. The caller has checked the characters.
+    pub fn new(text: ByteString) -> Self {
+        let query_at = text.as_bytes().iter().position(|b| *b == b'?').map(|at| at as u32);
+        Self { text, query_at }
+    }
+
+    /// `path`, or `path?query`.
+    pub fn from_parts(path: &str, query: Option<&str>) -> Self {
+        match query {
+            Some(query) => Self::new(format!("{path}?{query}").into()),
+            None => Self::new(path.into()),
+        }
+    }
+
+    /// Path and query as on the wire.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn path(&self) -> &str {
+        match self.query_at {
+            Some(at) => &self.text[..at as usize],
+            None => &self.text,
+        }
+    }
+
+    /// Without the `?`; `Some("")` for a bare `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.query_at.map(|at| &self.text[at as usize + 1..])
+    }
+}
+
+/// What is known of a downstream connection once it is accepted, and its TLS handshake done.
+#[derive(Clone, Debug)]
+pub struct ConnectionHead {
+    /// The other end of the socket.
+    pub peer: SocketAddr,
+    /// Whom the core takes for the client of this connection.
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    pub listener: Arc<str>,
+    /// Whether the client speaks TLS (or QUIC) to us.
+    pub tls: bool,
+    /// The name in the TLS ClientHello, lower case.
+    pub server_name: Option<ByteString>,
+    pub alpn: Option<ByteString>,
+    /// DER of the client certificate that was verified.
+    pub client_certificate: Option<Bytes>,
+}
+
+/// A request's head, the same for every version of HTTP. `headers` never holds `Host` (it is in `authority`).
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    pub version: HttpVersion,
+    pub method: Method,
+    pub scheme: Scheme,
+    /// Host and optional port, lower case, without userinfo. Empty only for an HTTP/1.0 request without `Host`.
+    pub authority: ByteString,
+    pub target: Target,
+    /// Names lower case, framing already taken out: `content-length` stays, `transfer-encoding` is gone.
+    pub headers: HeaderMap,
+}
+
+impl RequestHead {
+    /// The host without port and IPv6 brackets kept, for route matching.
+    pub fn host(&self) -> &str {
+        let authority: &str = &self.authority;
+        if let Some(end) = authority.strip_prefix('[').and_then(|rest| rest.find(']')) {
+            return &authority[..end + 2];
+        }
+        authority.split(':').next().unwrap_or_default()
+    }
+}
+
+/// A response's head, interim or final.
+#[derive(Clone, Debug)]
+pub struct ResponseHead {
+    pub version: HttpVersion,
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+}

@@ -1,0 +1,41 @@
+//! The four questions a gateway asks of its judgement, and the native answers to them.
+//!
+//! Nothing here opens a socket, reads a clock of its own accord or knows about WebAssembly: a question is a value, an
+//! answer is a value. `tidegate-proxy` asks, this crate's [`native`] policies or `tidegate-wasm`'s plugins answer.
+//!
+//! | question | trait | asked |
+//! |---|---|---|
+//! | where does this request go? | [`Router`] | once per exchange |
+//! | which endpoint? | [`Balancer`] | for every attempt |
+//! | what does the upstream learn of the client? | [`Forwarding`] | once, after routing |
+//! | try again? | [`Retry`] | after every attempt that failed |
+
+mod asked;
+mod attempt;
+mod balancer;
+mod decision;
+mod edits;
+mod endpoints;
+mod fault;
+mod forwarding;
+mod head;
+mod identity;
+pub mod native;
+mod retry;
+mod router;
+
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+
+pub use asked::Asked;
+pub use attempt::{AttemptFacts, Proof};
+pub use balancer::{Balancer, Choice};
+pub use decision::{Answered, Decision, Origin, PolicyFault, PolicyFaultKind};
+pub use edits::{Buffering, EditError, HeaderEdit, HeaderEdits, RequestEdits};
+pub use endpoints::{Endpoint, EndpointSet, EndpointState, EndpointsView};
+pub use fault::{Cause, Fault, Side};
+pub use forwarding::Forwarding;
+pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target};
+pub use identity::{Element, Families, Identity, Node};
+pub use retry::{Retry, Verdict};
+pub use router::{DirectResponse, RouteAnswer, Router};

@@ -1,0 +1,23 @@
+//! The native answers: the gateway is whole without a plugin.
+
+mod forwarded;
+mod hop_by_hop;
+mod least_request;
+mod maglev;
+mod peak_ewma;
+mod retry_budget;
+mod retry_rules;
+mod round_robin;
+mod route_table;
+mod standard_forwarding;
+
+pub use forwarded::{parse_forwarded, render_forwarded};
+pub use hop_by_hop::{Nominated, is_hop_by_hop};
+pub use least_request::LeastRequest;
+pub use maglev::{HashOn, Maglev};
+pub use peak_ewma::PeakEwma;
+pub use retry_budget::RetryBudget;
+pub use retry_rules::{RetryOn, RetryRules, permitted};
+pub use round_robin::RoundRobin;
+pub use route_table::{HostPattern, PathPattern, RouteRule, RouteTable, Split, ValuePattern};
+pub use standard_forwarding::{ForwardingMode, StandardForwarding, is_identity_field, received_identity};

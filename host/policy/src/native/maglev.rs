@@ -1,0 +1,215 @@
+//! Consistent hashing by Maglev's table (Eisenbud et al., NSDI 2016), with bounded load (Mirrokni et al., 2018).
+
+use std::hash::{BuildHasher, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderName;
+use rustc_hash::FxBuildHasher;
+
+use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointSet, EndpointsView};
+
+/// What of a request is hashed.
+#[derive(Clone, Debug)]
+pub enum HashOn {
+    ClientIp,
+    Path,
+    Header(HeaderName),
+    Cookie(String),
+}
+
+/// A look-up table from hash to endpoint that changes little when endpoints come and go. Built once per set.
+pub struct Maglev {
+    table: Box<[u32]>,
+    on: HashOn,
+}
+
+/// An endpoint over this share of the average load is passed over for the next of the table.
+const BOUND: f64 = 1.25;
+
+impl Maglev {
+    /// `size` should be a prime, a hundred times the number of endpoints or more; 65,537 is usual.
+    pub fn new(set: &Arc<EndpointSet>, size: usize, on: HashOn) -> Self {
+        Self { table: table(set, size.max(1)), on }
+    }
+
+    /// The endpoint for `key`: the table's, or the next one of it that is available and not overloaded.
+    pub fn pick_by_hash(&self, view: &EndpointsView, key: u64) -> Option<u32> {
+        let size = self.table.len();
+        if size == 0 {
+            return None;
+        }
+        let start = (mix(key) % size as u64) as usize;
+        let first = self.table[start];
+        let bound = self.bound(view);
+        if view.available(first) && view.in_flight(first) < bound {
+            return Some(first);
+        }
+        let following = || (1..size).map(|step| self.table[(start + step) % size]);
+        let free = following().take(PROBES).find(|index| view.available(*index) && view.in_flight(*index) < bound);
+        // All that were probed are loaded: the first that is available at all.
+        free.or_else(|| view.available(first).then_some(first))
+            .or_else(|| following().take(PROBES).find(|index| view.available(*index)))
+            .or_else(|| (0..view.len() as u32).find(|index| view.available(*index)))
+    }
+
+    /// Most requests in flight for one endpoint: the average and a quarter, one at least.
+    fn bound(&self, view: &EndpointsView) -> u32 {
+        // Summing a thousand endpoints would cost more than it gives: then the limit of each endpoint must do.
+        if view.len() > 128 {
+            return u32::MAX;
+        }
+        let total: u32 = (0..view.len() as u32).map(|index| view.in_flight(index)).sum();
+        (f64::from(total + 1) * BOUND / view.len().max(1) as f64).ceil() as u32
+    }
+
+    fn key(&self, asked: &Asked) -> u64 {
+        let mut hasher = FxBuildHasher.build_hasher();
+        match &self.on {
+            HashOn::ClientIp => match asked.client {
+                std::net::IpAddr::V4(ip) => hasher.write(&ip.octets()),
+                std::net::IpAddr::V6(ip) => hasher.write(&ip.octets()),
+            },
+            HashOn::Path => hasher.write(asked.request.target.path().as_bytes()),
+            HashOn::Header(name) => match asked.request.headers.get(name) {
+                Some(value) => hasher.write(value.as_bytes()),
+                None => return fastrand::u64(..),
+            },
+            HashOn::Cookie(name) => match asked.cookie(name) {
+                Some(value) => hasher.write(&value),
+                None => return fastrand::u64(..),
+            },
+        }
+        hasher.finish()
+    }
+}
+
+/// Entries probed beyond the first: with random neighbours this meets every endpoint of a small cluster many times.
+const PROBES: usize = 512;
+
+fn mix(key: u64) -> u64 {
+    let mut z = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Every endpoint has its own permutation of the entries and takes turns, as often as it weighs, at claiming its next.
+fn table(set: &EndpointSet, size: usize) -> Box<[u32]> {
+    const FREE: u32 = u32::MAX;
+    let heaviest = set.endpoints.iter().map(|endpoint| endpoint.weight).max().unwrap_or(0);
+    if heaviest == 0 {
+        return Box::new([]);
+    }
+    struct Claim {
+        index: u32,
+        at: u64,
+        skip: u64,
+        /// Turns, in shares of the heaviest one's.
+        credit: f64,
+        share: f64,
+    }
+    let mut claims: Vec<Claim> = set
+        .endpoints
+        .iter()
+        .enumerate()
+        .filter(|(_, endpoint)| endpoint.weight > 0)
+        .map(|(index, endpoint)| {
+            // By address, not by index: an endpoint keeps its entries when others come and go.
+            let name = FxBuildHasher.hash_one(endpoint.address);
+            let skip = if size > 1 { mix(name ^ 0x5bd1_e995) % (size as u64 - 1) + 1 } else { 0 };
+            let share = f64::from(endpoint.weight) / f64::from(heaviest);
+            Claim { index: index as u32, at: mix(name) % size as u64, skip, credit: 0.0, share }
+        })
+        .collect();
+    let mut table = vec![FREE; size];
+    let mut filled = 0;
+    while filled < size {
+        for claim in &mut claims {
+            claim.credit += claim.share;
+            if claim.credit < 1.0 {
+                continue;
+            }
+            claim.credit -= 1.0;
+            // Finds a free entry within one permutation when `size` is prime; a size that is not falls back to a scan.
+            let mut steps = 0;
+            while table[claim.at as usize] != FREE && steps < size {
+                claim.at = (claim.at + claim.skip) % size as u64;
+                steps += 1;
+            }
+            let place = if table[claim.at as usize] == FREE {
+                claim.at as usize
+            } else {
+                table.iter().position(|entry| *entry == FREE).unwrap_or(0)
+            };
+            table[place] = claim.index;
+            filled += 1;
+            if filled == size {
+                break;
+            }
+        }
+    }
+    table.into()
+}
+
+impl Balancer for Maglev {
+    fn name(&self) -> &str {
+        "maglev"
+    }
+
+    fn pick(&self, asked: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {
+        let picked = self.pick_by_hash(view, self.key(asked));
+        Ok(Answered::native(picked.map_or(Choice::None, Choice::Endpoint)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::contract::endpoints;
+
+    fn shares(maglev: &Maglev, size: usize) -> Vec<usize> {
+        let mut shares = vec![0; size];
+        for entry in &maglev.table {
+            shares[*entry as usize] += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn entries_follow_the_weights() {
+        let maglev = Maglev::new(&endpoints(&[1, 2, 1]), 65_537, HashOn::ClientIp);
+        let shares = shares(&maglev, 3);
+        assert!((16_000..17_000).contains(&shares[0]), "{shares:?}");
+        assert!((32_000..34_000).contains(&shares[1]), "{shares:?}");
+    }
+
+    /// NSDI 2016, section 5.3: losing one of n endpoints moves little but what it had.
+    #[test]
+    fn losing_an_endpoint_moves_few_others() {
+        let before = Maglev::new(&endpoints(&[1; 10]), 65_537, HashOn::ClientIp);
+        let mut weights = [1; 10];
+        weights[3] = 0;
+        let after = Maglev::new(&endpoints(&weights), 65_537, HashOn::ClientIp);
+        let moved = before.table.iter().zip(&after.table).filter(|(b, a)| **b != 3 && b != a).count();
+        assert!(moved < 65_537 / 20, "{moved} entries moved");
+    }
+
+    #[test]
+    fn a_key_stays_with_its_endpoint_and_moves_on_when_that_is_gone_or_full() {
+        let set = endpoints(&[1; 5]);
+        let maglev = Maglev::new(&set, 251, HashOn::ClientIp);
+        let mut view = EndpointsView::new(set.clone(), Duration::ZERO);
+        let home = maglev.pick_by_hash(&view, 7).expect("all are available");
+        assert!((0..50).all(|_| maglev.pick_by_hash(&view, 7) == Some(home)));
+        set.endpoints[home as usize].state.begin();
+        set.endpoints[home as usize].state.begin();
+        assert_ne!(maglev.pick_by_hash(&view, 7), Some(home), "two of two requests are over the bound");
+        view.tried.push(home);
+        assert_ne!(maglev.pick_by_hash(&view, 7), Some(home));
+        view.tried = (0..5).collect();
+        assert_eq!(maglev.pick_by_hash(&view, 7), None);
+    }
+}

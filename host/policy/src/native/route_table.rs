@@ -1,0 +1,291 @@
+//! The route table: host, path, method, header, in that order of weight.
+//!
+//! An exact host beats a wildcard, a longer wildcard a shorter one, any host comes last; within a host an exact path
+//! beats a longer prefix, that a shorter one; what is left is tried in the order of the file. Where all rows of a host
+//! fail, the next wider host has its say. Look-ups are by hash, so ten thousand routes cost what ten do.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderName, Method};
+use rustc_hash::FxHashMap;
+
+use crate::{Answered, Asked, Decision, RequestEdits, RequestHead, RouteAnswer, Router};
+
+/// Which authorities a row is for. Names are lower case, without port and final dot.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum HostPattern {
+    Any,
+    Exact(String),
+    /// `example.com` for `*.example.com`: every name below it, at any depth, but not itself.
+    Wildcard(String),
+}
+
+/// Which paths, compared as received.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum PathPattern {
+    Any,
+    Exact(String),
+    /// `/v1` for `/v1/*`: itself and everything below it.
+    Prefix(String),
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ValuePattern {
+    Present,
+    Exact(Vec<u8>),
+}
+
+/// A row, and the cluster it leads to as far as the table itself answers the question.
+#[derive(Clone, Debug)]
+pub struct RouteRule {
+    /// Empty: any.
+    pub hosts: Vec<HostPattern>,
+    pub path: PathPattern,
+    /// Empty: any.
+    pub methods: Vec<Method>,
+    pub headers: Vec<(HeaderName, ValuePattern)>,
+    pub cluster: Option<Arc<str>>,
+}
+
+impl RouteRule {
+    fn matches(&self, request: &RequestHead) -> bool {
+        (self.methods.is_empty() || self.methods.contains(&request.method))
+            && self.headers.iter().all(|(name, wanted)| match wanted {
+                ValuePattern::Present => request.headers.contains_key(name),
+                ValuePattern::Exact(wanted) => {
+                    request.headers.get_all(name).iter().any(|value| value.as_bytes() == &**wanted)
+                }
+            })
+    }
+}
+
+/// The rows of one host, by path.
+#[derive(Debug, Default)]
+struct Paths {
+    exact: FxHashMap<Box<str>, Vec<u32>>,
+    prefixes: FxHashMap<Box<str>, Vec<u32>>,
+    any: Vec<u32>,
+}
+
+/// All rows, indexed.
+#[derive(Debug)]
+pub struct RouteTable {
+    rules: Vec<RouteRule>,
+    exact: FxHashMap<Box<str>, Paths>,
+    wildcards: FxHashMap<Box<str>, Paths>,
+    any: Paths,
+}
+
+impl RouteTable {
+    pub fn new(rules: Vec<RouteRule>) -> Self {
+        let mut table = Self {
+            rules: Vec::new(),
+            exact: FxHashMap::default(),
+            wildcards: FxHashMap::default(),
+            any: Paths::default(),
+        };
+        for (index, rule) in rules.iter().enumerate() {
+            let index = index as u32;
+            if rule.hosts.is_empty() {
+                table.any.add(&rule.path, index);
+            }
+            for host in &rule.hosts {
+                let paths = match host {
+                    HostPattern::Any => &mut table.any,
+                    HostPattern::Exact(name) => table.exact.entry(name.as_str().into()).or_default(),
+                    HostPattern::Wildcard(suffix) => table.wildcards.entry(suffix.as_str().into()).or_default(),
+                };
+                paths.add(&rule.path, index);
+            }
+        }
+        table.rules = rules;
+        table
+    }
+
+    pub fn rules(&self) -> &[RouteRule] {
+        &self.rules
+    }
+
+    /// The index of the row that `request` belongs to.
+    pub fn find(&self, request: &RequestHead) -> Option<usize> {
+        let host = request.host();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if !self.exact.is_empty()
+            && let Some(found) = self.exact.get(host).and_then(|paths| self.within(paths, request))
+        {
+            return Some(found);
+        }
+        if !self.wildcards.is_empty() {
+            let mut rest = host;
+            while let Some((_, suffix)) = rest.split_once('.') {
+                if let Some(found) = self.wildcards.get(suffix).and_then(|paths| self.within(paths, request)) {
+                    return Some(found);
+                }
+                rest = suffix;
+            }
+        }
+        self.within(&self.any, request)
+    }
+
+    fn within(&self, paths: &Paths, request: &RequestHead) -> Option<usize> {
+        let first = |rows: &Vec<u32>| {
+            let row = rows.iter().copied().find(|row| self.rules[*row as usize].matches(request));
+            row.map(|row| row as usize)
+        };
+        let path = request.target.path();
+        if let Some(found) = paths.exact.get(path).and_then(first) {
+            return Some(found);
+        }
+        if !paths.prefixes.is_empty() {
+            let mut rest = path;
+            loop {
+                if let Some(found) = paths.prefixes.get(rest).and_then(first) {
+                    return Some(found);
+                }
+                match rest.rfind('/') {
+                    Some(at) => rest = &rest[..at],
+                    None => break,
+                }
+            }
+        }
+        first(&paths.any)
+    }
+}
+
+impl Paths {
+    fn add(&mut self, path: &PathPattern, row: u32) {
+        match path {
+            PathPattern::Any => self.any.push(row),
+            PathPattern::Exact(path) => self.exact.entry(path.as_str().into()).or_default().push(row),
+            // `/*` is kept as the empty prefix, which every walk ends at.
+            PathPattern::Prefix(path) => {
+                self.prefixes.entry(path.trim_end_matches('/').into()).or_default().push(row);
+            }
+        }
+    }
+}
+
+impl Router for RouteTable {
+    fn name(&self) -> &str {
+        "route_table"
+    }
+
+    fn route(&self, asked: &Rc<Asked>, _: &mut RequestEdits) -> Decision<RouteAnswer> {
+        let cluster = self.find(&asked.request).and_then(|row| self.rules[row].cluster.clone());
+        Ok(Answered::native(cluster.map_or(RouteAnswer::Pass, RouteAnswer::Forward)))
+    }
+}
+
+/// A weighted choice by a key.
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// Running sums of the weights.
+    bounds: Box<[u64]>,
+}
+
+impl Split {
+    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+        let mut sum = 0;
+        let bounds = weights.into_iter().map(|weight| {
+            sum += u64::from(weight);
+            sum
+        });
+        Self { bounds: bounds.collect() }
+    }
+
+    /// The index whose share `key` falls into; equal keys, equal index. Past the end where no weight is positive.
+    pub fn pick(&self, key: u64) -> usize {
+        let Some(sum) = self.bounds.last().filter(|sum| **sum > 0) else { return self.bounds.len() };
+        self.bounds.partition_point(|bound| *bound <= key % sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::asked;
+
+    fn rule(host: &str, path: &str, method: &str) -> RouteRule {
+        let host = match host.strip_prefix("*.") {
+            Some(suffix) => HostPattern::Wildcard(suffix.to_owned()),
+            None if host == "*" => HostPattern::Any,
+            None => HostPattern::Exact(host.to_owned()),
+        };
+        let path = match path.strip_suffix("/*") {
+            Some(prefix) => PathPattern::Prefix(prefix.to_owned()),
+            None if path == "*" => PathPattern::Any,
+            None => PathPattern::Exact(path.to_owned()),
+        };
+        let methods = if method.is_empty() { vec![] } else { vec![method.parse().expect("a method")] };
+        RouteRule { hosts: vec![host], path, methods, headers: vec![], cluster: None }
+    }
+
+    fn found(rules: &[RouteRule], authority: &str, path: &str) -> Option<usize> {
+        let mut request = asked("GET", path).request.clone();
+        request.authority = authority.into();
+        RouteTable::new(rules.to_vec()).find(&request)
+    }
+
+    #[test]
+    fn the_narrower_host_wins_then_the_narrower_path_then_the_order() {
+        let rules = [
+            rule("*", "*", ""),
+            rule("*.example.com", "/v1/*", ""),
+            rule("*.api.example.com", "*", ""),
+            rule("www.example.com", "/v1/*", ""),
+            rule("www.example.com", "/v1/a", "POST"),
+            rule("www.example.com", "/v1/a/*", ""),
+            rule("www.example.com", "/v1/a/*", ""),
+        ];
+        for (authority, path, expected) in [
+            ("other", "/", 0),
+            ("x.example.com", "/v1/z", 1),
+            ("x.example.com", "/v2", 0),
+            ("x.api.example.com", "/v1/z", 2),
+            ("example.com", "/v1/z", 0),
+            ("www.example.com", "/v1", 3),
+            ("www.example.com:8443", "/v1/b", 3),
+            ("www.example.com.", "/v1/a", 5),
+            ("www.example.com", "/v1/a/b/c", 5),
+            ("www.example.com", "/v1x", 0),
+            ("www.example.com", "/v1/?q=/v1/a/", 3),
+            ("[::1]:80", "/", 0),
+        ] {
+            assert_eq!(found(&rules, authority, path), Some(expected), "{authority}{path}");
+        }
+    }
+
+    /// Conduct "Path": what is matched is what is forwarded, so nothing is decoded.
+    #[test]
+    fn encoded_paths_are_other_paths() {
+        let rules = [rule("*", "/admin/*", "")];
+        assert_eq!(found(&rules, "h", "/admin/x"), Some(0));
+        for path in ["/%61dmin/x", "//admin/x", "/x/../admin/x", "/Admin/x", "/admin;a/x", "/admin%2fx"] {
+            assert_eq!(found(&rules, "h", path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn headers_narrow_a_row_and_fall_through() {
+        let mut beta = rule("*", "*", "");
+        beta.headers = vec![(HeaderName::from_static("x-env"), ValuePattern::Exact(b"beta".to_vec()))];
+        let table = RouteTable::new(vec![beta, rule("*", "*", "")]);
+        let mut request = asked("GET", "/").request.clone();
+        assert_eq!(table.find(&request), Some(1));
+        request.headers.append("x-env", http::HeaderValue::from_static("alpha"));
+        request.headers.append("x-env", http::HeaderValue::from_static("beta"));
+        assert_eq!(table.find(&request), Some(0));
+    }
+
+    #[test]
+    fn a_split_follows_its_weights_exactly() {
+        let split = Split::new([9, 0, 1]);
+        let counts = (0..1000).fold([0; 3], |mut counts, key| {
+            counts[split.pick(key)] += 1;
+            counts
+        });
+        assert_eq!(counts, [900, 0, 100]);
+        assert_eq!(Split::new([0, 0]).pick(5), 2);
+    }
+}

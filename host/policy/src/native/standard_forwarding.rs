@@ -1,0 +1,311 @@
+//! What the upstream learns of the client, by rule: believe trusted peers only, strip what others claim, say it anew.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ipnet::IpNet;
+
+use super::forwarded::{MAX_ELEMENTS, parse_forwarded, parse_node, render_forwarded};
+use crate::{Answered, Asked, ConnectionHead, Decision, Element, Families, Forwarding, Identity, Node};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Whether a field claims who the client is, whatever its dialect. The core takes all of them out of what a client sent:
+/// an origin may believe any (a name with underscores reads as one with hyphens to CGI and its heirs).
+pub fn is_identity_field(name: &HeaderName) -> bool {
+    if *name == header::FORWARDED {
+        return true;
+    }
+    let name = name.as_str().as_bytes();
+    // Cheap first: all of them begin with one of these letters.
+    if !matches!(name.first(), Some(b'x' | b't' | b'c' | b'f' | b'w' | b'h')) {
+        return false;
+    }
+    const NAMES: [&[u8]; 22] = [
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-forwarded-port",
+        b"x-forwarded-by",
+        b"x-forwarded-server",
+        b"x-forwarded-ssl",
+        b"x-forwarded-scheme",
+        b"x-forwarded",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-originating-ip",
+        b"x-original-forwarded-for",
+        b"x-remote-ip",
+        b"x-remote-addr",
+        b"true-client-ip",
+        b"cf-connecting-ip",
+        b"client-ip",
+        b"forwarded-for",
+        b"forwarded",
+        b"fastly-client-ip",
+    ];
+    NAMES.iter().any(|other| {
+        name.len() == other.len() && name.iter().zip(*other).all(|(a, b)| a == b || (*a == b'_' && *b == b'-'))
+    })
+}
+
+/// The client of a request, and what trusted hops said of those before them, nearest hop last.
+///
+/// From the right, past peers that are trusted, to the first that is not: that is the client, and nothing to its left
+/// is believed (RFC 7239, section 8.1).
+pub fn received_identity(
+    headers: &HeaderMap,
+    connection: &ConnectionHead,
+    trusted: &[IpNet],
+) -> (IpAddr, Vec<Element>) {
+    let peer = connection.client.ip();
+    let trusts = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
+    if trusted.is_empty() || !trusts(&peer) {
+        return (peer, Vec::new());
+    }
+    let claimed = if headers.contains_key(header::FORWARDED) {
+        parse_forwarded(&joined(headers, &header::FORWARDED))
+    } else {
+        from_x_forwarded(headers)
+    };
+    let mut client = peer;
+    let mut kept = Vec::new();
+    for element in claimed.into_iter().rev() {
+        // What cannot be read ends the walk: it could stand for anything.
+        let Some(element) = element else { break };
+        let ip = match &element.r#for {
+            Some(Node::Ip(ip)) => Some(ip.to_canonical()),
+            Some(Node::Address(address)) => Some(address.ip().to_canonical()),
+            _ => None,
+        };
+        kept.push(element);
+        match ip {
+            Some(ip) => client = ip,
+            // A hop that hides its client: nobody before it can be known.
+            None => break,
+        }
+        if !trusts(&client) {
+            break;
+        }
+    }
+    kept.reverse();
+    (client, kept)
+}
+
+/// All lines of a field as one list (RFC 9110, section 5.3).
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    lines.join(&b","[..])
+}
+
+/// `X-Forwarded-For` is only a list of addresses; host and scheme are taken where they are unambiguous: one value.
+fn from_x_forwarded(headers: &HeaderMap) -> Vec<Option<Element>> {
+    let list = joined(headers, &X_FORWARDED_FOR);
+    let mut elements: Vec<Option<Element>> = list
+        .split(|b| *b == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|item| !item.is_empty())
+        .take(MAX_ELEMENTS)
+        .map(|item| {
+            let text = std::str::from_utf8(item).ok()?;
+            // Bare IPv6 is usual here, unlike in Forwarded.
+            let node = match text.parse::<IpAddr>() {
+                Ok(ip) => Node::Ip(ip),
+                Err(_) => parse_node(text)?,
+            };
+            Some(Element { r#for: Some(node), ..Element::default() })
+        })
+        .collect();
+    if let [Some(only)] = elements.as_mut_slice() {
+        let single = |name| {
+            let mut values = headers.get_all(name).iter();
+            let value = values.next().filter(|_| values.next().is_none())?.to_str().ok()?;
+            (!value.contains(',') && !value.is_empty()).then(|| value.to_owned())
+        };
+        only.proto = single(X_FORWARDED_PROTO).filter(|proto| matches!(proto.as_str(), "http" | "https"));
+        only.host = single(X_FORWARDED_HOST);
+    }
+    elements
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ForwardingMode {
+    /// Trusted hops' elements stay, this hop adds its own.
+    Append,
+    /// Only what this gateway knows.
+    Replace,
+}
+
+/// The configured rule of a route.
+#[derive(Clone, Debug)]
+pub struct StandardForwarding {
+    pub mode: ForwardingMode,
+    pub families: Families,
+    /// Who we are, in `by`.
+    pub by: Option<Node>,
+}
+
+impl StandardForwarding {
+    /// The chain to send, this hop's element last.
+    pub fn identity(&self, asked: &Asked) -> Identity {
+        let own = Element {
+            r#for: Some(Node::Ip(match self.mode {
+                ForwardingMode::Append => asked.connection.client.ip(),
+                ForwardingMode::Replace => asked.client,
+            })),
+            by: self.by.clone(),
+            host: Some(asked.request.authority.to_string()).filter(|host| !host.is_empty()),
+            proto: Some(asked.request.scheme.as_str().to_owned()),
+        };
+        let mut elements = match self.mode {
+            ForwardingMode::Append => asked.received.clone(),
+            ForwardingMode::Replace => Vec::new(),
+        };
+        elements.push(own);
+        Identity { elements, families: self.families }
+    }
+
+    /// The fields that carry `identity`. Values that no field can carry are left out.
+    pub fn render(&self, identity: &Identity, asked: &Asked) -> Vec<(HeaderName, HeaderValue)> {
+        let mut fields = Vec::with_capacity(6);
+        let mut add = |name: HeaderName, value: String| {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                fields.push((name, value));
+            }
+        };
+        let elements = &identity.elements;
+        if identity.families.forwarded && !elements.is_empty() {
+            add(header::FORWARDED, render_forwarded(elements));
+        }
+        if identity.families.x_forwarded && !elements.is_empty() {
+            let hops: Vec<String> = elements.iter().filter_map(|element| element.r#for.as_ref()).map(bare).collect();
+            add(X_FORWARDED_FOR, hops.join(", "));
+            // The client's own view: that of the first hop which told.
+            if let Some(proto) = elements.iter().find_map(|element| element.proto.clone()) {
+                add(X_FORWARDED_PROTO, proto);
+            }
+            if let Some(host) = elements.iter().find_map(|element| element.host.clone()) {
+                add(X_FORWARDED_HOST, host);
+            }
+            add(X_FORWARDED_PORT, asked.connection.local.port().to_string());
+        }
+        if identity.families.x_real_ip
+            && let Some(Node::Ip(_) | Node::Address(_)) = elements.first().and_then(|element| element.r#for.as_ref())
+        {
+            // Only an address belongs there; a chain that hides the client hides it here too.
+            add(X_REAL_IP, asked.client.to_string());
+        }
+        fields
+    }
+}
+
+/// As `X-Forwarded-For` writes a node: no port, no brackets.
+fn bare(node: &Node) -> String {
+    match node {
+        Node::Address(address) => address.ip().to_string(),
+        Node::Ip(ip) => ip.to_string(),
+        Node::Unknown => "unknown".to_owned(),
+        Node::Obfuscated(name) => name.clone(),
+    }
+}
+
+impl Forwarding for StandardForwarding {
+    fn name(&self) -> &str {
+        "standard"
+    }
+
+    fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
+        *identity = self.identity(asked);
+        Ok(Answered::native(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{asked, connection};
+
+    fn walk(peer: &str, fields: &[(&'static str, &'static str)]) -> (String, usize) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        let mut connection = (*connection()).clone();
+        connection.client = format!("{peer}:1000").parse().expect("an address");
+        let trusted = ["10.0.0.0/8".parse().expect("a net"), "fd00::/8".parse().expect("a net")];
+        let (client, kept) = received_identity(&headers, &connection, &trusted);
+        (client.to_string(), kept.len())
+    }
+
+    /// Conduct "X-Forwarded-For": right to left past trusted CIDRs, all lines in order, junk ends the walk.
+    #[test]
+    fn the_first_untrusted_hop_from_the_right_is_the_client() {
+        let xff = "x-forwarded-for";
+        assert_eq!(walk("192.0.2.1", &[(xff, "1.1.1.1")]), ("192.0.2.1".into(), 0), "an untrusted peer says nothing");
+        assert_eq!(walk("10.0.0.1", &[(xff, "6.6.6.6, 1.1.1.1, 10.2.2.2")]), ("1.1.1.1".into(), 2));
+        assert_eq!(walk("10.0.0.1", &[(xff, "6.6.6.6"), (xff, "1.1.1.1")]), ("1.1.1.1".into(), 1));
+        assert_eq!(walk("10.0.0.1", &[(xff, "6.6.6.6, junk, 10.2.2.2")]), ("10.2.2.2".into(), 1));
+        assert_eq!(walk("10.0.0.1", &[(xff, "1.1.1.1, unknown, 10.2.2.2")]), ("10.2.2.2".into(), 2));
+        assert_eq!(walk("10.0.0.1", &[(xff, "2001:db8::1")]), ("2001:db8::1".into(), 1));
+        assert_eq!(walk("10.0.0.1", &[(xff, "1.1.1.1:99, [fd00::2]:80")]), ("1.1.1.1".into(), 2));
+        assert_eq!(walk("10.0.0.1", &[]), ("10.0.0.1".into(), 0));
+        // One family is believed, never both (RFC 7239, section 7.4).
+        assert_eq!(walk("10.0.0.1", &[("forwarded", "for=1.1.1.1"), (xff, "2.2.2.2")]), ("1.1.1.1".into(), 1));
+    }
+
+    #[test]
+    fn look_alikes_are_identity_fields() {
+        for name in [
+            "forwarded",
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "x-forwarded_for",
+            "true-client-ip",
+            "x-real-ip",
+            "client_ip",
+        ] {
+            assert!(is_identity_field(&HeaderName::from_bytes(name.as_bytes()).expect("a name")), "{name}");
+        }
+        for name in ["host", "x-forwarded-email", "x-request-id", "cookie", "via"] {
+            assert!(!is_identity_field(&HeaderName::from_static(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn all_families_say_the_same() {
+        let rule = StandardForwarding {
+            mode: ForwardingMode::Append,
+            families: Families { forwarded: true, x_forwarded: true, x_real_ip: true },
+            by: Some(Node::Obfuscated("_edge".into())),
+        };
+        let asked = asked("GET", "/");
+        let fields = rule.render(&rule.identity(&asked), &asked);
+        let field = |name: &str| fields.iter().find(|(n, _)| n == name).and_then(|(_, v)| v.to_str().ok());
+        assert_eq!(field("forwarded"), Some("for=192.0.2.7;by=_edge;host=example.com;proto=http"));
+        assert_eq!(field("x-forwarded-for"), Some("192.0.2.7"));
+        assert_eq!(field("x-forwarded-proto"), Some("http"));
+        assert_eq!(field("x-forwarded-host"), Some("example.com"));
+        assert_eq!(field("x-real-ip"), Some("192.0.2.7"));
+    }
+
+    #[test]
+    fn a_hidden_client_is_hidden_in_every_family() {
+        let rule = StandardForwarding {
+            mode: ForwardingMode::Replace,
+            families: Families { forwarded: true, x_forwarded: true, x_real_ip: true },
+            by: None,
+        };
+        let asked = asked("GET", "/");
+        let mut identity = rule.identity(&asked);
+        identity.elements[0].r#for = Some(Node::Obfuscated("_k3".into()));
+        for (name, value) in rule.render(&identity, &asked) {
+            assert!(!value.to_str().expect("text").contains("192.0.2.7"), "{name}: {value:?}");
+        }
+    }
+}

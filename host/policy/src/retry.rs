@@ -1,0 +1,28 @@
+//! Try again?
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::{Asked, AttemptFacts, Decision, EndpointsView};
+
+/// Decides whether a failed attempt is followed by another. Asked while nothing has been sent to the client, and only
+/// when the core could try again at all (attempts, time, budget and a replayable body are left).
+pub trait Retry: Send + Sync {
+    fn name(&self) -> &str;
+
+    /// The core refuses what is unsafe whatever the answer: see [`crate::Proof`].
+    fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict>;
+
+    fn answer_refused(&self, reason: &str) {
+        let _ = reason;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    Stop,
+    /// After this pause, any endpoint, the same one included.
+    Again(Duration),
+    /// After this pause, an endpoint that was not tried yet (any, when all were).
+    Elsewhere(Duration),
+}

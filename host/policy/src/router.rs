@@ -1,0 +1,41 @@
+//! Where does this request go?
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use crate::{Asked, Decision, RequestEdits};
+
+/// Answers where a request goes. Asked once per exchange, at its head, before any upstream is touched.
+pub trait Router: Send + Sync {
+    /// The name in configuration, logs and metrics.
+    fn name(&self) -> &str;
+
+    /// `edits` is empty when asked; what is put there is applied only if the answer is `Forward` or `Pass`.
+    fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer>;
+
+    /// The core could not use the answer (unknown cluster, status out of range); it counted as invalid.
+    fn answer_refused(&self, reason: &str) {
+        let _ = reason;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum RouteAnswer {
+    /// No opinion: the route table decides.
+    Pass,
+    /// To the cluster of this name.
+    Forward(Arc<str>),
+    /// The gateway answers by itself.
+    Respond(Box<DirectResponse>),
+}
+
+/// A response made by the gateway, not by an upstream.
+#[derive(Clone, Debug)]
+pub struct DirectResponse {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}

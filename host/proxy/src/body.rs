@@ -1,0 +1,395 @@
+//! The seam between the exchange and the codecs: bodies that come in, bodies that go out, and the pump between them.
+//!
+//! Every version of HTTP, on either side, is one variant of [`Incoming`], [`Outgoing`], [`Reply`] and [`Awaiting`]; the
+//! exchange never asks which. Nothing here buffers: a frame is pulled only when the other side can take it.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use thiserror::Error;
+use tidegate_policy::native::{is_hop_by_hop, is_identity_field};
+use tidegate_policy::{Fault, ResponseHead};
+
+use crate::codec::{http1, http2, http3};
+use crate::timer::{Deadline, Timers};
+
+/// A piece of a message after its head.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    Data(Bytes),
+    /// Always the last.
+    Trailers(HeaderMap),
+}
+
+/// How long a body is, as far as its head told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Length {
+    /// There is none, or none may be sent (`HEAD`, 204, 304): the head ends the message.
+    None,
+    Known(u64),
+    Unknown,
+}
+
+/// Why a body could not be read to its end.
+#[derive(Clone, Debug, Error)]
+pub(crate) enum BodyError {
+    /// The connection or stream ended before the message did.
+    #[error("ended before the message was complete: {0}")]
+    Truncated(String),
+    /// The peer gave the stream up (RST_STREAM, RESET_STREAM, TCP reset).
+    #[error("reset by the peer: {0}")]
+    Reset(String),
+    /// Framing or syntax broke the protocol.
+    #[error("invalid: {0}")]
+    Invalid(String),
+    /// Longer than the configured limit.
+    #[error("longer than the limit of {0} bytes")]
+    TooLarge(u64),
+}
+
+/// Why a message could not be sent to its end: the receiver is gone, or does not want it.
+#[derive(Clone, Debug, Error)]
+#[error("the receiver is gone: {0}")]
+pub(crate) struct SinkGone(pub(crate) String);
+
+/// A body being received.
+pub(crate) enum Incoming {
+    Empty,
+    /// Held in memory, whole or its beginning.
+    Held(Held),
+    Http1(http1::BodyReader),
+    Http2(http2::BodyReader),
+    Http3(http3::BodyReader),
+}
+
+impl Incoming {
+    /// What the head said. `Known(0)` is never reported: it is `None`.
+    pub(crate) fn length(&self) -> Length {
+        match self {
+            Self::Empty => Length::None,
+            Self::Held(held) => held.length,
+            Self::Http1(body) => body.length(),
+            Self::Http2(body) => body.length(),
+            Self::Http3(body) => body.length(),
+        }
+    }
+
+    /// The next frame; `None` after the clean end of the message. After an error nothing more may be polled.
+    ///
+    /// Flow control: the codec gives the sender credit for a frame only when the next one is asked for.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Held(held) => held.poll_frame(cx),
+            Self::Http1(body) => body.poll_frame(cx),
+            Self::Http2(body) => body.poll_frame(cx),
+            Self::Http3(body) => body.poll_frame(cx),
+        }
+    }
+}
+
+/// Frames that were read ahead, and the rest of the body if it did not fit. Cloning one without a rest shares its bytes:
+/// that is how a request is sent again.
+pub(crate) struct Held {
+    pub(crate) length: Length,
+    pub(crate) frames: VecDeque<Bytes>,
+    pub(crate) trailers: Option<HeaderMap>,
+    pub(crate) rest: Option<Box<Incoming>>,
+}
+
+impl Held {
+    /// A copy to send, which is only complete when there is no rest.
+    pub(crate) fn replay(&self) -> Option<Held> {
+        self.rest.is_none().then(|| Held {
+            length: self.length,
+            frames: self.frames.clone(),
+            trailers: self.trailers.clone(),
+            rest: None,
+        })
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if let Some(data) = self.frames.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::Data(data))));
+        }
+        match &mut self.rest {
+            Some(rest) => rest.poll_frame(cx),
+            None => Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::Trailers(trailers)))),
+        }
+    }
+}
+
+/// A body being sent. Dropped before [`finish`](Self::finish), it ends the message as an error: connection closed
+/// without its end, or the stream reset, never as a clean end (RFC 9112, section 8; RFC 9113, section 8.1).
+pub(crate) enum Outgoing {
+    /// The head already ended the message: what comes is discarded.
+    Ended,
+    Http1(http1::BodyWriter),
+    Http2(http2::BodyWriter),
+    Http3(http3::BodyWriter),
+}
+
+impl Outgoing {
+    /// Waits until the receiver has room, then hands the frame over. May keep it in a buffer until `flush`.
+    pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), SinkGone> {
+        match self {
+            Self::Ended => Ok(()),
+            Self::Http1(body) => body.send(frame).await,
+            Self::Http2(body) => body.send(frame).await,
+            Self::Http3(body) => body.send(frame).await,
+        }
+    }
+
+    /// Sees to it that all that was handed over leaves the process. Called when the source has nothing at hand.
+    pub(crate) async fn flush(&mut self) -> Result<(), SinkGone> {
+        match self {
+            Self::Ended => Ok(()),
+            Self::Http1(body) => body.flush().await,
+            // Their connection tasks flush.
+            Self::Http2(_) | Self::Http3(_) => Ok(()),
+        }
+    }
+
+    /// Ends the message cleanly, and flushes. Without effect after trailers were sent, which end it too.
+    pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
+        match self {
+            Self::Ended => Ok(()),
+            Self::Http1(body) => body.finish().await,
+            Self::Http2(body) => body.finish().await,
+            Self::Http3(body) => body.finish().await,
+        }
+    }
+
+    /// Ready when the receiver has gone away or refused more while we were silent.
+    pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
+        match self {
+            Self::Ended => Poll::Pending,
+            Self::Http1(body) => body.poll_closed(cx),
+            Self::Http2(body) => body.poll_closed(cx),
+            Self::Http3(body) => body.poll_closed(cx),
+        }
+    }
+}
+
+/// Where the response to one request goes.
+pub(crate) enum Reply {
+    Http1(http1::Reply),
+    Http2(http2::Reply),
+    Http3(http3::Reply),
+}
+
+impl Reply {
+    /// An interim response (1xx, never 101). Silently left out where the client's version has none (HTTP/1.0).
+    pub(crate) async fn interim(&mut self, head: ResponseHead) -> Result<(), SinkGone> {
+        match self {
+            Self::Http1(reply) => reply.interim(head).await,
+            Self::Http2(reply) => reply.interim(head).await,
+            Self::Http3(reply) => reply.interim(head).await,
+        }
+    }
+
+    /// The final head. The codec writes the framing that `length` asks for (`content-length`, chunked, or close); with
+    /// `Length::None` it ends the message and leaves a `content-length` in `headers` as it is.
+    /// It may wait in a buffer until the body's first `flush` or `finish`.
+    pub(crate) async fn head(self, head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
+        match self {
+            Self::Http1(reply) => reply.head(head, length).await,
+            Self::Http2(reply) => reply.head(head, length).await,
+            Self::Http3(reply) => reply.head(head, length).await,
+        }
+    }
+
+    /// Ready when the client has gone away, or given this request up.
+    pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
+        match self {
+            Self::Http1(reply) => reply.poll_closed(cx),
+            Self::Http2(reply) => reply.poll_closed(cx),
+            Self::Http3(reply) => reply.poll_closed(cx),
+        }
+    }
+}
+
+/// A response that has not arrived yet.
+pub(crate) enum Awaiting {
+    Http1(http1::Awaiting),
+    Http2(http2::Awaiting),
+}
+
+/// What arrives of a response.
+pub(crate) enum Arrived {
+    Interim(ResponseHead),
+    Final(ResponseHead, Incoming),
+}
+
+impl Awaiting {
+    /// The next interim head, or the final one, after which nothing more may be polled. A fault says what it proves
+    /// about the request (`unprocessed`).
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, Fault>> {
+        match self {
+            Self::Http1(awaiting) => awaiting.poll_head(cx),
+            Self::Http2(awaiting) => awaiting.poll_head(cx),
+        }
+    }
+}
+
+/// Why a pump stopped early.
+#[derive(Debug, Error)]
+pub(crate) enum PumpError {
+    #[error("reading: {0}")]
+    Source(#[from] BodyError),
+    #[error("writing: {0}")]
+    Sink(#[from] SinkGone),
+    /// The sender of the body was silent for too long.
+    #[error("the sender was silent for {0:?}")]
+    SourceIdle(Duration),
+    /// The receiver took nothing for too long.
+    #[error("the receiver took nothing for {0:?}")]
+    SinkIdle(Duration),
+}
+
+/// When a byte last moved in either direction of an exchange: a body that is quiet while the other one flows is not
+/// idle (gRPC streams, early responses).
+pub(crate) struct Activity(Cell<Instant>);
+
+impl Activity {
+    pub(crate) fn now() -> Self {
+        Self(Cell::new(Instant::now()))
+    }
+
+    fn moved(&self) {
+        self.0.set(Instant::now());
+    }
+}
+
+/// How a pump is bounded and counted.
+pub(crate) struct PumpRules<'a> {
+    /// Bytes of data moved so far.
+    pub(crate) moved: &'a Cell<u64>,
+    pub(crate) activity: &'a Activity,
+    /// Most bytes of data.
+    pub(crate) limit: Option<u64>,
+    /// Longest time without a byte in either direction.
+    pub(crate) idle: Option<Duration>,
+    pub(crate) timers: &'a Timers,
+}
+
+/// Moves one body from `from` to `to` until it ends, breaks, or nothing moves for `rules.idle`.
+///
+/// Back-pressure is the await on `send`: the next frame is not asked for before the last was taken. While the source is
+/// silent the sink is flushed and watched, so that a client that leaves a quiet event stream is noticed at once.
+pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRules<'_>) -> Result<(), PumpError> {
+    let mut quiet = Quiet::new(&rules);
+    loop {
+        let frame = match poll_fn(|cx| Poll::Ready(from.poll_frame(cx))).await {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                quiet.unless(to.flush()).await??;
+                poll_fn(|cx| {
+                    if let Poll::Ready(frame) = from.poll_frame(cx) {
+                        return Poll::Ready(Ok(frame));
+                    }
+                    if let Poll::Ready(gone) = to.poll_closed(cx) {
+                        return Poll::Ready(Err(PumpError::Sink(gone)));
+                    }
+                    quiet.poll(cx).map(|idle| Err(PumpError::SourceIdle(idle)))
+                })
+                .await?
+            }
+        };
+        let Some(frame) = frame else {
+            return Ok(quiet.unless(to.finish()).await??);
+        };
+        let frame = match frame? {
+            Frame::Trailers(mut trailers) => {
+                strip_trailers(&mut trailers);
+                Frame::Trailers(trailers)
+            }
+            data => data,
+        };
+        if let Frame::Data(data) = &frame {
+            rules.moved.set(rules.moved.get() + data.len() as u64);
+            if let Some(limit) = rules.limit.filter(|limit| rules.moved.get() > *limit) {
+                return Err(BodyError::TooLarge(limit).into());
+            }
+        }
+        quiet.unless(to.send(frame)).await??;
+        rules.activity.moved();
+    }
+}
+
+/// The idle time of a pump: armed only while it waits, put off by every byte of either direction.
+struct Quiet<'a> {
+    idle: Option<Duration>,
+    activity: &'a Activity,
+    deadline: Deadline,
+    timers: &'a Timers,
+}
+
+impl<'a> Quiet<'a> {
+    fn new(rules: &PumpRules<'a>) -> Self {
+        let deadline = Deadline::after(rules.timers, rules.idle);
+        Self { idle: rules.idle, activity: rules.activity, deadline, timers: rules.timers }
+    }
+
+    /// Ready with the idle time when nothing moved for that long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        loop {
+            let Some(idle) = self.idle else { return Poll::Pending };
+            ready!(self.deadline.poll_elapsed(cx));
+            let due = self.activity.0.get().checked_add(idle);
+            if due.is_none_or(|due| due <= Instant::now()) {
+                return Poll::Ready(idle);
+            }
+            self.deadline = Deadline::at(self.timers, due);
+        }
+    }
+
+    /// Runs `work` while something moves.
+    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Result<T, PumpError> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => self.poll(cx).map(|idle| Err(PumpError::SinkIdle(idle))),
+        })
+        .await
+    }
+}
+
+/// Takes out the fields that a sender may not generate in trailers: framing, routing, authentication, what speaks of
+/// one connection or of the client (RFC 9110, section 6.5.1). A recipient that merged them would be smuggled to.
+fn strip_trailers(trailers: &mut HeaderMap) {
+    use http::header as h;
+    const FORBIDDEN: [HeaderName; 17] = [
+        h::AUTHORIZATION,
+        h::CACHE_CONTROL,
+        h::CONTENT_ENCODING,
+        h::CONTENT_LENGTH,
+        h::CONTENT_RANGE,
+        h::CONTENT_TYPE,
+        h::COOKIE,
+        h::EXPECT,
+        h::HOST,
+        h::MAX_FORWARDS,
+        h::PRAGMA,
+        h::PROXY_AUTHORIZATION,
+        h::RANGE,
+        h::SET_COOKIE,
+        h::TE,
+        h::VARY,
+        h::WWW_AUTHENTICATE,
+    ];
+    let leaving: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| is_hop_by_hop(name) || is_identity_field(name) || FORBIDDEN.contains(name))
+        .cloned()
+        .collect();
+    for name in leaving {
+        trailers.remove(name);
+    }
+}

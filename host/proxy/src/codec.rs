@@ -1,0 +1,83 @@
+//! What stands between a stream of bytes and exchanges: a codec per version, all speaking the request model of
+//! `tidegate-policy` and the seam of `body`.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tidegate_policy::{ConnectionHead, HttpVersion, RequestHead};
+use tokio::io::AsyncReadExt;
+
+use crate::body::{Incoming, Reply};
+use crate::snapshot::{Listener, Protocols};
+use crate::stream::{Stream, Transport};
+use crate::timer::{Deadline, Timers};
+use crate::worker::Worker;
+
+pub(crate) mod date;
+pub(crate) mod http1;
+pub(crate) mod http2;
+pub(crate) mod http3;
+
+/// What a codec knows of the connection it serves. One per connection, shared by its streams.
+pub(crate) struct Served {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) connection: Rc<ConnectionHead>,
+}
+
+impl Served {
+    /// Runs one exchange to its end. The reply is always used up: answered, or ended as an error.
+    pub(crate) async fn exchange(&self, head: RequestHead, body: Incoming, reply: Reply) {
+        crate::exchange::serve(self, head, body, reply).await;
+    }
+
+    /// Counts and logs a request that broke the protocol and never became an exchange. `reason` is for the log.
+    pub(crate) fn refused(&self, version: HttpVersion, status: u16, reason: &str) {
+        crate::observe::refused(self, version, status, reason);
+    }
+
+    /// Whether new work is to be declined: this connection should end after what it has in flight.
+    pub(crate) fn draining(&self) -> bool {
+        self.worker.drain.is_draining()
+    }
+
+    /// Completes when draining begins; at once when it has begun.
+    pub(crate) async fn drained(&self) {
+        self.worker.drain.begun().await;
+    }
+}
+
+/// What an HTTP/2 client sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a connection without TLS: HTTP/2 by prior knowledge if it begins with the preface, else HTTP/1.
+pub(crate) async fn serve_clear_text(transport: Transport, protocols: Protocols, served: Rc<Served>, timers: Timers) {
+    if !protocols.http2 {
+        return http1::serve(Stream::new(transport), served, timers).await;
+    }
+    let mut stream = Stream::new(transport);
+    let mut ahead = BytesMut::with_capacity(PREFACE.len());
+    let mut deadline = Deadline::after(&timers, Some(served.listener.limits.header_timeout));
+    while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {
+        let mut missing = [0; PREFACE.len()];
+        let room = &mut missing[..PREFACE.len() - ahead.len()];
+        let read = tokio::select! {
+            read = stream.read(room) => read,
+            () = deadline.elapsed() => return,
+            () = served.drained(), if ahead.is_empty() => return,
+        };
+        match read {
+            Ok(count @ 1..) => ahead.extend_from_slice(&room[..count]),
+            // Gone, or half of a preface: nobody to answer.
+            Ok(0) | Err(_) => return,
+        }
+    }
+    let is_http2 = ahead == PREFACE;
+    let stream = stream.put_back(ahead.freeze());
+    if is_http2 {
+        http2::serve(stream, served, timers).await;
+    } else {
+        http1::serve(stream, served, timers).await;
+    }
+}

@@ -1,0 +1,162 @@
+//! One request and its response, all steps in order. Read this first.
+//!
+//! `serve` takes the snapshot, asks where the request goes and what the upstream may know of the client, and then tries:
+//! pick, lease, send, relay, until an answer is on its way to the client or nothing is left to try. Bodies stream
+//! through [`crate::body::pump`]; they never stop here unless the route buffers them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidegate_policy::native::received_identity;
+use tidegate_policy::{Asked, Cause, DirectResponse, EndpointsView, Fault, RequestEdits, RequestHead};
+
+use crate::body::{Incoming, Length, Reply};
+use crate::codec::Served;
+use crate::observe::Record;
+use crate::snapshot::{Cluster, Route, Snapshot};
+use crate::timer::Deadline;
+
+mod attempt;
+mod decide;
+mod reply;
+mod request_body;
+mod shape;
+
+pub(crate) use shape::OutgoingHead;
+
+use attempt::Step;
+use decide::Destination;
+use request_body::RequestBody;
+
+/// The state of one exchange, on one worker, until its record is dropped.
+struct Exchange<'a> {
+    served: &'a Served,
+    snapshot: Arc<Snapshot>,
+    asked: Rc<Asked>,
+    record: Record,
+}
+
+/// What was decided before the first attempt.
+struct Plan {
+    route: Arc<Route>,
+    cluster: Arc<Cluster>,
+    head: OutgoingHead,
+    edits: RequestEdits,
+    /// Until the final response head; moves on by the time that receiving the request took.
+    total: Option<Instant>,
+    attempt_timeout: Option<Duration>,
+}
+
+/// Runs one exchange to its end.
+pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply) {
+    let snapshot = served.worker.current.load_full();
+    let (client, received) =
+        received_identity(&head.headers, &served.connection, &served.listener.trusted_proxies);
+    let connection = served.connection.clone();
+    let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
+    let record = Record::begin(&served.worker, &asked);
+    let mut exchange = Exchange { served, snapshot, asked, record };
+    match exchange.plan() {
+        Ok(Planned::Forward(plan)) => exchange.forward(plan, body, reply).await,
+        Ok(Planned::Respond(response)) => exchange.respond(response, reply).await,
+        Err(fault) => exchange.fail(fault, reply).await,
+    }
+}
+
+enum Planned {
+    Forward(Box<Plan>),
+    Respond(DirectResponse),
+}
+
+impl Exchange<'_> {
+    /// Route, then identify. No byte is sent for a request that has no place to go.
+    fn plan(&mut self) -> Result<Planned, Fault> {
+        let Some(index) = self.snapshot.table.find(&self.asked.request) else {
+            return Err(Fault::new(Cause::NoRoute, "no route matches"));
+        };
+        let route = self.snapshot.routes[index].clone();
+        self.record.route = Some(route.name.clone());
+        let mut edits = RequestEdits::default();
+        let destination = decide::route(&self.snapshot, &route, &self.asked, &mut edits, &mut self.record)?;
+        self.asked.notes.borrow_mut().append(&mut edits.notes);
+        let cluster = match destination {
+            Destination::Cluster(cluster) => cluster,
+            Destination::Respond(response) => return Ok(Planned::Respond(response)),
+        };
+        self.record.cluster = Some(cluster.name.clone());
+        let identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        let head = OutgoingHead::new(&self.asked, &edits, identity, &self.snapshot);
+        let total = edits.timeout.or(route.timeout).and_then(|timeout| self.record.begun.checked_add(timeout));
+        let attempt_timeout = edits.attempt_timeout.or(route.attempt_timeout);
+        Ok(Planned::Forward(Box::new(Plan { route, cluster, head, edits, total, attempt_timeout })))
+    }
+
+    /// Tries until there is an answer, or a reason not to try again.
+    async fn forward(mut self, mut plan: Box<Plan>, body: Incoming, reply: Reply) {
+        if let (Some(limit), Length::Known(length)) = (plan.route.max_request_body, body.length())
+            && length > limit
+        {
+            return self.fail(Fault::new(Cause::RequestBodyTooLarge, format!("{length} bytes")), reply).await;
+        }
+        let mut reply = Some(reply);
+        let mut body = match RequestBody::receive(&self, &plan, body, &mut reply).await {
+            Ok(body) => body,
+            Err(fault) => return self.fail_with(fault, reply).await,
+        };
+        plan.cluster.budget.deposit();
+        let mut view = EndpointsView::new(plan.cluster.set.clone(), self.served.worker.now());
+        loop {
+            match self.attempt(&mut plan, &mut body, &mut view, &mut reply).await {
+                Step::Done => return,
+                Step::Failed(fault) => return self.fail_with(fault, reply).await,
+                Step::Again(pause) => {
+                    let mut wait = Deadline::after(&self.served.worker.timers, Some(pause));
+                    if !pause.is_zero()
+                        && let Err(fault) = self.while_wanted(&plan, &mut reply, wait.elapsed()).await
+                    {
+                        return self.fail_with(fault, reply).await;
+                    }
+                    self.served.worker.metrics.retries.add(1);
+                }
+            }
+        }
+    }
+
+    /// Runs `work` unless the client leaves or the exchange's time is over.
+    async fn while_wanted<T>(
+        &self,
+        plan: &Plan,
+        reply: &mut Option<Reply>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Fault> {
+        let mut total = Deadline::at(&self.served.worker.timers, plan.total);
+        attempt::select(work, reply, |cx| total.poll_elapsed(cx).map(|()| Fault::new(Cause::TotalTimeout, "no answer in time")))
+            .await
+    }
+
+    async fn respond(mut self, response: DirectResponse, reply: Reply) {
+        self.record.status = response.status.as_u16();
+        let method = &self.asked.request.method;
+        if let Ok(sent) = reply::send(self.served, method, response, reply).await {
+            self.record.bytes_out.set(sent);
+            self.record.complete = true;
+        }
+    }
+
+    async fn fail_with(self, fault: Fault, reply: Option<Reply>) {
+        if let Some(reply) = reply {
+            self.fail(fault, reply).await;
+        }
+    }
+
+    /// Answers for a fault, and writes it down.
+    async fn fail(mut self, fault: Fault, reply: Reply) {
+        self.record.cause = Some(fault.cause);
+        self.record.detail = Some(fault.detail);
+        if let Some(response) = reply::to_fault(fault.cause, &self.asked.request, &self.snapshot) {
+            self.respond(response, reply).await;
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! One try against one endpoint: pick, lease, send, wait for the head, relay; and what follows when it fails.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, StatusCode};
+use tidegate_policy::native::permitted;
+use tidegate_policy::{
+    AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Verdict,
+};
+
+use super::request_body::{RequestBody, from_body};
+use super::{Exchange, Plan, decide, shape};
+use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
+use crate::timer::Deadline;
+
+/// What became of an attempt.
+pub(super) enum Step {
+    /// The response went to the client, or broke off on its way: nothing is left to do.
+    Done,
+    Again(Duration),
+    Failed(Fault),
+}
+
+/// One request in flight at an endpoint, for as long as this lives.
+struct InFlight<'a>(&'a EndpointState);
+
+impl<'a> InFlight<'a> {
+    fn begin(state: &'a EndpointState) -> Self {
+        state.begin();
+        Self(state)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Runs `work` unless the client leaves, or `over` says why it must end.
+pub(super) async fn select<T>(
+    work: impl Future<Output = T>,
+    reply: &mut Option<Reply>,
+    mut over: impl FnMut(&mut Context<'_>) -> Poll<Fault>,
+) -> Result<T, Fault> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if let Some(Poll::Ready(gone)) = reply.as_mut().map(|reply| reply.poll_closed(cx)) {
+            return Poll::Ready(Err(Fault::new(Cause::ClientGone, gone)));
+        }
+        over(cx).map(Err)
+    })
+    .await
+}
+
+/// The times that bound an attempt until its response head. They run while the upstream has the whole request: how
+/// fast a client uploads is for the idle time alone to judge.
+struct Clocks {
+    attempt: Deadline,
+    total: Deadline,
+}
+
+impl Clocks {
+    fn new(exchange: &Exchange<'_>, plan: &Plan) -> Self {
+        let timers = &exchange.served.worker.timers;
+        Self { attempt: Deadline::after(timers, plan.attempt_timeout), total: Deadline::at(timers, plan.total) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+        if self.total.poll_elapsed(cx).is_ready() {
+            return Poll::Ready(Fault::new(Cause::TotalTimeout, "no response head within the exchange's time"));
+        }
+        self.attempt
+            .poll_elapsed(cx)
+            .map(|()| Fault::new(Cause::AttemptTimeout, "no response head within the attempt's time"))
+    }
+}
+
+/// What ends the wait for a response head.
+enum Event {
+    Arrived(Result<Arrived, Fault>),
+    Uploaded,
+    /// The request cannot be completed: the client's side broke, or somebody stalls.
+    RequestBroke(PumpError),
+    ClientGone(String),
+    Over(Fault),
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Upload {
+    Running,
+    Done,
+    /// The upstream takes no more of it; its response may still come (RFC 9112, section 9.5).
+    Refused,
+}
+
+impl Exchange<'_> {
+    pub(super) async fn attempt(
+        &mut self,
+        plan: &mut Plan,
+        body: &mut RequestBody,
+        view: &mut EndpointsView,
+        reply: &mut Option<Reply>,
+    ) -> Step {
+        let begun = Instant::now();
+        let cluster = plan.cluster.clone();
+        view.now = self.served.worker.now();
+        let index = match decide::pick(&cluster, &self.asked, view, &mut self.record) {
+            Ok(index) => index,
+            Err(fault) => return Step::Failed(fault),
+        };
+        let Some(endpoint) = cluster.set.endpoints.get(index as usize) else {
+            return Step::Failed(Fault::new(Cause::Internal, "the picked endpoint is out of range"));
+        };
+        self.record.attempts += 1;
+        self.record.endpoint = Some(endpoint.address);
+        let _load = InFlight::begin(&endpoint.state);
+
+        let mut clocks = Clocks::new(self, plan);
+        let upstreams = &self.served.worker.upstreams;
+        let lease = select(upstreams.lease(&cluster, index), reply, |cx| clocks.poll(cx)).await;
+        let mut lease = match lease.and_then(|lease| lease) {
+            Ok(lease) => lease,
+            Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),
+        };
+        let Some(mut incoming) = body.take() else {
+            return Step::Failed(Fault::new(Cause::Internal, "the request body is gone"));
+        };
+        let started = select(lease.start(&plan.head, incoming.length()), reply, |cx| clocks.poll(cx)).await;
+        let (mut out, mut awaiting) = match started.and_then(|started| started) {
+            Ok(started) => started,
+            Err(mut fault) => {
+                fault.unprocessed |= !lease.written();
+                body.give_back(incoming);
+                return self.after(plan, body, view, index, fault);
+            }
+        };
+
+        let moved = Cell::new(0);
+        let activity = Activity::now();
+        let worker = self.served.worker.clone();
+        let rules = PumpRules {
+            moved: &moved,
+            activity: &activity,
+            limit: plan.route.max_request_body,
+            idle: Some(self.served.listener.limits.body_idle_timeout),
+            timers: &worker.timers,
+        };
+        let mut upload = Upload::Running;
+        let broke = {
+            let mut uploading = pin!(pump(&mut incoming, &mut out, rules));
+            loop {
+                let event = poll_fn(|cx| {
+                    if upload == Upload::Running
+                        && let Poll::Ready(end) = uploading.as_mut().poll(cx)
+                    {
+                        match end {
+                            Ok(()) => {
+                                upload = Upload::Done;
+                                return Poll::Ready(Event::Uploaded);
+                            }
+                            Err(PumpError::Sink(_)) => upload = Upload::Refused,
+                            Err(error) => return Poll::Ready(Event::RequestBroke(error)),
+                        }
+                    }
+                    if let Poll::Ready(arrived) = awaiting.poll_head(cx) {
+                        return Poll::Ready(Event::Arrived(arrived));
+                    }
+                    if let Some(Poll::Ready(gone)) = reply.as_mut().map(|reply| reply.poll_closed(cx)) {
+                        return Poll::Ready(Event::ClientGone(gone.to_string()));
+                    }
+                    match upload {
+                        Upload::Running => Poll::Pending,
+                        Upload::Done | Upload::Refused => clocks.poll(cx).map(Event::Over),
+                    }
+                })
+                .await;
+                match event {
+                    Event::Uploaded => {
+                        if moved.get() > 0 {
+                            plan.total = plan.total.and_then(|total| total.checked_add(begun.elapsed()));
+                        }
+                        clocks = Clocks::new(self, plan);
+                    }
+                    Event::Arrived(Ok(Arrived::Interim(mut head))) => {
+                        shape::strip_hop_by_hop(&mut head.headers);
+                        if let Some(reply) = reply.as_mut()
+                            && let Err(gone) = reply.interim(head).await
+                        {
+                            break Fault::new(Cause::ClientGone, gone);
+                        }
+                    }
+                    Event::Arrived(Ok(Arrived::Final(head, response))) => {
+                        let took = begun.elapsed();
+                        self.record.upstream = Some(took);
+                        endpoint.state.sample_latency(worker.now(), took);
+                        // What was read of the body is lost to another attempt unless a whole copy is kept.
+                        let pause = self.after_status(plan, body, view, index, &head);
+                        if let Some(pause) = pause {
+                            return Step::Again(pause);
+                        }
+                        let rest = (upload == Upload::Running).then_some(uploading);
+                        self.relay(plan, head, response, rest, &activity, reply).await;
+                        self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
+                        return Step::Done;
+                    }
+                    Event::Arrived(Err(mut fault)) => {
+                        fault.unprocessed |= !lease.written();
+                        break fault;
+                    }
+                    Event::RequestBroke(PumpError::Source(error)) => break from_body(&error),
+                    Event::RequestBroke(PumpError::SourceIdle(idle)) => {
+                        break Fault::new(Cause::RequestBodyTimeout, format!("the client sent nothing for {idle:?}"));
+                    }
+                    Event::RequestBroke(error) => break Fault::new(Cause::IdleTimeout, error),
+                    Event::ClientGone(detail) => break Fault::new(Cause::ClientGone, detail),
+                    Event::Over(fault) => break fault,
+                }
+            }
+        };
+        drop(out);
+        self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
+        if moved.get() == 0 && upload != Upload::Done {
+            body.give_back(incoming);
+        }
+        self.after(plan, body, view, index, broke)
+    }
+
+    /// Sends the response on. From its head on nothing can be tried again: an upstream that fails now ends the client's
+    /// message as an error, never as a clean end (RFC 9112, section 8).
+    async fn relay(
+        &mut self,
+        plan: &Plan,
+        mut head: ResponseHead,
+        mut response: Incoming,
+        upload: Option<impl Future<Output = Result<(), PumpError>> + Unpin>,
+        activity: &Activity,
+        reply: &mut Option<Reply>,
+    ) {
+        let Some(reply) = reply.take() else { return };
+        let connection = &self.served.connection;
+        let tcp_tls = connection.tls && connection.alpn.as_deref() != Some("h3");
+        shape::response(&mut head, &plan.edits.response_headers, &self.served.listener, tcp_tls, &self.snapshot);
+        let method = &self.asked.request.method;
+        let length = shape::response_length(method, head.status, &mut head.headers, &response);
+        self.record.status = head.status.as_u16();
+        let mut out = match reply.head(head, length).await {
+            Ok(out) => out,
+            Err(gone) => return self.note(Cause::ClientGone, gone.to_string()),
+        };
+        let ended = {
+            let rules = PumpRules {
+                moved: &self.record.bytes_out,
+                activity,
+                limit: None,
+                idle: plan.route.idle_timeout,
+                timers: &self.served.worker.timers,
+            };
+            let mut download = pin!(pump(&mut response, &mut out, rules));
+            let mut upload = upload;
+            poll_fn(|cx| {
+                if let Some(uploading) = &mut upload
+                    && let Poll::Ready(end) = std::pin::Pin::new(uploading).poll(cx)
+                {
+                    upload = None;
+                    // An upstream that answered may refuse the rest; a client that breaks off has left.
+                    if let Err(PumpError::Source(error)) = end {
+                        return Poll::Ready(Err(Err(from_body(&error))));
+                    }
+                }
+                download.as_mut().poll(cx).map_err(Ok)
+            })
+            .await
+        };
+        match ended {
+            Ok(()) => self.record.complete = true,
+            Err(Ok(PumpError::Source(error))) => self.note(from_response(&error), error.to_string()),
+            Err(Ok(PumpError::Sink(gone))) => self.note(Cause::ClientGone, gone.to_string()),
+            Err(Ok(error @ PumpError::SourceIdle(_))) => self.note(Cause::IdleTimeout, error.to_string()),
+            Err(Ok(error @ PumpError::SinkIdle(_))) => self.note(Cause::ClientGone, error.to_string()),
+            Err(Err(fault)) => self.note(fault.cause, fault.detail),
+        }
+    }
+
+    fn note(&mut self, cause: Cause, detail: String) {
+        self.record.cause = Some(cause);
+        self.record.detail = Some(detail);
+    }
+
+    /// A whole response head arrived: whether its status is a reason to try again, and after which pause.
+    fn after_status(
+        &mut self,
+        plan: &Plan,
+        body: &RequestBody,
+        view: &mut EndpointsView,
+        index: u32,
+        head: &ResponseHead,
+    ) -> Option<Duration> {
+        // 421 and 425 are judged like other statuses; below 400 nothing failed. A gRPC failure hides in a 200 that has
+        // its status among the fields (trailers-only).
+        let grpc = head.headers.get("grpc-status").is_some_and(|status| status.as_bytes() != b"0");
+        if !grpc && head.status.as_u16() < 400 {
+            return None;
+        }
+        if head.status.is_server_error() {
+            self.failed(view, index);
+        }
+        let wanted = plan.route.retry_plugin.is_some() || plan.route.retry.retries_status(head.status);
+        let fault = Fault::new(Cause::Status, head.status);
+        wanted.then(|| self.consider(plan, body, view, index, &fault, Some((head.status, &head.headers))))?
+    }
+
+    /// After a failure: again, or the fault stands.
+    fn after(&mut self, plan: &Plan, body: &RequestBody, view: &mut EndpointsView, index: u32, fault: Fault) -> Step {
+        if fault.cause.side() != tidegate_policy::Side::Upstream {
+            return Step::Failed(fault);
+        }
+        self.failed(view, index);
+        if fault.cause == Cause::TotalTimeout {
+            return Step::Failed(fault);
+        }
+        match self.consider(plan, body, view, index, &fault, None) {
+            Some(pause) => {
+                tracing::debug!(cause = fault.cause.name(), detail = %fault.detail, "attempt failed, trying again");
+                Step::Again(pause)
+            }
+            None => Step::Failed(fault),
+        }
+    }
+
+    fn failed(&self, view: &EndpointsView, index: u32) {
+        if let Some(endpoint) = view.get(index) {
+            endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The core's ground rules around question four: attempts, time, proof, a body to send, the budget.
+    fn consider(
+        &mut self,
+        plan: &Plan,
+        body: &RequestBody,
+        view: &mut EndpointsView,
+        index: u32,
+        fault: &Fault,
+        response: Option<(StatusCode, &HeaderMap)>,
+    ) -> Option<Duration> {
+        let route = &plan.route;
+        let left = route.attempts.saturating_sub(self.record.attempts);
+        if left == 0 {
+            return None;
+        }
+        let metrics = &self.served.worker.metrics;
+        let proof = Proof::of(fault.unprocessed, &self.asked.request.method);
+        if !permitted(proof, body.replayable(), false) {
+            metrics.retries_unsafe.add(1);
+            return None;
+        }
+        let now = self.served.worker.now();
+        let time_left = match plan.total {
+            Some(total) => total.saturating_duration_since(Instant::now()),
+            None => Duration::MAX,
+        };
+        let (status, headers) = match response {
+            Some((status, headers)) => (Some(status), headers.clone()),
+            None => (None, HeaderMap::new()),
+        };
+        let facts = Rc::new(AttemptFacts {
+            number: self.record.attempts,
+            endpoint: Some(index),
+            cause: fault.cause,
+            status,
+            headers,
+            proof,
+            elapsed: self.record.begun.elapsed(),
+            time_left,
+            retries_left: left.min(plan.cluster.budget.balance(now)),
+        });
+        let verdict = match decide::again(route, &self.asked, &facts, view, &mut self.record) {
+            Ok(verdict) => verdict,
+            Err(refused) => {
+                tracing::debug!(%refused, "the retry question was denied");
+                return None;
+            }
+        };
+        let pause = match verdict {
+            Verdict::Stop => return None,
+            Verdict::Again(pause) => {
+                view.tried.clear();
+                pause
+            }
+            Verdict::Elsewhere(pause) => {
+                if !view.tried.contains(&index) {
+                    view.tried.push(index);
+                }
+                // All tried: better any than none.
+                if !(0..view.len() as u32).any(|index| view.available(index)) {
+                    view.tried.clear();
+                }
+                pause
+            }
+        };
+        if pause >= time_left {
+            return None;
+        }
+        if !plan.cluster.budget.withdraw(now) {
+            self.served.worker.metrics.retries_without_budget.add(1);
+            return None;
+        }
+        Some(pause)
+    }
+}
+
+/// A response body that broke is the upstream's fault.
+fn from_response(error: &BodyError) -> Cause {
+    match error {
+        BodyError::Truncated(_) | BodyError::Reset(_) => Cause::ResponseTruncated,
+        BodyError::Invalid(_) | BodyError::TooLarge(_) => Cause::ResponseInvalid,
+    }
+}

@@ -1,0 +1,202 @@
+//! Asking: each question goes to its plugin if the configuration names one, its answer is checked, and the native
+//! answer stands where there is none. What plugins said is written into the record.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderName, HeaderValue};
+use tidegate_policy::{
+    Asked, AttemptFacts, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
+    RouteAnswer, Verdict,
+};
+
+use crate::observe::{DecisionRecord, Question, Record};
+use crate::snapshot::{Cluster, Route, RouteAction, Snapshot};
+
+/// Where the request goes.
+pub(super) enum Destination {
+    Cluster(Arc<Cluster>),
+    Respond(DirectResponse),
+}
+
+/// Times one answer of a plugin and writes it down.
+fn asked_plugin<T>(
+    record: &mut Record,
+    question: Question,
+    by: &str,
+    ask: impl FnOnce() -> Decision<T>,
+    words: impl FnOnce(&T) -> String,
+) -> Decision<T> {
+    let begun = Instant::now();
+    let decision = ask();
+    let took = begun.elapsed();
+    let (origin, answer) = match &decision {
+        Ok(answered) => (answered.origin, words(&answered.value)),
+        Err(fault) => (Origin::Wasm, format!("failed: {}", fault.kind.name())),
+    };
+    record.decisions.push(DecisionRecord { question, by: by.to_owned(), origin, answer, took });
+    decision
+}
+
+/// A failed decision either falls back (`Ok`) or denies.
+fn fall_back(by: &str, fault: &tidegate_policy::PolicyFault) -> Result<(), Fault> {
+    tracing::debug!(plugin = by, kind = fault.kind.name(), detail = %fault.detail, "a plugin gave no answer");
+    if fault.deny { Err(Fault::new(Cause::PolicyDenied, format!("plugin {by:?}: {fault}"))) } else { Ok(()) }
+}
+
+/// Question one. `edits` holds what was accepted of a router's edits.
+pub(super) fn route(
+    snapshot: &Snapshot,
+    route: &Route,
+    asked: &Rc<Asked>,
+    edits: &mut RequestEdits,
+    record: &mut Record,
+) -> Result<Destination, Fault> {
+    if let Some(router) = &route.router {
+        let by = router.name();
+        match asked_plugin(record, Question::Route, by, || router.route(asked, edits), route_words) {
+            Ok(answered) => match answered.value {
+                RouteAnswer::Pass => {}
+                RouteAnswer::Forward(name) => match snapshot.cluster(&name) {
+                    Some(cluster) => return Ok(Destination::Cluster(cluster.clone())),
+                    None => {
+                        *edits = RequestEdits::default();
+                        router.answer_refused(&format!("no cluster is named {name:?}"));
+                    }
+                },
+                RouteAnswer::Respond(response) if response.status.as_u16() >= 200 => {
+                    return Ok(Destination::Respond(*response));
+                }
+                RouteAnswer::Respond(response) => {
+                    *edits = RequestEdits::default();
+                    router.answer_refused(&format!("{} is not a final status", response.status));
+                }
+            },
+            Err(fault) => {
+                *edits = RequestEdits::default();
+                fall_back(by, &fault)?;
+            }
+        }
+    }
+    match &route.action {
+        RouteAction::Cluster(cluster) => Ok(Destination::Cluster(cluster.clone())),
+        RouteAction::Split(split, clusters) => match clusters.get(split.pick(fastrand::u64(..))) {
+            Some(cluster) => Ok(Destination::Cluster(cluster.clone())),
+            None => Err(Fault::new(Cause::NoRoute, "the split has no weight")),
+        },
+        RouteAction::Respond(response) => Ok(Destination::Respond(response.clone())),
+        RouteAction::Nothing => Err(Fault::new(Cause::NoRoute, "the router passed and the route names no cluster")),
+    }
+}
+
+fn route_words(answer: &RouteAnswer) -> String {
+    match answer {
+        RouteAnswer::Pass => "pass".to_owned(),
+        RouteAnswer::Forward(cluster) => format!("forward {cluster}"),
+        RouteAnswer::Respond(response) => format!("respond {}", response.status.as_u16()),
+    }
+}
+
+/// Question three: the fields that tell the upstream of the client.
+pub(super) fn identify(
+    route: &Route,
+    asked: &Rc<Asked>,
+    record: &mut Record,
+) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
+    let mut identity = route.forwarding.identity(asked);
+    if let Some(plugin) = &route.forwarding_plugin {
+        let by = plugin.name();
+        let mut edited = identity.clone();
+        let ask = || plugin.identify(asked, &mut edited);
+        match asked_plugin(record, Question::Identify, by, ask, |()| String::new()) {
+            Ok(_) => {
+                if let Some(written) = record.decisions.last_mut() {
+                    written.answer = format!("{} of {} elements", edited.elements.len(), identity.elements.len());
+                }
+                identity = edited;
+            }
+            Err(fault) => fall_back(by, &fault)?,
+        }
+    }
+    Ok(route.forwarding.render(&identity, asked))
+}
+
+/// Question two: an endpoint that is available, or the fault that there is none.
+pub(super) fn pick(
+    cluster: &Cluster,
+    asked: &Rc<Asked>,
+    view: &EndpointsView,
+    record: &mut Record,
+) -> Result<u32, Fault> {
+    let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
+    if let Some(plugin) = &cluster.plugin {
+        let by = plugin.name();
+        match asked_plugin(record, Question::Pick, by, || plugin.pick(asked, view), |choice| pick_words(*choice, view)) {
+            Ok(answered) => match answered.value {
+                Choice::Pass => {}
+                Choice::Endpoint(index) if view.available(index) => return Ok(index),
+                Choice::Endpoint(index) => {
+                    plugin.answer_refused(&format!("endpoint {index} of {} is not available", view.len()));
+                }
+                Choice::Hash(key) => match cluster.maglev.pick_by_hash(view, key) {
+                    Some(index) => return Ok(index),
+                    None => return Err(none("no endpoint is available")),
+                },
+                Choice::None => return Err(none("the balancer wants none of the endpoints")),
+            },
+            Err(fault) => fall_back(by, &fault)?,
+        }
+    }
+    match cluster.balancer.pick(asked, view) {
+        Ok(answered) => match answered.value {
+            Choice::Endpoint(index) if view.available(index) => Ok(index),
+            Choice::Hash(key) => cluster.maglev.pick_by_hash(view, key).ok_or_else(|| none("no endpoint is available")),
+            _ => Err(none("no endpoint is available")),
+        },
+        Err(fault) => Err(Fault::new(Cause::Internal, fault)),
+    }
+}
+
+fn pick_words(choice: Choice, view: &EndpointsView) -> String {
+    match choice {
+        Choice::Pass => "pass".to_owned(),
+        Choice::Endpoint(index) => match view.get(index) {
+            Some(endpoint) => format!("endpoint {index} ({})", endpoint.address),
+            None => format!("endpoint {index}"),
+        },
+        Choice::Hash(key) => format!("hash {key:016x}"),
+        Choice::None => "none".to_owned(),
+    }
+}
+
+/// Question four. Asked only when the core could try again.
+pub(super) fn again(
+    route: &Route,
+    asked: &Rc<Asked>,
+    attempt: &Rc<AttemptFacts>,
+    view: &EndpointsView,
+    record: &mut Record,
+) -> Result<Verdict, Fault> {
+    use tidegate_policy::Retry;
+    if let Some(plugin) = &route.retry_plugin {
+        let by = plugin.name();
+        match asked_plugin(record, Question::Decide, by, || plugin.decide(asked, attempt, view), verdict_words) {
+            Ok(answered) => return Ok(answered.value),
+            Err(fault) => fall_back(by, &fault)?,
+        }
+    }
+    match route.retry.decide(asked, attempt, view) {
+        Ok(answered) => Ok(answered.value),
+        Err(fault) => Err(Fault::new(Cause::Internal, fault)),
+    }
+}
+
+fn verdict_words(verdict: &Verdict) -> String {
+    let ms = |pause: &Duration| pause.as_secs_f64() * 1e3;
+    match verdict {
+        Verdict::Stop => "stop".to_owned(),
+        Verdict::Again(pause) => format!("again after {:.1} ms", ms(pause)),
+        Verdict::Elsewhere(pause) => format!("elsewhere after {:.1} ms", ms(pause)),
+    }
+}

@@ -1,0 +1,136 @@
+//! The one place that turns a fault into a response: status, `Proxy-Status`, body.
+//!
+//! The client learns the kind of failure (RFC 9209), never its details: those go to the log.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use tidegate_policy::{Cause, DirectResponse, HttpVersion, RequestHead, ResponseHead};
+
+use crate::body::{Frame, Length, Reply, SinkGone};
+use crate::codec::Served;
+use crate::exchange::shape;
+use crate::snapshot::Snapshot;
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// The status and the error token of RFC 9209, section 2.3, for each cause; `None` where there is nobody to answer.
+fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
+    use Cause::*;
+    Some(match cause {
+        ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        ConnectRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
+        ConnectFailed => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
+        TlsFailed => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
+        TlsCertificate => (StatusCode::BAD_GATEWAY, "tls_certificate_error"),
+        NoEndpoint => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
+        PoolExhausted => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
+        Reset | GoAway => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+        RefusedStream | StreamReset => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
+        HeaderTimeout | AttemptTimeout | TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
+        IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_write_timeout"),
+        ResponseInvalid => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        ResponseHeadTooLarge => (StatusCode::BAD_GATEWAY, "http_response_header_section_size"),
+        ResponseTruncated => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
+        RequestInvalid => (StatusCode::BAD_REQUEST, "http_request_error"),
+        RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_denied"),
+        RequestBodyTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
+        NoRoute => (StatusCode::NOT_FOUND, "destination_not_found"),
+        PolicyDenied => (StatusCode::SERVICE_UNAVAILABLE, "http_request_denied"),
+        Overload | Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response"),
+        Status | Internal => (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error"),
+        ClientGone => return None,
+    })
+}
+
+/// The response to a request that failed for `cause`; `None` when the client is gone.
+pub(super) fn to_fault(cause: Cause, request: &RequestHead, snapshot: &Snapshot) -> Option<DirectResponse> {
+    let (status, token) = answer(cause)?;
+    let mut headers = HeaderMap::with_capacity(4);
+    if let Ok(value) = HeaderValue::try_from(format!("{}; error={token}", snapshot.via)) {
+        headers.insert(PROXY_STATUS, value);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if is_grpc(request) {
+        // A gRPC client reads its outcome from grpc-status, trailers-only: HTTP's status is 200 (gRPC over HTTP/2,
+        // "Responses").
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, grpc_status(status));
+        headers.insert(GRPC_MESSAGE, HeaderValue::from_static(token));
+        return Some(DirectResponse { status: StatusCode::OK, headers, body: Default::default() });
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let reason = status.canonical_reason().unwrap_or("error");
+    let body = format!("{} {reason}\n", status.as_u16()).into();
+    Some(DirectResponse { status, headers, body })
+}
+
+fn is_grpc(request: &RequestHead) -> bool {
+    request.headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// gRPC's mapping of HTTP statuses for a response that is not gRPC's own.
+fn grpc_status(status: StatusCode) -> HeaderValue {
+    HeaderValue::from_static(match status.as_u16() {
+        400 => "13",
+        403 => "7",
+        404 => "12",
+        408 | 504 => "4",
+        413 => "8",
+        502 | 503 => "14",
+        _ => "2",
+    })
+}
+
+/// Sends a response that the gateway made. Returns the bytes of its body.
+pub(super) async fn send(
+    served: &Served,
+    method: &Method,
+    response: DirectResponse,
+    reply: Reply,
+) -> Result<u64, SinkGone> {
+    let DirectResponse { status, mut headers, body } = response;
+    let connection = &served.connection;
+    let tcp_tls = connection.tls && connection.alpn.as_deref() != Some("h3");
+    shape::complete(&mut headers, &served.listener, tcp_tls);
+    headers.remove(header::CONTENT_LENGTH);
+    let bodiless = method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let length = if bodiless { Length::None } else { Length::Known(body.len() as u64) };
+    if method == Method::HEAD {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+    // The codec knows its own version; this one is only for interim bookkeeping.
+    let head = ResponseHead { version: HttpVersion::Http11, status, headers };
+    let mut out = reply.head(head, length).await?;
+    let mut sent = 0;
+    if !bodiless && !body.is_empty() {
+        sent = body.len() as u64;
+        out.send(Frame::Data(body)).await?;
+    }
+    out.finish().await?;
+    Ok(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 9209, section 2.3, and conduct "Timeout status": 502, 503 and 504 are told apart.
+    #[test]
+    fn every_cause_has_the_status_of_its_kind() {
+        let status = |cause| answer(cause).map(|(status, _)| status.as_u16());
+        for cause in [Cause::ConnectRefused, Cause::Reset, Cause::TlsCertificate, Cause::ResponseInvalid] {
+            assert_eq!(status(cause), Some(502), "{cause:?}");
+        }
+        for cause in [Cause::NoEndpoint, Cause::PoolExhausted, Cause::Overload] {
+            assert_eq!(status(cause), Some(503), "{cause:?}");
+        }
+        for cause in [Cause::ConnectTimeout, Cause::AttemptTimeout, Cause::TotalTimeout] {
+            assert_eq!(status(cause), Some(504), "{cause:?}");
+        }
+        assert_eq!(status(Cause::ClientGone), None);
+    }
+}

@@ -1,0 +1,26 @@
+//! Sockets to sockets: everything of the gateway that does IO.
+//!
+//! A request goes one way through these modules, top to bottom, and a module uses only those below it:
+//!
+//! 1. [`worker`]: a thread per core with its runtime, sockets, pools.
+//! 2. `listener`: accept, limits, a task per connection; TLS and QUIC handshakes inside that task.
+//! 3. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
+//! 4. `exchange`: one request, all steps in order. Read this first.
+//! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
+//! 6. `body`: the frames that stream through, and the pump that moves them.
+//! 7. [`observe`]: one record per exchange; metrics and access log come from it.
+//! 8. [`snapshot`]: all that a worker needs to know, immutable.
+
+mod body;
+mod codec;
+mod exchange;
+mod listener;
+pub mod observe;
+pub mod snapshot;
+mod stream;
+mod timer;
+mod upstream;
+pub mod worker;
+
+pub use listener::tls::{CertificatePair, ServerTls, ServerTlsSpec, TlsError};
+pub use upstream::tls::{ClientTls, ClientTlsSpec};

@@ -1,0 +1,299 @@
+//! Listeners: sockets per worker, accept, limits, a task per connection. Handshakes happen inside that task, so that a
+//! slow one delays nobody.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use futures_util::FutureExt;
+use socket2::{Domain, Protocol, Socket, Type};
+use tidegate_policy::ConnectionHead;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::codec::{self, Served};
+use crate::snapshot::{Listener, Snapshot};
+use crate::stream::Transport;
+use crate::timer::Deadline;
+use crate::worker::Worker;
+
+pub(crate) mod quic;
+pub(crate) mod tls;
+
+/// The sockets of a listener on all workers, as the control thread remembers them.
+#[derive(Clone)]
+pub(crate) struct Sockets {
+    configured: SocketAddr,
+    bound: SocketAddr,
+    quic: bool,
+    connections: Arc<AtomicUsize>,
+}
+
+/// One worker's share of a listener that was just bound.
+pub(crate) struct Opened {
+    name: Arc<str>,
+    tcp: std::net::TcpListener,
+    udp: Option<std::net::UdpSocket>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Sockets {
+    /// Binds a group of SO_REUSEPORT sockets, one a worker: the kernel spreads connections over them.
+    pub(crate) fn bind(listener: &Listener, workers: usize) -> io::Result<(Self, Vec<Opened>)> {
+        let quic = listener.protocols.http3 && listener.tls.is_some();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let mut address = listener.address;
+        let mut opened = Vec::with_capacity(workers);
+        // A free TCP port may be taken for UDP: with port 0 try a few.
+        let mut tries = if quic && address.port() == 0 { 16 } else { 1 };
+        let udp = loop {
+            let tcp = bind_tcp(address)?;
+            let bound = tcp.local_addr()?;
+            tries -= 1;
+            let udp = match quic.then(|| quic::bind(bound, workers)).transpose() {
+                Ok(udp) => udp,
+                Err(error) if tries == 0 => return Err(error),
+                Err(_) => continue,
+            };
+            address = bound;
+            opened.push(tcp);
+            break udp;
+        };
+        for _ in 1..workers {
+            opened.push(bind_tcp(address)?);
+        }
+        let mut udp = udp.into_iter().flatten();
+        let shares = opened
+            .into_iter()
+            .map(|tcp| Opened {
+                name: listener.name.clone(),
+                tcp,
+                udp: udp.next(),
+                connections: connections.clone(),
+            })
+            .collect();
+        Ok((Self { configured: listener.address, bound: address, quic, connections }, shares))
+    }
+
+    /// Whether these sockets are what `listener` asks for.
+    pub(crate) fn serves(&self, listener: &Listener) -> bool {
+        self.configured == listener.address && self.quic == (listener.protocols.http3 && listener.tls.is_some())
+    }
+
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.connections, &other.connections)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.bound
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        // `[::]` serves IPv4 too, whatever the system's default is.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// A listener that a worker serves. Dropped, its sockets close.
+pub(crate) struct Serving {
+    listener: Rc<RefCell<Arc<Listener>>>,
+    endpoint: Option<quinn::Endpoint>,
+    stop: Rc<Notify>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+    }
+}
+
+/// Brings what a worker serves in line with a snapshot.
+pub(crate) fn reconcile(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    serving: &mut HashMap<Arc<str>, Serving>,
+    opened: Vec<Opened>,
+    closed: &[Arc<str>],
+) {
+    for name in closed {
+        serving.remove(name);
+    }
+    for listener in &snapshot.listeners {
+        if let Some(serving) = serving.get(&listener.name) {
+            *serving.listener.borrow_mut() = listener.clone();
+            if let (Some(endpoint), Some(tls)) = (&serving.endpoint, &listener.tls) {
+                quic::update(endpoint, tls, &listener.limits);
+            }
+        }
+    }
+    for share in opened {
+        let Some(listener) = snapshot.listeners.iter().find(|listener| listener.name == share.name) else { continue };
+        match Serving::begin(worker, listener, share) {
+            Ok(begun) => {
+                serving.insert(listener.name.clone(), begun);
+            }
+            Err(error) => tracing::error!(listener = %listener.name, %error, "cannot serve a listener"),
+        }
+    }
+}
+
+impl Serving {
+    fn begin(worker: &Rc<Worker>, listener: &Arc<Listener>, share: Opened) -> io::Result<Self> {
+        let current = Rc::new(RefCell::new(listener.clone()));
+        let stop = Rc::new(Notify::new());
+        let gate = Gate { connections: share.connections };
+        let tcp = TcpListener::from_std(share.tcp)?;
+        let accepting = Accepting { worker: worker.clone(), listener: current.clone(), gate: gate.clone() };
+        tokio::task::spawn_local(accepting.run(tcp, stop.clone()));
+        let endpoint = match (share.udp, &listener.tls) {
+            (Some(udp), Some(tls)) => {
+                let endpoint = quic::endpoint(udp, worker.index, worker.workers, tls, &listener.limits)?;
+                let serving = quic::serve(endpoint.clone(), current.clone(), worker.clone(), gate);
+                tokio::task::spawn_local(serving);
+                Some(endpoint)
+            }
+            _ => None,
+        };
+        Ok(Self { listener: current, endpoint, stop })
+    }
+}
+
+/// Counts a listener's connections over all workers.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    connections: Arc<AtomicUsize>,
+}
+
+/// One admitted connection.
+pub(crate) struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gate {
+    /// `None` at the limit: the connection is to be closed at once.
+    pub(crate) fn admit(&self, limit: usize) -> Option<Permit> {
+        let permit = Permit(self.connections.clone());
+        (self.connections.fetch_add(1, Ordering::Relaxed) < limit).then_some(permit)
+    }
+}
+
+/// One worker's accept loop of one listener.
+struct Accepting {
+    worker: Rc<Worker>,
+    listener: Rc<RefCell<Arc<Listener>>>,
+    gate: Gate,
+}
+
+impl Accepting {
+    async fn run(self, tcp: TcpListener, stop: Rc<Notify>) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                accepted = tcp.accept() => accepted,
+                () = stop.notified() => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.connection(stream, peer),
+                Err(error) => self.failed(&error).await,
+            }
+        }
+        // Those that the kernel completed for us already are still ours to answer.
+        while let Some(Ok((stream, peer))) = tcp.accept().now_or_never() {
+            self.connection(stream, peer);
+        }
+    }
+
+    /// Out of descriptors or memory: retrying at once would spin. What concerns one connection only passes.
+    async fn failed(&self, error: &io::Error) {
+        let passing = matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
+        if !passing {
+            tracing::warn!(listener = %self.listener.borrow().name, %error, "cannot accept");
+            Deadline::after(&self.worker.timers, Some(Duration::from_millis(50))).elapsed().await;
+        }
+    }
+
+    fn connection(&self, tcp: TcpStream, peer: SocketAddr) {
+        let listener = self.listener.borrow().clone();
+        let metrics = &self.worker.metrics;
+        metrics.tcp_connections.add(1);
+        let Some(permit) = self.gate.admit(listener.limits.max_connections) else {
+            metrics.connections_refused.add(1);
+            tracing::debug!(listener = %listener.name, %peer, "connection refused: at the listener's limit");
+            return;
+        };
+        let worker = self.worker.clone();
+        self.worker.spawn_connection(async move {
+            let _permit = permit;
+            serve(worker, listener, tcp, peer).await;
+        });
+    }
+}
+
+/// An IPv4 client of an IPv6 socket is an IPv4 client (RFC 4291, section 2.5.5.2), for CIDRs and for logs.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// One TCP connection: handshake, then the codec that was agreed on.
+async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer: SocketAddr) {
+    // Without it a small response waits for the client's delayed acknowledgement.
+    let _ = tcp.set_nodelay(true);
+    let Ok(local) = tcp.local_addr() else { return };
+    let (peer, local) = (canonical(peer), canonical(local));
+    let mut head = ConnectionHead {
+        peer,
+        client: peer,
+        local,
+        listener: listener.name.clone(),
+        tls: false,
+        server_name: None,
+        alpn: None,
+        client_certificate: None,
+    };
+    let transport = match &listener.tls {
+        None => Transport::Tcp(tcp),
+        Some(tls) => match tls::accept(tcp, tls, listener.limits.handshake_timeout, &worker.timers).await {
+            Ok(accepted) => {
+                head.tls = true;
+                head.server_name = accepted.server_name;
+                head.alpn = accepted.alpn;
+                head.client_certificate = accepted.client_certificate;
+                accepted.transport
+            }
+            Err(error) => {
+                worker.metrics.handshakes_failed.add(1);
+                tracing::debug!(listener = %listener.name, %peer, %error, "tls handshake failed");
+                return;
+            }
+        },
+    };
+    let is_h2 = head.alpn == Some(ByteString::from_static("h2"));
+    let (protocols, timers) = (listener.protocols, worker.timers.clone());
+    let served = Rc::new(Served { worker, listener, connection: Rc::new(head) });
+    if is_h2 {
+        codec::http2::serve(crate::stream::Stream::new(transport), served, timers).await;
+    } else if served.connection.tls {
+        codec::http1::serve(crate::stream::Stream::new(transport), served, timers).await;
+    } else {
+        codec::serve_clear_text(transport, protocols, served, timers).await;
+    }
+}

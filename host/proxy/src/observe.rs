@@ -1,0 +1,150 @@
+//! One record per exchange: every step writes into it, dropping it counts and logs, for cancelled exchanges too.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use smallvec::SmallVec;
+use tidegate_policy::{Asked, Cause, HttpVersion, Origin};
+
+mod access_log;
+mod metrics;
+pub mod names;
+
+pub use access_log::line as access_log_line;
+pub use metrics::{Counter, Histogram, WorkerMetrics, protocol, render};
+
+use crate::codec::Served;
+use crate::worker::Worker;
+
+/// Where finished records go besides the metrics: an access log, the demo's commentary. Called on the worker, so it
+/// must not block.
+pub trait RecordSink: Send + Sync {
+    fn write(&self, record: &Record);
+}
+
+/// The four questions, for records and labels.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Question {
+    Route,
+    Pick,
+    Identify,
+    Decide,
+}
+
+impl Question {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Route => "route",
+            Self::Pick => "pick",
+            Self::Identify => "identify",
+            Self::Decide => "decide",
+        }
+    }
+}
+
+/// What one plugin decided in one exchange.
+#[derive(Debug)]
+pub struct DecisionRecord {
+    pub question: Question,
+    pub by: String,
+    pub origin: Origin,
+    /// In words, or the fault.
+    pub answer: String,
+    pub took: Duration,
+}
+
+/// The record of one exchange.
+pub struct Record {
+    worker: Rc<Worker>,
+    pub asked: Rc<Asked>,
+    pub begun: Instant,
+    pub time: SystemTime,
+    /// Of the final head that was sent to the client; 0 before.
+    pub status: u16,
+    pub route: Option<Arc<str>>,
+    pub cluster: Option<Arc<str>>,
+    pub endpoint: Option<SocketAddr>,
+    pub attempts: u32,
+    /// From the start of the last attempt to its response head.
+    pub upstream: Option<Duration>,
+    pub bytes_in: Cell<u64>,
+    pub bytes_out: Cell<u64>,
+    pub cause: Option<Cause>,
+    /// Words about `cause`, for the log.
+    pub detail: Option<String>,
+    /// The whole response was handed to the client's side.
+    pub complete: bool,
+    /// Of plugins only: native answers are not worth a line.
+    pub decisions: SmallVec<[DecisionRecord; 4]>,
+}
+
+impl Record {
+    pub(crate) fn begin(worker: &Rc<Worker>, asked: &Rc<Asked>) -> Self {
+        worker.metrics.exchanges_active.add(1);
+        Self {
+            worker: worker.clone(),
+            asked: asked.clone(),
+            begun: Instant::now(),
+            time: SystemTime::now(),
+            status: 0,
+            route: None,
+            cluster: None,
+            endpoint: None,
+            attempts: 0,
+            upstream: None,
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            cause: None,
+            detail: None,
+            complete: false,
+            decisions: SmallVec::new(),
+        }
+    }
+
+    /// The client left before the whole response was its.
+    pub fn cancelled(&self) -> bool {
+        !self.complete && matches!(self.cause, None | Some(Cause::ClientGone))
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let metrics = &self.worker.metrics;
+        metrics.exchanges_active.sub(1);
+        metrics.exchange(self.asked.request.version, self.status, self.begun.elapsed());
+        metrics.bytes_in.add(self.bytes_in.get());
+        metrics.bytes_out.add(self.bytes_out.get());
+        if self.cancelled() {
+            metrics.cancelled.add(1);
+        }
+        if let Some(cause) = self.cause {
+            metrics.fault(cause);
+            tracing::debug!(
+                cause = cause.name(),
+                detail = self.detail.as_deref().unwrap_or_default(),
+                route = self.route.as_deref().unwrap_or_default(),
+                cluster = self.cluster.as_deref().unwrap_or_default(),
+                "exchange failed"
+            );
+        }
+        for sink in &self.worker.sinks {
+            sink.write(self);
+        }
+    }
+}
+
+/// Counts and logs a request that a codec refused before it became an exchange.
+pub(crate) fn refused(served: &Served, version: HttpVersion, status: u16, reason: &str) {
+    served.worker.metrics.refuse(version);
+    tracing::debug!(
+        listener = %served.listener.name,
+        peer = %served.connection.peer,
+        protocol = protocol(version),
+        status,
+        reason,
+        "request refused"
+    );
+}

@@ -1,0 +1,89 @@
+//! The access log's line: one JSON object per exchange.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tidegate_policy::Origin;
+
+use super::{DecisionRecord, Record, protocol};
+
+#[derive(Serialize)]
+struct Line<'a> {
+    /// Seconds since 1970-01-01T00:00:00Z, when the head came.
+    time: f64,
+    listener: &'a str,
+    client: String,
+    peer: String,
+    protocol: &'static str,
+    method: &'a str,
+    authority: &'a str,
+    path: &'a str,
+    status: u16,
+    route: Option<&'a str>,
+    cluster: Option<&'a str>,
+    endpoint: Option<String>,
+    attempts: u32,
+    duration_us: u64,
+    upstream_us: Option<u64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    cause: Option<&'static str>,
+    detail: Option<&'a str>,
+    cancelled: bool,
+    decisions: Vec<Decision<'a>>,
+}
+
+#[derive(Serialize)]
+struct Decision<'a> {
+    question: &'static str,
+    by: &'a str,
+    origin: &'static str,
+    answer: &'a str,
+    ns: u64,
+}
+
+impl<'a> From<&'a DecisionRecord> for Decision<'a> {
+    fn from(record: &'a DecisionRecord) -> Self {
+        let origin = match record.origin {
+            Origin::Native => "native",
+            Origin::Wasm => "wasm",
+            Origin::Memo => "memo",
+        };
+        let ns = record.took.as_nanos() as u64;
+        Self { question: record.question.name(), by: &record.by, origin, answer: &record.answer, ns }
+    }
+}
+
+/// Appends the line of `record`, its line feed included. JSON escapes every control character, so nothing a client
+/// sends can break out of its line.
+pub fn line(record: &Record, out: &mut Vec<u8>) {
+    let request = &record.asked.request;
+    let connection = &record.asked.connection;
+    let since_epoch = record.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let line = Line {
+        time: since_epoch.as_micros() as f64 / 1e6,
+        listener: &connection.listener,
+        client: record.asked.client.to_string(),
+        peer: connection.peer.to_string(),
+        protocol: protocol(request.version),
+        method: request.method.as_str(),
+        authority: &request.authority,
+        path: request.target.as_str(),
+        status: record.status,
+        route: record.route.as_deref(),
+        cluster: record.cluster.as_deref(),
+        endpoint: record.endpoint.map(|endpoint| endpoint.to_string()),
+        attempts: record.attempts,
+        duration_us: record.begun.elapsed().as_micros() as u64,
+        upstream_us: record.upstream.map(|time| time.as_micros() as u64),
+        bytes_in: record.bytes_in.get(),
+        bytes_out: record.bytes_out.get(),
+        cause: record.cause.map(|cause| cause.name()),
+        detail: record.detail.as_deref(),
+        cancelled: record.cancelled(),
+        decisions: record.decisions.iter().map(Decision::from).collect(),
+    };
+    if serde_json::to_writer(&mut *out, &line).is_ok() {
+        out.push(b'\n');
+    }
+}

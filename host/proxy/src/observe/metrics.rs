@@ -1,0 +1,264 @@
+//! What a worker counts: plain atomics of its own, summed when somebody asks.
+//!
+//! Only the worker writes, so an increment is an uncontended relaxed add; the admin listener reads from its thread.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tidegate_policy::{Cause, HttpVersion};
+
+use super::names;
+use crate::snapshot::Snapshot;
+
+/// A count that only grows, or a gauge that goes up and down.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub fn sub(&self, by: u64) {
+        self.0.fetch_sub(by, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of the latency buckets, in microseconds.
+const BOUNDS: [u64; 16] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    10_000_000, 60_000_000,
+];
+
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; BOUNDS.len() + 1],
+    total_us: Counter,
+}
+
+impl Histogram {
+    pub fn observe(&self, time: Duration) {
+        let us = time.as_micros() as u64;
+        let bucket = BOUNDS.partition_point(|bound| *bound < us);
+        self.buckets[bucket].add(1);
+        self.total_us.add(us);
+    }
+}
+
+/// Protocol labels, in the order of the arrays below.
+const PROTOCOLS: [&str; 3] = ["h1", "h2", "h3"];
+
+/// The label of a version.
+pub fn protocol(version: HttpVersion) -> &'static str {
+    PROTOCOLS[protocol_index(version)]
+}
+
+fn protocol_index(version: HttpVersion) -> usize {
+    match version {
+        HttpVersion::Http10 | HttpVersion::Http11 => 0,
+        HttpVersion::Http2 => 1,
+        HttpVersion::Http3 => 2,
+    }
+}
+
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Every cause of `tidegate_policy::Cause` has a slot: its discriminant.
+const CAUSES: usize = Cause::Internal as usize + 1;
+
+/// Everything one worker counts.
+#[derive(Debug)]
+pub struct WorkerMetrics {
+    exchanges: [[Counter; CLASSES.len()]; 3],
+    seconds: [Histogram; 3],
+    faults: [(Counter, std::sync::OnceLock<&'static str>); CAUSES],
+    refused: [Counter; 3],
+    pub exchanges_active: Counter,
+    pub cancelled: Counter,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    pub retries: Counter,
+    pub retries_without_budget: Counter,
+    pub retries_unsafe: Counter,
+    pub tcp_connections: Counter,
+    pub quic_connections: Counter,
+    pub connections_active: Counter,
+    pub connections_refused: Counter,
+    pub handshakes_failed: Counter,
+    pub upstream_connections: Counter,
+    pub upstream_connections_active: Counter,
+    pub upstream_reused: Counter,
+    pub upstream_connect_failed: Counter,
+    pub upstream_waiting: Counter,
+}
+
+impl Default for WorkerMetrics {
+    fn default() -> Self {
+        Self {
+            exchanges: Default::default(),
+            seconds: Default::default(),
+            faults: std::array::from_fn(|_| Default::default()),
+            refused: Default::default(),
+            exchanges_active: Counter::default(),
+            cancelled: Counter::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+            retries: Counter::default(),
+            retries_without_budget: Counter::default(),
+            retries_unsafe: Counter::default(),
+            tcp_connections: Counter::default(),
+            quic_connections: Counter::default(),
+            connections_active: Counter::default(),
+            connections_refused: Counter::default(),
+            handshakes_failed: Counter::default(),
+            upstream_connections: Counter::default(),
+            upstream_connections_active: Counter::default(),
+            upstream_reused: Counter::default(),
+            upstream_connect_failed: Counter::default(),
+            upstream_waiting: Counter::default(),
+        }
+    }
+}
+
+impl WorkerMetrics {
+    /// `status` 0 for an exchange without an answer.
+    pub(super) fn exchange(&self, version: HttpVersion, status: u16, took: Duration) {
+        let index = protocol_index(version);
+        let class = usize::from(status / 100).min(CLASSES.len() - 1);
+        self.exchanges[index][class].add(1);
+        self.seconds[index].observe(took);
+    }
+
+    pub(super) fn fault(&self, cause: Cause) {
+        let (counter, name) = &self.faults[cause as usize];
+        name.get_or_init(|| cause.name());
+        counter.add(1);
+    }
+
+    pub(super) fn refuse(&self, version: HttpVersion) {
+        self.refused[protocol_index(version)].add(1);
+    }
+}
+
+/// Writes the sums of `workers` and the state of the snapshot's endpoints in Prometheus' text format.
+pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut String) {
+    let mut page = Page { out, workers };
+    page.head(names::EXCHANGES, "counter", "exchanges that ended");
+    for (p, protocol) in PROTOCOLS.iter().enumerate() {
+        for (c, class) in CLASSES.iter().enumerate() {
+            let labels = format!("protocol=\"{protocol}\",status=\"{class}\"");
+            page.sample(names::EXCHANGES, &labels, |w| w.exchanges[p][c].get());
+        }
+    }
+    page.head(names::EXCHANGE_SECONDS, "histogram", "time from request head to the end of the response");
+    for (p, protocol) in PROTOCOLS.iter().enumerate() {
+        page.histogram(names::EXCHANGE_SECONDS, &format!("protocol=\"{protocol}\""), |w| &w.seconds[p]);
+    }
+    page.head(names::FAULTS, "counter", "faults that ended an exchange, by cause");
+    for index in 0..CAUSES {
+        let name = page.workers.iter().find_map(|w| w.faults[index].1.get().copied());
+        if let Some(name) = name {
+            page.sample(names::FAULTS, &format!("cause=\"{name}\""), |w| w.faults[index].0.get());
+        }
+    }
+    page.head(names::REFUSED, "counter", "messages refused before they became an exchange");
+    for (p, protocol) in PROTOCOLS.iter().enumerate() {
+        page.sample(names::REFUSED, &format!("protocol=\"{protocol}\""), |w| w.refused[p].get());
+    }
+    page.head(names::BODY_BYTES, "counter", "bytes of bodies");
+    page.sample(names::BODY_BYTES, "direction=\"in\"", |w| w.bytes_in.get());
+    page.sample(names::BODY_BYTES, "direction=\"out\"", |w| w.bytes_out.get());
+    page.head(names::RETRIES_REFUSED, "counter", "retries that were wanted but refused");
+    page.sample(names::RETRIES_REFUSED, "reason=\"budget\"", |w| w.retries_without_budget.get());
+    page.sample(names::RETRIES_REFUSED, "reason=\"unsafe\"", |w| w.retries_unsafe.get());
+    page.head(names::CONNECTIONS, "counter", "downstream connections accepted");
+    page.sample(names::CONNECTIONS, "kind=\"tcp\"", |w| w.tcp_connections.get());
+    page.sample(names::CONNECTIONS, "kind=\"quic\"", |w| w.quic_connections.get());
+    page.single(names::EXCHANGES_ACTIVE, "gauge", "exchanges in flight", |w| w.exchanges_active.get());
+    page.single(names::CANCELLED, "counter", "exchanges whose client left", |w| w.cancelled.get());
+    page.single(names::RETRIES, "counter", "tries beyond the first", |w| w.retries.get());
+    page.single(names::CONNECTIONS_ACTIVE, "gauge", "downstream connections open", |w| w.connections_active.get());
+    page.single(names::CONNECTIONS_REFUSED, "counter", "connections turned away", |w| w.connections_refused.get());
+    page.single(names::HANDSHAKES_FAILED, "counter", "handshakes that failed", |w| w.handshakes_failed.get());
+    page.single(names::UPSTREAM_CONNECTIONS, "counter", "upstream connections dialled", |w| w.upstream_connections.get());
+    page.single(names::UPSTREAM_CONNECTIONS_ACTIVE, "gauge", "upstream connections open", |w| {
+        w.upstream_connections_active.get()
+    });
+    page.single(names::UPSTREAM_REUSED, "counter", "attempts on a connection that served before", |w| {
+        w.upstream_reused.get()
+    });
+    page.single(names::UPSTREAM_CONNECT_FAILED, "counter", "upstream connections that failed", |w| {
+        w.upstream_connect_failed.get()
+    });
+    page.single(names::UPSTREAM_WAITING, "gauge", "requests that wait for a connection", |w| w.upstream_waiting.get());
+    page.endpoints(snapshot);
+}
+
+struct Page<'a> {
+    out: &'a mut String,
+    workers: &'a [Arc<WorkerMetrics>],
+}
+
+impl Page<'_> {
+    // Writing to a String cannot fail.
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sum(&self, of: impl Fn(&WorkerMetrics) -> u64) -> u64 {
+        // Gauges of different workers may be read while one goes down and another up: wrap, do not panic.
+        self.workers.iter().fold(0, |sum, worker| sum.wrapping_add(of(worker)))
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, of: impl Fn(&WorkerMetrics) -> u64) {
+        let value = self.sum(of);
+        let _ = writeln!(self.out, "{name}{{{labels}}} {value}");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, of: impl Fn(&WorkerMetrics) -> u64) {
+        self.head(name, kind, help);
+        let value = self.sum(of);
+        let _ = writeln!(self.out, "{name} {value}");
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, of: impl Fn(&WorkerMetrics) -> &Histogram) {
+        let mut count = 0;
+        for (index, bound) in BOUNDS.iter().enumerate() {
+            count += self.sum(|w| of(w).buckets[index].get());
+            let le = *bound as f64 / 1e6;
+            let _ = writeln!(self.out, "{name}_bucket{{{labels},le=\"{le}\"}} {count}");
+        }
+        count += self.sum(|w| of(w).buckets[BOUNDS.len()].get());
+        let _ = writeln!(self.out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let seconds = self.sum(|w| of(w).total_us.get()) as f64 / 1e6;
+        let _ = writeln!(self.out, "{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {count}");
+    }
+
+    fn endpoints(&mut self, snapshot: &Snapshot) {
+        type Read = fn(&tidegate_policy::Endpoint) -> f64;
+        let rows: [(&str, &str, &str, Read); 5] = [
+            (names::ENDPOINT_ACTIVE, "gauge", "requests in flight", |e| e.state.in_flight().into()),
+            (names::ENDPOINT_REQUESTS, "counter", "attempts", |e| e.state.requests.load(Ordering::Relaxed) as f64),
+            (names::ENDPOINT_FAILURES, "counter", "failed attempts", |e| e.state.failures.load(Ordering::Relaxed) as f64),
+            (names::ENDPOINT_HEALTHY, "gauge", "1 when healthy", |e| f64::from(u8::from(e.state.healthy()))),
+            (names::ENDPOINT_LATENCY, "gauge", "moving average of the time to the response head", |e| {
+                e.state.last_latency().as_secs_f64()
+            }),
+        ];
+        for (name, kind, help, read) in rows {
+            self.head(name, kind, help);
+            for cluster in &snapshot.clusters {
+                for endpoint in &cluster.set.endpoints {
+                    let (cluster, address, value) = (&cluster.name, endpoint.address, read(endpoint));
+                    let _ = writeln!(self.out, "{name}{{cluster=\"{cluster}\",endpoint=\"{address}\"}} {value}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The names of all metrics, and who emits each. Nothing else spells a metric's name.
+
+/// Exchanges that ended, by listener protocol (`h1`, `h2`, `h3`) and status class (`1xx` to `5xx`, `none` for those
+/// without an answer). From `Record`.
+pub const EXCHANGES: &str = "tidegate_exchanges_total";
+/// Seconds from request head to the end of the response, by protocol. From `Record`.
+pub const EXCHANGE_SECONDS: &str = "tidegate_exchange_duration_seconds";
+/// Exchanges in flight. From `Record`.
+pub const EXCHANGES_ACTIVE: &str = "tidegate_exchanges_active";
+/// Exchanges whose client left before the end. From `Record`.
+pub const CANCELLED: &str = "tidegate_exchanges_cancelled_total";
+/// Faults that ended an exchange, by cause. From `Record`.
+pub const FAULTS: &str = "tidegate_faults_total";
+/// Messages refused by a codec before they became an exchange, by protocol. From `observe::refused`.
+pub const REFUSED: &str = "tidegate_requests_refused_total";
+/// Bytes of bodies, by direction (`in` from clients, `out` to clients). From `Record`.
+pub const BODY_BYTES: &str = "tidegate_body_bytes_total";
+/// Tries beyond the first. From `exchange`.
+pub const RETRIES: &str = "tidegate_retries_total";
+/// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
+pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
+/// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
+pub const CONNECTIONS: &str = "tidegate_connections_total";
+/// Downstream connections open now. From `listener`.
+pub const CONNECTIONS_ACTIVE: &str = "tidegate_connections_active";
+/// Downstream connections turned away at a limit. From `listener`.
+pub const CONNECTIONS_REFUSED: &str = "tidegate_connections_refused_total";
+/// TLS and QUIC handshakes that failed. From `listener`.
+pub const HANDSHAKES_FAILED: &str = "tidegate_handshakes_failed_total";
+/// Upstream connections dialled. From `upstream`.
+pub const UPSTREAM_CONNECTIONS: &str = "tidegate_upstream_connections_total";
+/// Upstream connections open now. From `upstream`.
+pub const UPSTREAM_CONNECTIONS_ACTIVE: &str = "tidegate_upstream_connections_active";
+/// Attempts that took a connection which had served before. From `upstream`.
+pub const UPSTREAM_REUSED: &str = "tidegate_upstream_connections_reused_total";
+/// Upstream connections that could not be made. From `upstream`.
+pub const UPSTREAM_CONNECT_FAILED: &str = "tidegate_upstream_connect_failures_total";
+/// Requests that wait for a connection now. From `upstream`.
+pub const UPSTREAM_WAITING: &str = "tidegate_upstream_waiting";
+/// Requests in flight, by cluster and endpoint. From `EndpointState`.
+pub const ENDPOINT_ACTIVE: &str = "tidegate_endpoint_requests_active";
+/// Attempts, by cluster and endpoint. From `EndpointState`.
+pub const ENDPOINT_REQUESTS: &str = "tidegate_endpoint_requests_total";
+/// Failed attempts, by cluster and endpoint. From `EndpointState`.
+pub const ENDPOINT_FAILURES: &str = "tidegate_endpoint_failures_total";
+/// 1 for a healthy endpoint. From `EndpointState`.
+pub const ENDPOINT_HEALTHY: &str = "tidegate_endpoint_healthy";
+/// Moving average of the time to the response head, seconds. From `EndpointState`.
+pub const ENDPOINT_LATENCY: &str = "tidegate_endpoint_latency_seconds";
+/// Access log lines dropped because the writer could not keep up. From the access log.
+pub const LOG_DROPPED: &str = "tidegate_access_log_dropped_total";
+/// Questions asked, by plugin and question. From the plugin's statistics.
+pub const DECISIONS: &str = "tidegate_plugin_decisions_total";
+/// Answers that a memo knew, by plugin and question. From the plugin's statistics.
+pub const DECISIONS_MEMOISED: &str = "tidegate_plugin_memo_hits_total";
+/// Seconds a decision took, by plugin and question. From the plugin's statistics.
+pub const DECISION_SECONDS: &str = "tidegate_plugin_decision_duration_seconds";
+/// Decisions that failed, by plugin, question and cause. From the plugin's statistics.
+pub const DECISION_FAULTS: &str = "tidegate_plugin_faults_total";
+/// Live instances, by plugin. From the plugin's statistics.
+pub const PLUGIN_INSTANCES: &str = "tidegate_plugin_instances";
+/// Instances made since the plugin was loaded, by plugin. From the plugin's statistics.
+pub const PLUGIN_INSTANTIATIONS: &str = "tidegate_plugin_instantiations_total";
+/// 1 while a plugin is quarantined. From the plugin's statistics.
+pub const PLUGIN_QUARANTINED: &str = "tidegate_plugin_quarantined";
+/// What guests count themselves, by plugin and name. From the plugin's statistics.
+pub const PLUGIN_CUSTOM: &str = "tidegate_plugin_custom";
+/// The configuration generation that is served. From the admin listener.
+pub const GENERATION: &str = "tidegate_config_generation";
+/// Reloads, by outcome (`ok`, `refused`). From reload.
+pub const RELOADS: &str = "tidegate_reloads_total";

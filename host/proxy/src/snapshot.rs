@@ -1,0 +1,142 @@
+//! All that a worker needs to know, immutable: made by the compile step, swapped as a whole, taken once per exchange.
+//!
+//! Endpoint state (load, health) and statistics live behind `Arc`s that successive snapshots share.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tidegate_policy::native::{Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
+use tidegate_policy::{Balancer, DirectResponse, EndpointSet, Forwarding, Retry, Router};
+
+use crate::{ClientTls, ServerTls};
+
+/// One generation of configuration, ready to serve.
+pub struct Snapshot {
+    /// Grows with every swap.
+    pub generation: u64,
+    pub listeners: Vec<Arc<Listener>>,
+    pub clusters: Vec<Arc<Cluster>>,
+    pub cluster_by_name: HashMap<Arc<str>, usize>,
+    /// Finds an index into `routes`.
+    pub table: RouteTable,
+    pub routes: Vec<Arc<Route>>,
+    /// The pseudonym in `Via` and `Proxy-Status`.
+    pub via: Arc<str>,
+}
+
+impl Snapshot {
+    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.cluster_by_name.get(name).map(|index| &self.clusters[*index])
+    }
+}
+
+/// Which versions of HTTP a listener speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Protocols {
+    pub http1: bool,
+    pub http2: bool,
+    pub http3: bool,
+}
+
+/// Bounds on what one client may ask for. Each is a configuration key of the same name.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub max_connections: usize,
+    pub max_header_bytes: usize,
+    pub max_headers: usize,
+    pub max_streams: u32,
+    pub header_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub body_idle_timeout: Duration,
+    pub handshake_timeout: Duration,
+    pub max_requests_per_connection: u64,
+}
+
+/// A listener: where clients connect, and what they may do.
+pub struct Listener {
+    pub name: Arc<str>,
+    /// As configured; port 0 is replaced by the bound one.
+    pub address: SocketAddr,
+    pub protocols: Protocols,
+    pub limits: Limits,
+    /// Peers whose forwarding fields are believed.
+    pub trusted_proxies: Box<[IpNet]>,
+    pub tls: Option<Arc<ServerTls>>,
+    /// The `Alt-Svc` value to send on TLS connections over TCP, when HTTP/3 is served on the same port (RFC 7838).
+    pub alt_svc: Option<http::HeaderValue>,
+}
+
+/// Which HTTP version to speak to a cluster.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum UpstreamProtocol {
+    Http1,
+    Http2,
+    /// By ALPN over TLS, else HTTP/1.1.
+    Auto,
+}
+
+/// How connections to one endpoint are made and kept. Part of the pool's key: clusters that agree in it and in `tls`
+/// and the address could share connections, those that differ in any of it never do.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct PoolSettings {
+    pub protocol: UpstreamProtocol,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub max_connection_age: Duration,
+    pub max_requests_per_connection: u64,
+    pub max_connections: usize,
+    pub max_streams_per_connection: u32,
+    pub max_pending: usize,
+    pub pending_timeout: Duration,
+}
+
+/// A cluster: endpoints that can stand in for one another, and how to reach them.
+pub struct Cluster {
+    pub name: Arc<str>,
+    pub set: Arc<EndpointSet>,
+    pub pool: PoolSettings,
+    pub tls: Option<Arc<ClientTls>>,
+    /// The cluster's own algorithm.
+    pub balancer: Arc<dyn Balancer>,
+    /// Asked before it.
+    pub plugin: Option<Arc<dyn Balancer>>,
+    /// For a plugin's `hash` answers.
+    pub maglev: Arc<Maglev>,
+    pub budget: Arc<RetryBudget>,
+}
+
+/// What happens to the requests that match.
+pub enum RouteAction {
+    Cluster(Arc<Cluster>),
+    /// Weighted, by a random key.
+    Split(Split, Vec<Arc<Cluster>>),
+    Respond(DirectResponse),
+    /// Only the route's router knows; without its answer: 404.
+    Nothing,
+}
+
+/// A row of the route table, with everything that follows from matching it.
+pub struct Route {
+    pub name: Arc<str>,
+    pub action: RouteAction,
+    /// A plugin, asked first.
+    pub router: Option<Arc<dyn Router>>,
+    pub forwarding: StandardForwarding,
+    pub forwarding_plugin: Option<Arc<dyn Forwarding>>,
+    pub retry: RetryRules,
+    pub retry_plugin: Option<Arc<dyn Retry>>,
+    /// Most tries, the first included.
+    pub attempts: u32,
+    /// Until the final response head.
+    pub timeout: Option<Duration>,
+    /// Of one attempt, until its response head.
+    pub attempt_timeout: Option<Duration>,
+    /// Without a byte of the upstream's body.
+    pub idle_timeout: Option<Duration>,
+    pub max_request_body: Option<u64>,
+    /// Bytes of a request body that are kept for replay before the upstream is engaged; 0 streams.
+    pub buffer_request: u64,
+}

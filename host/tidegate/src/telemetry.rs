@@ -1,0 +1,71 @@
+//! Where logs go: the program's own to stderr, the access log to its writer thread.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use tidegate_proxy::observe::{Record, RecordSink, access_log_line};
+use tracing_subscriber::EnvFilter;
+
+/// Installs the log subscriber. `TIDEGATE_LOG` overrides the configured filter. A second call changes nothing.
+pub fn install(filter: &str) {
+    let filter = std::env::var("TIDEGATE_LOG").unwrap_or_else(|_| filter.to_owned());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    // Already installed: the first one stays.
+    let _ = subscriber.try_init();
+}
+
+/// Lines that may wait for the writer before further ones are dropped: a full disk must not stop a worker.
+const BACKLOG: usize = 16 * 1024;
+
+/// The access log: workers format lines, one thread writes them.
+pub struct AccessLog {
+    lines: SyncSender<Vec<u8>>,
+    pub dropped: Arc<AtomicU64>,
+}
+
+impl AccessLog {
+    pub fn to_stdout() -> io::Result<Self> {
+        Self::to_writer(io::stdout())
+    }
+
+    /// Appends to `path`.
+    pub fn to_file(path: &Path) -> io::Result<Self> {
+        Self::to_writer(OpenOptions::new().create(true).append(true).open(path)?)
+    }
+
+    fn to_writer(writer: impl Write + Send + 'static) -> io::Result<Self> {
+        let (lines, receiver) = sync_channel(BACKLOG);
+        std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write_lines(BufWriter::new(writer), &receiver))?;
+        Ok(Self { lines, dropped: Arc::default() })
+    }
+}
+
+/// Writes until every sender is gone; flushes whenever there is nothing more to write.
+fn write_lines(mut writer: impl Write, lines: &Receiver<Vec<u8>>) {
+    while let Ok(line) = lines.recv() {
+        let mut result = writer.write_all(&line);
+        while let Ok(line) = lines.try_recv() {
+            result = result.and_then(|()| writer.write_all(&line));
+        }
+        if let Err(error) = result.and_then(|()| writer.flush()) {
+            tracing::error!(%error, "cannot write the access log");
+        }
+    }
+}
+
+impl RecordSink for AccessLog {
+    fn write(&self, record: &Record) {
+        let mut line = Vec::with_capacity(512);
+        access_log_line(record, &mut line);
+        if self.lines.try_send(line).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
