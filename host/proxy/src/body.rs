@@ -99,16 +99,38 @@ impl Incoming {
 pub(crate) struct Held {
     pub(crate) length: Length,
     pub(crate) frames: VecDeque<Bytes>,
+    /// Reading ahead ended with this.
+    broken: Option<BodyError>,
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) rest: Option<Box<Incoming>>,
 }
 
 impl Held {
+    /// Nothing yet, of a body of this length.
+    pub(crate) fn new(length: Length) -> Self {
+        Self { length, frames: VecDeque::new(), broken: None, trailers: None, rest: None }
+    }
+
+    /// A body whose first frame was read to find out whether there is one.
+    pub(crate) fn begun_with(frame: Result<Frame, BodyError>, length: Length, rest: Incoming) -> Self {
+        let mut held = Self::new(length);
+        match frame {
+            Ok(Frame::Data(data)) => held.frames.push_back(data),
+            Ok(Frame::Trailers(trailers)) => held.trailers = Some(trailers),
+            Err(error) => held.broken = Some(error),
+        }
+        if held.broken.is_none() && held.trailers.is_none() {
+            held.rest = Some(Box::new(rest));
+        }
+        held
+    }
+
     /// A copy to send, which is only complete when there is no rest.
     pub(crate) fn replay(&self) -> Option<Held> {
         self.rest.is_none().then(|| Held {
             length: self.length,
             frames: self.frames.clone(),
+            broken: self.broken.clone(),
             trailers: self.trailers.clone(),
             rest: None,
         })
@@ -117,6 +139,9 @@ impl Held {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(data) = self.frames.pop_front() {
             return Poll::Ready(Some(Ok(Frame::Data(data))));
+        }
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
         }
         match &mut self.rest {
             Some(rest) => rest.poll_frame(cx),

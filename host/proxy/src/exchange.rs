@@ -52,8 +52,7 @@ struct Plan {
 /// Runs one exchange to its end.
 pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply) {
     let snapshot = served.worker.current.load_full();
-    let (client, received) =
-        received_identity(&head.headers, &served.connection, &served.listener.trusted_proxies);
+    let (client, received) = received_identity(&head.headers, &served.connection, &served.listener.trusted_proxies);
     let connection = served.connection.clone();
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
     let record = Record::begin(&served.worker, &asked);
@@ -132,8 +131,10 @@ impl Exchange<'_> {
         work: impl Future<Output = T>,
     ) -> Result<T, Fault> {
         let mut total = Deadline::at(&self.served.worker.timers, plan.total);
-        attempt::select(work, reply, |cx| total.poll_elapsed(cx).map(|()| Fault::new(Cause::TotalTimeout, "no answer in time")))
-            .await
+        attempt::select(work, reply, |cx| {
+            total.poll_elapsed(cx).map(|()| Fault::new(Cause::TotalTimeout, "no answer in time"))
+        })
+        .await
     }
 
     async fn respond(mut self, response: DirectResponse, reply: Reply) {

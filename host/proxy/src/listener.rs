@@ -71,12 +71,7 @@ impl Sockets {
         let mut udp = udp.into_iter().flatten();
         let shares = opened
             .into_iter()
-            .map(|tcp| Opened {
-                name: listener.name.clone(),
-                tcp,
-                udp: udp.next(),
-                connections: connections.clone(),
-            })
+            .map(|tcp| Opened { name: listener.name.clone(), tcp, udp: udp.next(), connections: connections.clone() })
             .collect();
         Ok((Self { configured: listener.address, bound: address, quic, connections }, shares))
     }

@@ -39,6 +39,14 @@ impl Stream {
         }
     }
 
+    /// Ready when a read may find something. TLS says so always: only reading tells.
+    pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.transport {
+            Transport::Tcp(tcp) if self.ahead.is_empty() => tcp.poll_read_ready(cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Makes the close of this stream a reset: the peer must not take what it got for a whole message.
     pub(crate) fn reset_on_close(&self) {
         // A socket that is already gone needs no reset.

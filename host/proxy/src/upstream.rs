@@ -1,33 +1,134 @@
-//! Clusters as this worker sees them: connections dialled, shared, reused.
+//! Clusters as this worker sees them: a pool per endpoint, found by the cluster's address, kept over reloads.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidegate_policy::Fault;
+use rustc_hash::FxHashMap;
+use tidegate_policy::{Cause, Fault};
+use tokio::sync::Notify;
 
-use crate::body::{Awaiting, Length, Outgoing};
-use crate::exchange::OutgoingHead;
-use crate::snapshot::{Cluster, Snapshot};
-use crate::timer::Timers;
+use crate::observe::WorkerMetrics;
+use crate::snapshot::{Cluster, PoolSettings, Snapshot};
+use crate::timer::{Deadline, Timers};
 
+mod connect;
+mod pool;
 pub(crate) mod tls;
 
-/// All of a worker's pools.
-pub(crate) struct Upstreams;
-impl Upstreams {
-    pub(crate) fn new(_timers: Timers, _metrics: Arc<crate::observe::WorkerMetrics>) -> Self { unreachable!() }
-    /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for.
-    pub(crate) async fn lease(&self, _cluster: &Arc<Cluster>, _endpoint: u32) -> Result<Lease, Fault> { unreachable!() }
-    /// Keeps the pools that `snapshot` still uses; the others close as their leases come back.
-    pub(crate) fn apply(&self, _snapshot: &Snapshot) { unreachable!() }
-    /// Closes idle connections (drain, or end of worker).
-    pub(crate) fn close_idle(&self) { unreachable!() }
+pub(crate) use pool::Lease;
+
+use pool::{Pool, Shared};
+
+/// Everything that makes two connections not interchangeable: where to, how, and as whom. TLS configurations are told
+/// apart by identity: one that is unchanged by a reload is the same `Arc`.
+#[derive(Clone, Eq, Hash, PartialEq)]
+struct Key {
+    address: SocketAddr,
+    settings: PoolSettings,
+    tls: usize,
 }
-/// The right to one request on a connection. Dropped, it goes back to its pool if request and response are both
-/// complete and the connection may be reused; else it is closed (HTTP/1) or the stream given back (HTTP/2).
-pub(crate) struct Lease;
-impl Lease {
-    pub(crate) async fn start(&mut self, _head: &OutgoingHead, _length: Length) -> Result<(Outgoing, Awaiting), Fault> { unreachable!() }
-    /// Whether the connection served a request before: its failure before any response byte may be the keep-alive race.
-    pub(crate) fn reused(&self) -> bool { unreachable!() }
-    /// Whether any byte of this request has left the process.
-    pub(crate) fn written(&self) -> bool { unreachable!() }
+
+impl Key {
+    fn of(cluster: &Cluster, address: SocketAddr) -> Self {
+        let tls = cluster.tls.as_ref().map_or(0, |tls| Arc::as_ptr(tls) as usize);
+        Self { address, settings: cluster.pool.clone(), tls }
+    }
+}
+
+/// All of a worker's pools.
+pub(crate) struct Upstreams {
+    shared: Rc<Shared>,
+    pools: Rc<RefCell<FxHashMap<Key, Rc<Pool>>>>,
+    /// The pools of a cluster's endpoints, by the address of its `Arc`: the look-up on the way of a request.
+    clusters: RefCell<FxHashMap<usize, (Arc<Cluster>, Box<[Rc<Pool>]>)>>,
+}
+
+/// How often idle connections are looked at, while there are any.
+const SWEEP: Duration = Duration::from_secs(1);
+
+impl Upstreams {
+    /// Needs a `LocalSet`: idle connections are watched by a task.
+    pub(crate) fn new(timers: Timers, metrics: Arc<WorkerMetrics>) -> Self {
+        let shared = Rc::new(Shared { timers, metrics, idling: Notify::new() });
+        let pools = Rc::new(RefCell::new(FxHashMap::default()));
+        tokio::task::spawn_local(sweep(shared.clone(), pools.clone()));
+        Self { shared, pools, clusters: RefCell::default() }
+    }
+
+    /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for.
+    pub(crate) async fn lease(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<Lease, Fault> {
+        let pool = self.pool(cluster, endpoint);
+        match pool {
+            Some(pool) => pool.lease().await,
+            None => Err(Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name))),
+        }
+    }
+
+    fn pool(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Option<Rc<Pool>> {
+        let at = Arc::as_ptr(cluster) as usize;
+        if let Some((_, pools)) = self.clusters.borrow().get(&at) {
+            return pools.get(endpoint as usize).cloned();
+        }
+        // An exchange that began before a reload, or one that began before this worker heard of it.
+        let pools = self.pools_of(cluster);
+        let pool = pools.get(endpoint as usize).cloned();
+        self.clusters.borrow_mut().insert(at, (cluster.clone(), pools));
+        pool
+    }
+
+    fn pools_of(&self, cluster: &Cluster) -> Box<[Rc<Pool>]> {
+        let mut pools = self.pools.borrow_mut();
+        let pool = |address| {
+            let new = || Pool::new(address, cluster.pool.clone(), cluster.tls.clone(), self.shared.clone());
+            pools.entry(Key::of(cluster, address)).or_insert_with(new).clone()
+        };
+        cluster.set.endpoints.iter().map(|endpoint| endpoint.address).map(pool).collect()
+    }
+
+    /// Keeps the pools that `snapshot` still uses; the others close as their leases come back.
+    pub(crate) fn apply(&self, snapshot: &Snapshot) {
+        let clusters: FxHashMap<_, _> = snapshot
+            .clusters
+            .iter()
+            .map(|cluster| (Arc::as_ptr(cluster) as usize, (cluster.clone(), self.pools_of(cluster))))
+            .collect();
+        let mut gone = Vec::new();
+        self.pools.borrow_mut().retain(|_, pool| {
+            let used = clusters.values().any(|(_, pools)| pools.iter().any(|used| Rc::ptr_eq(used, pool)));
+            if !used {
+                gone.push(pool.clone());
+            }
+            used
+        });
+        *self.clusters.borrow_mut() = clusters;
+        for pool in gone {
+            pool.retire();
+        }
+    }
+
+    /// Closes what idles; nothing is kept from now on.
+    pub(crate) fn close_idle(&self) {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for pool in pools {
+            pool.retire();
+        }
+    }
+}
+
+/// Looks after idle connections; sleeps for good while there are none.
+async fn sweep(shared: Rc<Shared>, pools: Rc<RefCell<FxHashMap<Key, Rc<Pool>>>>) {
+    loop {
+        shared.idling.notified().await;
+        loop {
+            Deadline::after(&shared.timers, Some(SWEEP)).elapsed().await;
+            let pools: Vec<_> = pools.borrow().values().cloned().collect();
+            let idling = pools.iter().filter(|pool| pool.sweep()).count();
+            if idling == 0 {
+                break;
+            }
+        }
+    }
 }

@@ -1,50 +1,17 @@
-//! HTTP/2 on both sides, over the `h2` crate (RFC 9113).
-use std::rc::Rc;
-use std::task::{Context, Poll};
+//! HTTP/2 on both sides, over the `h2` crate (RFC 9113). The crate has frames, flow control and HPACK; what a request
+//! may look like and how bodies stream is ours.
 
-use tidegate_policy::{Fault, ResponseHead};
+mod body;
+mod client;
+mod server;
 
-use crate::body::{Arrived, BodyError, Frame, Length, SinkGone};
-use crate::codec::Served;
-use crate::exchange::OutgoingHead;
-use crate::stream::Stream;
-use crate::timer::Timers;
+pub(crate) use body::{BodyReader, BodyWriter};
+pub(crate) use client::{Awaiting, ClientConnection};
+pub(crate) use server::{Reply, serve};
 
-pub(crate) struct BodyReader;
-impl BodyReader {
-    pub(crate) fn length(&self) -> Length { unreachable!() }
-    pub(crate) fn poll_frame(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> { unreachable!() }
-}
-pub(crate) struct BodyWriter;
-impl BodyWriter {
-    pub(crate) async fn send(&mut self, _frame: Frame) -> Result<(), SinkGone> { unreachable!() }
-    pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> { unreachable!() }
-    pub(crate) fn poll_closed(&mut self, _cx: &mut Context<'_>) -> Poll<SinkGone> { unreachable!() }
-}
-pub(crate) struct Reply;
-impl Reply {
-    pub(crate) async fn interim(&mut self, _head: ResponseHead) -> Result<(), SinkGone> { unreachable!() }
-    pub(crate) async fn head(self, _head: ResponseHead, _length: Length) -> Result<crate::body::Outgoing, SinkGone> { unreachable!() }
-    pub(crate) fn poll_closed(&mut self, _cx: &mut Context<'_>) -> Poll<SinkGone> { unreachable!() }
-}
-pub(crate) struct Awaiting;
-impl Awaiting {
-    pub(crate) fn poll_head(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Arrived, Fault>> { unreachable!() }
-}
-/// An upstream connection shared by many streams. Clones share it. Its driver task is spawned by `connect`.
-#[derive(Clone)]
-pub(crate) struct ClientConnection;
-impl ClientConnection {
-    /// Exchanges prefaces, spawns the driver (`spawn_local`).
-    pub(crate) async fn connect(_stream: Stream, _max_head_bytes: usize) -> Result<Self, Fault> { unreachable!() }
-    /// Waits for the peer's stream limit; `Cause::GoAway` (unprocessed) when the connection takes no more.
-    pub(crate) async fn start(&self, _head: &OutgoingHead, _length: Length) -> Result<(crate::body::Outgoing, Awaiting), Fault> { unreachable!() }
-    /// Takes new streams: open, no GOAWAY seen.
-    pub(crate) fn open(&self) -> bool { unreachable!() }
-    /// The peer's current SETTINGS_MAX_CONCURRENT_STREAMS as far as known.
-    pub(crate) fn max_streams(&self) -> usize { unreachable!() }
-    /// Closes it when the last stream ends (GOAWAY sent).
-    pub(crate) fn retire(&self) { unreachable!() }
-}
-/// Serves one downstream connection until it ends. `stream` starts with the client preface.
-pub(crate) async fn serve(_stream: Stream, _served: Rc<Served>, _timers: Timers) { unreachable!() }
+/// A stream may have this much in flight: enough for 100 Mbit/s over 20 ms.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// And a connection this: several streams at full rate, a bound on what one client can make us hold.
+const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// What may wait in the crate's send buffer, per stream.
+const SEND_BUFFER: usize = 64 * 1024;

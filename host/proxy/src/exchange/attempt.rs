@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::native::permitted;
-use tidegate_policy::{
-    AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Verdict,
-};
+use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Verdict};
 
 use super::request_body::{RequestBody, from_body};
 use super::{Exchange, Plan, decide, shape};

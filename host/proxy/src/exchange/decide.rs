@@ -132,7 +132,8 @@ pub(super) fn pick(
     let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
     if let Some(plugin) = &cluster.plugin {
         let by = plugin.name();
-        match asked_plugin(record, Question::Pick, by, || plugin.pick(asked, view), |choice| pick_words(*choice, view)) {
+        match asked_plugin(record, Question::Pick, by, || plugin.pick(asked, view), |choice| pick_words(*choice, view))
+        {
             Ok(answered) => match answered.value {
                 Choice::Pass => {}
                 Choice::Endpoint(index) if view.available(index) => return Ok(index),

@@ -1,6 +1,5 @@
 //! The request's body between attempts: what of it can be sent again.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 
 use tidegate_policy::{Cause, Fault};
@@ -40,7 +39,7 @@ impl RequestBody {
             return Ok(Self::Streaming(Some(body)));
         }
         let idle = exchange.served.listener.limits.body_idle_timeout;
-        let mut held = Held { length, frames: VecDeque::new(), trailers: None, rest: None };
+        let mut held = Held::new(length);
         let mut size = 0;
         while size <= most {
             let mut quiet = Deadline::after(&exchange.served.worker.timers, Some(idle));
@@ -115,9 +114,11 @@ pub(super) fn from_body(error: &BodyError) -> Fault {
 
 #[cfg(test)]
 fn held(frames: &[&'static [u8]]) -> Held {
-    let frames: VecDeque<_> = frames.iter().map(|frame| bytes::Bytes::from_static(frame)).collect();
+    let frames: std::collections::VecDeque<_> = frames.iter().map(|frame| bytes::Bytes::from_static(frame)).collect();
     let size = frames.iter().map(|frame| frame.len() as u64).sum();
-    Held { length: Length::Known(size), frames, trailers: None, rest: None }
+    let mut held = Held::new(Length::Known(size));
+    held.frames = frames;
+    held
 }
 
 #[cfg(test)]

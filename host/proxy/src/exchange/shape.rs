@@ -125,7 +125,13 @@ fn via(version: HttpVersion, snapshot: &Snapshot) -> Option<HeaderValue> {
 }
 
 /// Makes an upstream's response the gateway's own: hop-by-hop fields out, `Via`, `Date` and edits in.
-pub(crate) fn response(head: &mut ResponseHead, edits: &HeaderEdits, listener: &Listener, tcp_tls: bool, snapshot: &Snapshot) {
+pub(crate) fn response(
+    head: &mut ResponseHead,
+    edits: &HeaderEdits,
+    listener: &Listener,
+    tcp_tls: bool,
+    snapshot: &Snapshot,
+) {
     strip_hop_by_hop(&mut head.headers);
     if let Some(via) = via(head.version, snapshot) {
         head.headers.append(header::VIA, via);

@@ -1,13 +1,35 @@
-//! TLS for clients: certificates by SNI, ALPN, client certificates.
-use std::sync::Arc;
+//! TLS for clients: certificates by SNI, ALPN, client certificates, tickets that every worker can open.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use rustc_hash::FxHashMap;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
+use tokio::net::TcpStream;
+
+use crate::stream::Transport;
+use crate::timer::{Deadline, Timers};
 
 /// PEM texts of one certificate chain and its key.
-pub struct CertificatePair { pub chain: Vec<u8>, pub key: Vec<u8> }
+#[derive(Clone, Debug)]
+pub struct CertificatePair {
+    pub chain: Vec<u8>,
+    pub key: Vec<u8>,
+}
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ClientAuth { Required, Optional }
+pub enum ClientAuth {
+    Required,
+    Optional,
+}
 
 /// What a listener's TLS is made of.
 pub struct ServerTlsSpec {
@@ -24,13 +46,227 @@ pub struct ServerTlsSpec {
 
 /// Ready-made configurations: one for TCP, one for QUIC when HTTP/3 is served.
 pub struct ServerTls {
-    pub(crate) tcp: Arc<rustls::ServerConfig>,
+    pub(crate) tcp: Arc<ServerConfig>,
     pub(crate) quic: Option<Arc<quinn::crypto::rustls::QuicServerConfig>>,
 }
 
 #[derive(Debug, Error)]
-pub enum TlsError { #[error("{0}")] Invalid(String) }
+pub enum TlsError {
+    #[error("there is no certificate in it; PEM text with BEGIN CERTIFICATE is wanted")]
+    NoCertificate,
+    #[error("it is not PEM text: {0}")]
+    Pem(String),
+    #[error("there is no private key in it; PEM text with BEGIN PRIVATE KEY is wanted")]
+    NoKey,
+    #[error("the key does not belong to the certificate")]
+    KeyMismatch,
+    #[error("{0:?} is no DNS name or IP address")]
+    ServerName(String),
+    #[error("there are no roots to verify against; name them with ca")]
+    NoRoots,
+    #[error("{0}")]
+    Verifier(String),
+    #[error(transparent)]
+    Rustls(rustls::Error),
+}
+
+/// The one cryptography provider, passed explicitly: nothing depends on a process-wide default.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
+}
+
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let chain = chain.map_err(|error| TlsError::Pem(error.to_string()))?;
+    if chain.is_empty() { Err(TlsError::NoCertificate) } else { Ok(chain) }
+}
+
+pub(crate) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| TlsError::NoKey)
+}
 
 impl ServerTls {
-    pub fn new(_spec: ServerTlsSpec) -> Result<Self, TlsError> { unreachable!() }
+    pub fn new(spec: ServerTlsSpec) -> Result<Self, TlsError> {
+        let resolver = Arc::new(BySni::new(&spec.certificates)?);
+        let tcp = config(&spec, resolver.clone(), false)?;
+        let quic = if spec.http3 {
+            let config = config(&spec, resolver, true)?;
+            let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
+                .map_err(|error| TlsError::Verifier(error.to_string()))?;
+            Some(Arc::new(quic))
+        } else {
+            None
+        };
+        Ok(Self { tcp: Arc::new(tcp), quic })
+    }
+}
+
+fn config(spec: &ServerTlsSpec, resolver: Arc<BySni>, quic: bool) -> Result<ServerConfig, TlsError> {
+    let versions: &[_] = if spec.tls13_only || quic {
+        &[&rustls::version::TLS13]
+    } else {
+        &[&rustls::version::TLS13, &rustls::version::TLS12]
+    };
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .map_err(TlsError::Rustls)?;
+    let builder = match &spec.client_ca {
+        None => builder.with_no_client_auth(),
+        Some((pem, auth)) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(pem)? {
+                roots.add(certificate).map_err(TlsError::Rustls)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match auth {
+                ClientAuth::Required => verifier,
+                ClientAuth::Optional => verifier.allow_unauthenticated(),
+            };
+            let verifier = verifier.build().map_err(|error| TlsError::Verifier(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_cert_resolver(resolver);
+    config.alpn_protocols = if quic {
+        vec![b"h3".to_vec()]
+    } else {
+        let offered = [(spec.http2, &b"h2"[..]), (spec.http1, b"http/1.1")];
+        offered.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_vec()).collect()
+    };
+    // Stateless and rotated, and one for all workers: a client may come back to any of them.
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Rustls)?;
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// Finds the certificate for a name.
+#[derive(Debug)]
+struct BySni {
+    exact: FxHashMap<String, Arc<CertifiedKey>>,
+    /// `example.com` for `*.example.com`.
+    wildcards: FxHashMap<String, Arc<CertifiedKey>>,
+    default: Arc<CertifiedKey>,
+}
+
+impl BySni {
+    fn new(pairs: &[CertificatePair]) -> Result<Self, TlsError> {
+        let (mut exact, mut wildcards) = (FxHashMap::default(), FxHashMap::default());
+        let mut default = None;
+        for pair in pairs {
+            let chain = certificates(&pair.chain)?;
+            let key = private_key(&pair.key)?;
+            let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch,
+                error => TlsError::Rustls(error),
+            })?;
+            let certified = Arc::new(certified);
+            for name in dns_names(&certified)? {
+                // Of two for a name the first listed serves.
+                match name.strip_prefix("*.") {
+                    Some(suffix) => wildcards.entry(suffix.to_owned()).or_insert_with(|| certified.clone()),
+                    None => exact.entry(name).or_insert_with(|| certified.clone()),
+                };
+            }
+            default.get_or_insert(certified);
+        }
+        let default = default.ok_or(TlsError::NoCertificate)?;
+        Ok(Self { exact, wildcards, default })
+    }
+}
+
+/// The DNS names of an end-entity certificate, lower case.
+fn dns_names(certified: &CertifiedKey) -> Result<Vec<String>, TlsError> {
+    let end_entity = certified.end_entity_cert().map_err(TlsError::Rustls)?;
+    let parsed = webpki::EndEntityCert::try_from(end_entity).map_err(|error| TlsError::Verifier(error.to_string()))?;
+    Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
+}
+
+impl ResolvesServerCert for BySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let Some(name) = hello.server_name() else { return Some(self.default.clone()) };
+        let name = name.to_ascii_lowercase();
+        let name = name.strip_suffix('.').unwrap_or(&name);
+        let found = self.exact.get(name).or_else(|| {
+            let (_, suffix) = name.split_once('.')?;
+            self.wildcards.get(suffix)
+        });
+        Some(found.unwrap_or(&self.default).clone())
+    }
+}
+
+/// What a handshake brought.
+pub(crate) struct Accepted {
+    pub(crate) transport: Transport,
+    pub(crate) server_name: Option<ByteString>,
+    pub(crate) alpn: Option<ByteString>,
+    pub(crate) client_certificate: Option<Bytes>,
+}
+
+#[derive(Debug, Error)]
+pub(crate) enum HandshakeError {
+    #[error("not finished within {0:?}")]
+    Late(Duration),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs a handshake. Called inside the connection's own task, so that a slow client delays nobody.
+pub(crate) async fn accept(
+    tcp: TcpStream,
+    tls: &ServerTls,
+    timeout: Duration,
+    timers: &Timers,
+) -> Result<Accepted, HandshakeError> {
+    let mut deadline = Deadline::after(timers, Some(timeout));
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls.tcp.clone());
+    let stream = tokio::select! {
+        stream = acceptor.accept(tcp) => stream?,
+        () = deadline.elapsed() => return Err(HandshakeError::Late(timeout)),
+    };
+    let session = stream.get_ref().1;
+    let text = |bytes: &[u8]| ByteString::try_from(bytes).ok();
+    let server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
+    let alpn = session.alpn_protocol().and_then(text);
+    let client_certificate =
+        session.peer_certificates().and_then(<[_]>::first).map(|certificate| Bytes::copy_from_slice(certificate));
+    Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), server_name, alpn, client_certificate })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(names: &[&str]) -> CertificatePair {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let signed = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        CertificatePair { chain: signed.cert.pem().into_bytes(), key: signed.signing_key.serialize_pem().into_bytes() }
+    }
+
+    fn spec(certificates: Vec<CertificatePair>) -> ServerTlsSpec {
+        ServerTlsSpec { certificates, tls13_only: false, client_ca: None, http1: true, http2: true, http3: true }
+    }
+
+    #[test]
+    fn names_are_found_exactly_by_wildcard_or_not_at_all() {
+        let resolver =
+            BySni::new(&[pair(&["default.example"]), pair(&["A.example", "*.b.example"])]).expect("certificates");
+        assert!(resolver.exact.contains_key("a.example"));
+        assert!(resolver.wildcards.contains_key("b.example"));
+        assert!(!Arc::ptr_eq(&resolver.exact["a.example"], &resolver.default));
+    }
+
+    #[test]
+    fn errors_name_what_is_wrong() {
+        let (one, other) = (pair(&["a.example"]), pair(&["b.example"]));
+        let wrong = |chain: &[u8], key: &[u8]| {
+            let pair = CertificatePair { chain: chain.to_vec(), key: key.to_vec() };
+            ServerTls::new(spec(vec![pair])).err().expect("refused")
+        };
+        assert!(matches!(wrong(b"", &one.key), TlsError::NoCertificate));
+        assert!(matches!(wrong(&one.chain, b"junk"), TlsError::NoKey));
+        assert!(matches!(wrong(&one.chain, &other.key), TlsError::KeyMismatch));
+        assert!(ServerTls::new(spec(vec![one])).is_ok_and(|tls| tls.quic.is_some()));
+    }
 }

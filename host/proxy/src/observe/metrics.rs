@@ -186,7 +186,9 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.single(names::CONNECTIONS_ACTIVE, "gauge", "downstream connections open", |w| w.connections_active.get());
     page.single(names::CONNECTIONS_REFUSED, "counter", "connections turned away", |w| w.connections_refused.get());
     page.single(names::HANDSHAKES_FAILED, "counter", "handshakes that failed", |w| w.handshakes_failed.get());
-    page.single(names::UPSTREAM_CONNECTIONS, "counter", "upstream connections dialled", |w| w.upstream_connections.get());
+    page.single(names::UPSTREAM_CONNECTIONS, "counter", "upstream connections dialled", |w| {
+        w.upstream_connections.get()
+    });
     page.single(names::UPSTREAM_CONNECTIONS_ACTIVE, "gauge", "upstream connections open", |w| {
         w.upstream_connections_active.get()
     });
@@ -245,7 +247,9 @@ impl Page<'_> {
         let rows: [(&str, &str, &str, Read); 5] = [
             (names::ENDPOINT_ACTIVE, "gauge", "requests in flight", |e| e.state.in_flight().into()),
             (names::ENDPOINT_REQUESTS, "counter", "attempts", |e| e.state.requests.load(Ordering::Relaxed) as f64),
-            (names::ENDPOINT_FAILURES, "counter", "failed attempts", |e| e.state.failures.load(Ordering::Relaxed) as f64),
+            (names::ENDPOINT_FAILURES, "counter", "failed attempts", |e| {
+                e.state.failures.load(Ordering::Relaxed) as f64
+            }),
             (names::ENDPOINT_HEALTHY, "gauge", "1 when healthy", |e| f64::from(u8::from(e.state.healthy()))),
             (names::ENDPOINT_LATENCY, "gauge", "moving average of the time to the response head", |e| {
                 e.state.last_latency().as_secs_f64()

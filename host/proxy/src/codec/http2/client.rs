@@ -1,0 +1,191 @@
+//! The upstream's side of HTTP/2: requests as streams of a shared connection.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::{ResponseFuture, SendRequest};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use tidegate_policy::{Cause, Fault, HttpVersion, ResponseHead};
+
+use super::body::{BodyReader, BodyWriter};
+use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
+use crate::body::{Arrived, Incoming, Length, Outgoing};
+use crate::codec::pseudo::stated_length;
+use crate::exchange::OutgoingHead;
+use crate::stream::Stream;
+
+/// Most interim responses before the final one.
+const MAX_INTERIM: usize = 16;
+
+/// An upstream connection shared by many streams. Clones share it; it ends when told to retire and its streams are
+/// over, or when either side closes it.
+#[derive(Clone)]
+pub(crate) struct ClientConnection {
+    sender: SendRequest<Bytes>,
+    shared: Rc<State>,
+}
+
+struct State {
+    open: Cell<bool>,
+}
+
+impl ClientConnection {
+    /// Exchanges prefaces and runs the connection as a task of this worker.
+    pub(crate) async fn connect(stream: Stream, max_head_bytes: usize) -> Result<Self, Fault> {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(max_head_bytes).unwrap_or(u32::MAX))
+            .max_send_buffer_size(SEND_BUFFER);
+        let (sender, connection) = builder
+            .handshake::<_, Bytes>(stream)
+            .await
+            .map_err(|error| Fault::new(Cause::ConnectFailed, format!("no HTTP/2 handshake: {error}")))?;
+        let shared = Rc::new(State { open: Cell::new(true) });
+        let state = shared.clone();
+        // The driver ends by itself once every sender and stream is gone.
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an HTTP/2 upstream connection ended");
+            }
+            state.open.set(false);
+        });
+        Ok(Self { sender, shared })
+    }
+
+    /// Sends the head. The peer's stream limit is waited for.
+    pub(crate) async fn start(&self, head: &OutgoingHead, length: Length) -> Result<(Outgoing, Awaiting), Fault> {
+        let mut sender = self.sender.clone();
+        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|error| {
+            self.shared.open.set(false);
+            // Nothing of this request was sent.
+            Fault::new(if error.is_go_away() { Cause::GoAway } else { Cause::Reset }, error).nothing_written()
+        })?;
+        let request = request(head, length).map_err(|error| Fault::new(Cause::Internal, error))?;
+        let ends = length == Length::None;
+        let (response, stream) = sender.send_request(request, ends).map_err(|error| {
+            self.shared.open.set(false);
+            fault(&error).nothing_written()
+        })?;
+        let out = if ends { Outgoing::Ended } else { Outgoing::Http2(BodyWriter::new(stream, Reason::CANCEL)) };
+        let awaiting = Awaiting { response, method: head.method.clone(), interim: 0, shared: self.shared.clone() };
+        Ok((out, awaiting))
+    }
+
+    /// Takes new streams: open, no GOAWAY seen.
+    pub(crate) fn open(&self) -> bool {
+        self.shared.open.get()
+    }
+
+    /// The peer's limit on concurrent streams, as far as known.
+    pub(crate) fn max_streams(&self) -> usize {
+        self.sender.current_max_send_streams()
+    }
+
+    /// Takes no more streams from now on. The crate sends GOAWAY when the last handle and stream are gone.
+    pub(crate) fn retire(&self) {
+        self.shared.open.set(false);
+    }
+}
+
+fn request(head: &OutgoingHead, length: Length) -> Result<Request<()>, http::Error> {
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.version_mut() = http::Version::HTTP_2;
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(head.scheme.as_str().parse()?);
+    // An HTTP/1.0 request without Host has no authority to name; the field is then left empty as RFC 9113 asks.
+    uri.authority = Some(Authority::from_maybe_shared(head.authority.as_bytes().clone())?);
+    uri.path_and_query = Some(PathAndQuery::from_maybe_shared(head.target.as_bytes().clone())?);
+    *request.uri_mut() = Uri::from_parts(uri)?;
+    let headers = request.headers_mut();
+    head.for_each(|name, value| {
+        headers.append(name.clone(), value.clone());
+    });
+    if let Length::Known(length) = length {
+        headers.insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    Ok(request)
+}
+
+/// What an error of the crate proves about the request (RFC 9113, section 8.7).
+fn fault(error: &h2::Error) -> Fault {
+    let cause = match error.reason() {
+        // A stream above the last one of a GOAWAY ends with the connection's error, of the peer's making.
+        Some(Reason::REFUSED_STREAM) => Cause::RefusedStream,
+        _ if error.is_go_away() && error.is_remote() => Cause::GoAway,
+        Some(_) if error.is_reset() && error.is_remote() => Cause::StreamReset,
+        Some(_) if error.is_library() || error.is_reset() => Cause::ResponseInvalid,
+        _ => Cause::Reset,
+    };
+    Fault::new(cause, error)
+}
+
+/// A response that has not come yet.
+pub(crate) struct Awaiting {
+    response: ResponseFuture,
+    method: Method,
+    interim: usize,
+    shared: Rc<State>,
+}
+
+impl Awaiting {
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, Fault>> {
+        match self.response.poll_informational(cx) {
+            Poll::Ready(Some(Ok(response))) => {
+                self.interim += 1;
+                if self.interim > MAX_INTERIM || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "interim responses without an end")));
+                }
+                let (parts, ()) = response.into_parts();
+                return Poll::Ready(Ok(Arrived::Interim(head(parts.status, parts.headers))));
+            }
+            Poll::Ready(Some(Err(error))) => return self.failed(&error),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        match Pin::new(&mut self.response).poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => self.failed(&error),
+            Poll::Ready(Ok(response)) => {
+                let (parts, stream) = response.into_parts();
+                let ended = stream.is_end_stream();
+                let bodiless = self.method == Method::HEAD
+                    || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                let body = if ended || bodiless {
+                    Incoming::Empty
+                } else {
+                    match stated_length(&parts.headers, false) {
+                        Ok(length) => Incoming::Http2(BodyReader::new(stream, length)),
+                        Err(_) => {
+                            let fault = Fault::new(Cause::ResponseInvalid, "content-length is not one number");
+                            return Poll::Ready(Err(fault));
+                        }
+                    }
+                };
+                if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "101 in HTTP/2")));
+                }
+                Poll::Ready(Ok(Arrived::Final(head(parts.status, parts.headers), body)))
+            }
+        }
+    }
+
+    fn failed(&self, error: &h2::Error) -> Poll<Result<Arrived, Fault>> {
+        if error.is_go_away() || error.is_io() {
+            self.shared.open.set(false);
+        }
+        Poll::Ready(Err(fault(error)))
+    }
+}
+
+fn head(status: StatusCode, headers: HeaderMap) -> ResponseHead {
+    ResponseHead { version: HttpVersion::Http2, status, headers }
+}
