@@ -1,1 +1,29 @@
-//! 
+//! The configuration file: TOML tables in the words of the lexicon, read strictly, every mistake told at once.
+//!
+//! [`load`] reads a file, checks every key, value and name in it, and gives a [`Config`] or all [`Errors`] with their
+//! lines. It knows nothing of sockets, certificates or plugins: what they are made of is the compile step's.
+
+mod check;
+mod cluster;
+mod error;
+mod file;
+mod gateway;
+mod keys;
+mod listener;
+mod load;
+mod plugin;
+mod reader;
+mod route;
+mod units;
+
+pub use cluster::{Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey};
+pub use error::{ConfigError, Errors};
+pub use file::Config;
+pub use gateway::{AccessLogTarget, Gateway};
+pub use keys::{json_schema, reference};
+pub use listener::{CertificateFiles, ClientAuthMode, Listener, ListenerTls};
+pub use load::{load, parse};
+pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
+pub use route::{
+    Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch, Respond, RetryPolicy, Route,
+};

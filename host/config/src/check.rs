@@ -1,0 +1,137 @@
+//! Names across tables: what is named is defined, what is defined is named once, no route hides another.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::{ConfigError, nearest};
+use crate::file::Config;
+use crate::reader::Source;
+use crate::route::{Destination, HeaderMatch, HostMatch, PathMatch};
+
+pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
+    unique(source, "listener", config.listeners.iter().map(|listener| (listener.name.as_str(), listener.line)));
+    unique(source, "cluster", config.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.line)));
+    unique(source, "plugin", config.plugins.iter().map(|plugin| (plugin.name.as_str(), plugin.line)));
+    unique(source, "route", config.routes.iter().map(|route| (route.name.as_str(), route.line)));
+    addresses(config, source);
+    let mut used = HashSet::new();
+    references(config, source, &mut used);
+    shadows(config, source);
+    warn(config, &used);
+}
+
+fn unique<'a>(source: &Source<'_>, table: &str, names: impl Iterator<Item = (&'a str, usize)>) {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for (name, line) in names.filter(|(name, _)| !name.is_empty()) {
+        if let Some(first) = seen.get(name) {
+            source.error(line, format!("{table} {name:?} is defined twice, first in line {first}"));
+        } else {
+            seen.insert(name, line);
+        }
+    }
+}
+
+fn addresses(config: &Config, source: &Source<'_>) {
+    let mut seen = HashMap::new();
+    for listener in config.listeners.iter().filter(|listener| listener.address.port() != 0) {
+        if let Some(other) = seen.insert(listener.address, &listener.name) {
+            let message =
+                format!("listener {:?} has the address of listener {other:?}, {}", listener.name, listener.address);
+            source.error(listener.line, message);
+        }
+    }
+    if let Some(admin) = config.gateway.admin.filter(|admin| admin.port() != 0)
+        && let Some(name) = seen.get(&admin)
+    {
+        source.error(1, format!("listener {name:?} has the address of the admin listener, {admin}"));
+    }
+}
+
+/// Notes every name that leads nowhere; collects those in use, as `cluster:x` and `plugin:y`.
+fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) {
+    let clusters: Vec<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    let plugins: Vec<&str> = config.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+    let mut named = |line: usize, who: String, kind: &str, name: &str| {
+        let known = if kind == "cluster" { &clusters } else { &plugins };
+        if !known.contains(&name) {
+            let near = nearest(name, known.iter().copied());
+            source.error(line, format!("{who} names {kind} {name:?}, which is not defined{near}"));
+        }
+        used.insert(format!("{kind}:{name}"));
+    };
+    for route in &config.routes {
+        let who = || format!("route {:?}", route.name);
+        match &route.destination {
+            Destination::Cluster(name) => named(route.destination_line, who(), "cluster", name),
+            Destination::Split(shares) => {
+                shares.iter().for_each(|(name, _)| named(route.destination_line, who(), "cluster", name));
+            }
+            Destination::Respond(_) | Destination::Nothing => {}
+        }
+        let asked = [
+            (&route.router, route.router_line),
+            (&route.forwarding.plugin, route.forwarding.line),
+            (&route.retry.plugin, route.retry.line),
+        ];
+        for (plugin, line) in asked {
+            if let Some(name) = plugin {
+                named(line, who(), "plugin", name);
+            }
+        }
+    }
+    for cluster in &config.clusters {
+        if let Some(name) = &cluster.balance.plugin {
+            named(cluster.balance.line, format!("cluster {:?}", cluster.name), "plugin", name);
+        }
+        if cluster.endpoints.is_empty() {
+            source.error(cluster.line, format!("cluster {:?} has no endpoints", cluster.name));
+        }
+    }
+}
+
+/// A route that can never match because an earlier one takes all it would.
+fn shadows(config: &Config, source: &Source<'_>) {
+    type Rest<'a> = (Vec<String>, &'a [(String, HeaderMatch)]);
+    let mut seen: HashMap<(Option<&HostMatch>, &PathMatch), Vec<(Rest<'_>, &str)>> = HashMap::new();
+    for route in &config.routes {
+        let mut methods = route.methods.clone();
+        methods.sort();
+        let hosts: Vec<Option<&HostMatch>> =
+            if route.hosts.is_empty() { vec![None] } else { route.hosts.iter().map(Some).collect() };
+        for host in hosts {
+            let earlier = seen.entry((host, &route.path)).or_default();
+            let hidden = earlier.iter().find(|((other, headers), _)| {
+                let methods_in = other.is_empty() || (!methods.is_empty() && methods.iter().all(|m| other.contains(m)));
+                methods_in && headers.iter().all(|header| route.headers.contains(header))
+            });
+            if let Some((_, name)) = hidden {
+                let message =
+                    format!("route {:?} never matches: route {name:?} takes the same requests before it", route.name);
+                source.error(route.line, message);
+            }
+            earlier.push(((methods.clone(), &route.headers), &route.name));
+        }
+    }
+}
+
+fn warn(config: &mut Config, used: &HashSet<String>) {
+    let mut warnings = Vec::new();
+    let mut warn = |line: usize, message: String| {
+        warnings.push(ConfigError { file: config.file.clone(), line, message });
+    };
+    let routers = config.routes.iter().any(|route| route.router.is_some());
+    for cluster in &config.clusters {
+        if cluster.tls.as_ref().is_some_and(|tls| !tls.verify) {
+            warn(cluster.line, format!("cluster {:?} takes any certificate (verify = false)", cluster.name));
+        }
+        // A router may name any cluster.
+        if !routers && !used.contains(&format!("cluster:{}", cluster.name)) {
+            warn(cluster.line, format!("cluster {:?} is never used", cluster.name));
+        }
+    }
+    for plugin in &config.plugins {
+        if !used.contains(&format!("plugin:{}", plugin.name)) {
+            warn(plugin.line, format!("plugin {:?} is never used", plugin.name));
+        }
+    }
+    config.warnings = warnings;
+}

@@ -1,0 +1,480 @@
+//! Every key of the file: where it stands, what it takes, its default, what it means. The reader knows no other keys and
+//! takes defaults from here; the reference page and the JSON Schema are made of it.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    Text,
+    Bool,
+    Number,
+    Time,
+    /// A time, or `off`.
+    TimeOrOff,
+    Size,
+    SizeOrOff,
+    Share,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    TextList,
+    /// One text or a list of them.
+    TextOrList,
+    /// A table of this name of `TABLES`.
+    Table(&'static str),
+    /// A list of such tables.
+    Tables(&'static str),
+    /// Any table: it belongs to someone else.
+    Free,
+    /// A list of texts or tables of this name.
+    TextsOrTables(&'static str),
+}
+
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// `None`: required, or absent by default where `doc` says what that means.
+    pub(crate) default: Option<&'static str>,
+    pub(crate) required: bool,
+    doc: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, default: Some(default), required: false, doc }
+}
+
+const fn required(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { name, kind, default: None, required: true, doc }
+}
+
+const fn optional(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key { name, kind, default: None, required: false, doc }
+}
+
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    doc: &'static str,
+    pub(crate) keys: &'static [Key],
+}
+
+use Kind::*;
+
+pub(crate) const TABLES: &[Table] = &[
+    Table {
+        name: "root",
+        doc: "The tables of the file.",
+        keys: &[
+            optional("gateway", Table("gateway"), "What concerns the process."),
+            required("listener", Tables("listener"), "Where clients connect; one at least."),
+            optional("cluster", Tables("cluster"), "Where requests can go."),
+            optional("plugin", Tables("plugin"), "WebAssembly components that answer questions."),
+            required("route", Tables("route"), "Which requests go where; one at least."),
+        ],
+    },
+    Table {
+        name: "gateway",
+        doc: "What concerns the process. All but `workers`, `admin`, the logs and the cache follow a reload.",
+        keys: &[
+            optional(
+                "workers",
+                Number,
+                "Threads that serve, each with its own sockets and pools. Default: one per core.",
+            ),
+            key("drain_timeout", Time, "30s", "After SIGTERM, work in flight may take this long to finish."),
+            key(
+                "admin",
+                Text,
+                "127.0.0.1:9901",
+                "Address of the admin listener (metrics, health, status, reload); `off` for none.",
+            ),
+            key("via", Text, "tidegate", "This gateway's pseudonym in `Via` and `Proxy-Status`."),
+            key("access_log", Text, "off", "`stdout`, `off`, or a file: a JSON object per exchange."),
+            key("log", Text, "info", "Filter of the program's own log, on stderr; `TIDEGATE_LOG` overrides it."),
+            optional(
+                "plugin_cache",
+                Text,
+                "Folder for compiled plugins, `off` for none. Default: `tidegate` in the user's cache folder.",
+            ),
+            key("max_plugin_instances", Number, "1000", "Live plugin instances over all workers and plugins."),
+        ],
+    },
+    Table {
+        name: "listener",
+        doc: "Where clients connect.",
+        keys: &[
+            required("name", Text, "Its name in logs and metrics."),
+            required("address", Text, "Address and port; `[::]` serves IPv4 too, port 0 takes a free one."),
+            optional(
+                "protocols",
+                TextList,
+                "Of `http1`, `http2`, `http3`. Default: all three with `tls`, the first two without; HTTP/2 without TLS is by prior knowledge.",
+            ),
+            key("trusted_proxies", TextList, "[]", "Networks whose forwarding fields are believed."),
+            key("max_connections", Number, "10000", "Open connections, over all workers; more are closed at once."),
+            key(
+                "max_header_bytes",
+                Size,
+                "64KiB",
+                "A request's head, or its decoded field section: 431 beyond it, 414 for the request line.",
+            ),
+            key("max_headers", Number, "100", "Fields of a request: 431 beyond it."),
+            key("max_streams", Number, "128", "Concurrent streams of an HTTP/2 or HTTP/3 connection."),
+            key("header_timeout", Time, "10s", "A whole request head must come within this."),
+            key("idle_timeout", Time, "75s", "A connection without a request is closed after this."),
+            key(
+                "body_idle_timeout",
+                Time,
+                "60s",
+                "Longest silence within a request body, or of a client that takes nothing.",
+            ),
+            key("handshake_timeout", Time, "10s", "A TLS or QUIC handshake must be done within this."),
+            key("max_requests_per_connection", Number, "100000", "Then the connection is closed in an orderly way."),
+            key("alt_svc", Bool, "true", "Announce HTTP/3 to clients on TCP where it is served (RFC 7838)."),
+            optional("tls", Table("listener.tls"), "Speak TLS."),
+        ],
+    },
+    Table {
+        name: "listener.tls",
+        doc: "The listener's side of TLS.",
+        keys: &[
+            required(
+                "certificates",
+                Tables("certificate"),
+                "Chosen by SNI from the names in them; the first is the default.",
+            ),
+            key("min_version", OneOf(&["1.2", "1.3"]), "1.2", "The oldest version of TLS."),
+            optional(
+                "client_ca",
+                Text,
+                "File of roots that client certificates are verified against. Default: none are asked for.",
+            ),
+            key(
+                "client_auth",
+                OneOf(&["required", "optional"]),
+                "required",
+                "Whether a client must have a certificate, where `client_ca` is set.",
+            ),
+        ],
+    },
+    Table {
+        name: "certificate",
+        doc: "A certificate and its key.",
+        keys: &[
+            required("certificate", Text, "PEM file of the chain, the server's own first."),
+            required("key", Text, "PEM file of the private key."),
+        ],
+    },
+    Table {
+        name: "cluster",
+        doc: "Endpoints that can stand in for one another.",
+        keys: &[
+            required("name", Text, "What routes and plugins call it."),
+            required("endpoints", TextsOrTables("endpoint"), "Address and port of each, or tables."),
+            key(
+                "protocol",
+                OneOf(&["auto", "http1", "http2", "http3"]),
+                "auto",
+                "`auto` takes what ALPN agrees on over TLS, else HTTP/1.1; `http3` is not there yet.",
+            ),
+            key("balance", Table("balance"), "{}", "Which endpoint takes a request."),
+            key("connect_timeout", Time, "5s", "TCP, TLS and HTTP/2 preface together."),
+            key("idle_timeout", Time, "60s", "An unused connection is closed after this."),
+            key("max_connection_age", Time, "10m", "Then a connection takes no more requests."),
+            key("max_requests_per_connection", Number, "10000", "Likewise."),
+            key("max_connections", Number, "1024", "Per endpoint and worker; more requests wait."),
+            key(
+                "max_streams_per_connection",
+                Number,
+                "100",
+                "Requests that share an HTTP/2 connection before another is opened.",
+            ),
+            key(
+                "max_pending",
+                Number,
+                "1024",
+                "Requests that may wait for a connection, per endpoint and worker: 503 beyond it.",
+            ),
+            key("pending_timeout", Time, "5s", "How long they wait."),
+            key(
+                "max_requests",
+                Number,
+                "100000",
+                "In flight per endpoint, over all workers; a full one is passed over.",
+            ),
+            key("retry_budget", Table("retry_budget"), "{}", "How many retries the cluster bears."),
+            optional("tls", Table("cluster.tls"), "Speak TLS to the endpoints. Verified unless told otherwise."),
+        ],
+    },
+    Table {
+        name: "endpoint",
+        doc: "One endpoint of a cluster.",
+        keys: &[
+            required("address", Text, "IP address and port."),
+            key("weight", Number, "1", "Its share of the requests, to 1,000,000; 0 takes it out."),
+            optional("zone", Text, "Where it is, for balancers."),
+            optional("labels", Free, "Texts by name, for balancers."),
+        ],
+    },
+    Table {
+        name: "balance",
+        doc: "How an endpoint is picked.",
+        keys: &[
+            key(
+                "by",
+                OneOf(&["round_robin", "least_request", "peak_ewma", "maglev"]),
+                "round_robin",
+                "The cluster's own algorithm.",
+            ),
+            key(
+                "on",
+                Text,
+                "client_ip",
+                "For `maglev`, what is hashed: `client_ip`, `path`, `header:NAME` or `cookie:NAME`.",
+            ),
+            key(
+                "table",
+                Number,
+                "65537",
+                "For `maglev` and plugins that hash, the size of the table: a prime, a hundred times the endpoints.",
+            ),
+            optional("plugin", Text, "A plugin that is asked first."),
+        ],
+    },
+    Table {
+        name: "retry_budget",
+        doc: "A bound on retries, so that they cannot finish a slow cluster off.",
+        keys: &[
+            key("percent", Share, "20%", "Of the requests may be retries."),
+            key("min", Number, "10", "Retries a second that are allowed besides."),
+        ],
+    },
+    Table {
+        name: "cluster.tls",
+        doc: "The cluster's side of TLS.",
+        keys: &[
+            optional("server_name", Text, "Sent as SNI and verified. Default: the endpoint's IP address is verified."),
+            optional("ca", Text, "File of roots. Default: the system's."),
+            optional("certificate", Text, "PEM file of a client certificate; with `key`."),
+            optional("key", Text, "PEM file of its key."),
+            key("verify", Bool, "true", "`false` takes any certificate, and is warned about."),
+        ],
+    },
+    Table {
+        name: "plugin",
+        doc: "A component that answers questions.",
+        keys: &[
+            required("name", Text, "What routes and clusters call it."),
+            required(
+                "source",
+                Text,
+                "A file, or `builtin:` and one of `tenant-canary`, `latency-aware`, `private-forwarding`, `careful-retry`.",
+            ),
+            key("settings", Free, "{}", "The plugin's own table, checked against its schema."),
+            key(
+                "on_failure",
+                OneOf(&["fallback", "deny"]),
+                "fallback",
+                "When it gives no answer: the native one, or 503.",
+            ),
+            key(
+                "isolation",
+                OneOf(&["worker", "request"]),
+                "worker",
+                "An instance per worker, or fresh memory for every question.",
+            ),
+            key("memoise", Bool, "false", "It is a pure function of what it reads: answers may be remembered."),
+            key("limits", Table("limits"), "{}", "What a decision may take."),
+            key("grants", Table("grants"), "{}", "What it may see and do."),
+        ],
+    },
+    Table {
+        name: "limits",
+        doc: "What a plugin's decision may take.",
+        keys: &[
+            key("time", Time, "5ms", "Then it is stopped, and its instance replaced."),
+            key("memory", Size, "16MiB", "Linear memory of an instance."),
+        ],
+    },
+    Table {
+        name: "grants",
+        doc: "What a plugin may see and do.",
+        keys: &[
+            key("headers", TextList, "[\"*\"]", "Names of the fields it may read and edit; others read as absent."),
+            key("wasi", Bool, "false", "Link WASI 0.2, with nothing preopened and no network."),
+        ],
+    },
+    Table {
+        name: "route",
+        doc: "Which requests go where. An exact host beats a wildcard, that any; then an exact path a longer prefix, that a shorter; then the order of the file.",
+        keys: &[
+            optional("name", Text, "Its name in logs. Default: `route-` and its place."),
+            optional("host", TextOrList, "`api.example.com` or `*.example.com`. Default: any."),
+            optional("path", Text, "`/v1`, or `/v1/*` for it and all below. Compared as received. Default: any."),
+            optional("methods", TextList, "Default: any."),
+            optional("headers", Free, "Fields that must have this value; `*` for any value."),
+            optional("cluster", Text, "Where to."),
+            optional("split", Tables("share"), "Or to several, by weight."),
+            optional("respond", Table("respond"), "Or answered here."),
+            optional("router", Text, "A plugin that is asked first; alone, without it there is no way."),
+            key("forwarding", Table("forwarding"), "{}", "What the upstream learns of the client."),
+            key("retry", Table("retry"), "{}", "When to try again."),
+            key("timeout", TimeOrOff, "60s", "From the whole request to the response head, all tries together."),
+            key("attempt_timeout", TimeOrOff, "off", "The same for one try."),
+            key("idle_timeout", TimeOrOff, "60s", "Longest silence of the upstream within a body."),
+            key("max_request_body", SizeOrOff, "off", "413 beyond it."),
+            key("buffer", Table("buffer"), "{}", "What is held back."),
+        ],
+    },
+    Table {
+        name: "share",
+        doc: "One of several clusters.",
+        keys: &[required("cluster", Text, "Its name."), key("weight", Number, "1", "Its share.")],
+    },
+    Table {
+        name: "respond",
+        doc: "An answer by the gateway itself.",
+        keys: &[
+            required("status", Number, "200 to 599."),
+            key("body", Text, "", "Its text."),
+            optional("headers", Free, "Its fields."),
+        ],
+    },
+    Table {
+        name: "forwarding",
+        doc: "The fields that tell the upstream of the client. What untrusted clients claim is always removed.",
+        keys: &[
+            key(
+                "families",
+                TextList,
+                "[\"x_forwarded\", \"forwarded\"]",
+                "Of `forwarded` (RFC 7239), `x_forwarded`, `x_real_ip`.",
+            ),
+            key(
+                "mode",
+                OneOf(&["append", "replace"]),
+                "append",
+                "Keep what trusted hops said, or only what this gateway knows.",
+            ),
+            optional("by", Text, "This gateway in `by`: an obfuscated name (`_edge`) or an address."),
+            optional("plugin", Text, "A plugin that is asked."),
+        ],
+    },
+    Table {
+        name: "retry",
+        doc: "When to try again. Only what is provably safe is: nothing after the response began, nothing that could act twice, no body that is gone.",
+        keys: &[
+            key(
+                "on",
+                TextList,
+                "[\"connect\", \"refused\", \"reset\"]",
+                "Of `connect`, `reset`, `refused`, `timeout`, `gateway` (502 to 504), `5xx`, and statuses.",
+            ),
+            key("attempts", Number, "2", "Tries in all, 1 to 10."),
+            key("backoff", Time, "25ms", "The longest first pause; it doubles, and is drawn at random below that."),
+            key("max_backoff", Time, "250ms", "The longest pause."),
+            optional("plugin", Text, "A plugin that is asked in place of these conditions."),
+        ],
+    },
+    Table {
+        name: "buffer",
+        doc: "What is held back; by default everything streams.",
+        keys: &[key(
+            "request",
+            Size,
+            "0",
+            "Up to this many bytes of a request are read before an upstream is engaged, and can be sent again. Longer ones stream.",
+        )],
+    },
+];
+
+pub(crate) fn table(name: &str) -> &'static Table {
+    TABLES.iter().find(|table| table.name == name).expect("a table of this file")
+}
+
+impl Kind {
+    fn words(self) -> String {
+        match self {
+            Text => "text".to_owned(),
+            Bool => "true or false".to_owned(),
+            Number => "number".to_owned(),
+            Time => "time".to_owned(),
+            TimeOrOff => "time or `off`".to_owned(),
+            Size => "size".to_owned(),
+            SizeOrOff => "size or `off`".to_owned(),
+            Share => "share".to_owned(),
+            OneOf(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "),
+            TextList => "list of texts".to_owned(),
+            TextOrList => "text or list".to_owned(),
+            Kind::Table(name) => format!("table, see [{name}](#{})", anchor(name)),
+            Tables(name) => format!("tables, see [{name}](#{})", anchor(name)),
+            Free => "any table".to_owned(),
+            TextsOrTables(name) => format!("texts or tables, see [{name}](#{})", anchor(name)),
+        }
+    }
+
+    fn schema(self) -> Value {
+        match self {
+            Text | Time | TimeOrOff | Share => json!({ "type": "string" }),
+            Size | SizeOrOff => json!({ "type": ["string", "integer"] }),
+            Bool => json!({ "type": "boolean" }),
+            Number => json!({ "type": "integer", "minimum": 0 }),
+            OneOf(words) => json!({ "enum": words }),
+            TextList => json!({ "type": "array", "items": { "type": "string" } }),
+            TextOrList => json!({ "type": ["string", "array"], "items": { "type": "string" } }),
+            Kind::Table(name) => table_schema(table(name)),
+            Tables(name) => json!({ "type": "array", "items": table_schema(table(name)) }),
+            Free => json!({ "type": "object" }),
+            TextsOrTables(name) => {
+                json!({ "type": "array", "items": { "anyOf": [{ "type": "string" }, table_schema(table(name))] } })
+            }
+        }
+    }
+}
+
+fn anchor(name: &str) -> String {
+    name.replace('.', "")
+}
+
+fn table_schema(table: &Table) -> Value {
+    let mut properties = Map::new();
+    for key in table.keys {
+        let mut schema = key.kind.schema();
+        schema["description"] = key.doc.into();
+        properties.insert(key.name.to_owned(), schema);
+    }
+    let required: Vec<&str> = table.keys.iter().filter(|key| key.required).map(|key| key.name).collect();
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+/// A JSON Schema of the file.
+pub fn json_schema() -> Value {
+    let mut schema = table_schema(table("root"));
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "tidegate configuration".into();
+    schema
+}
+
+/// The reference page, as Markdown.
+pub fn reference() -> String {
+    let mut out = String::from(
+        "# Configuration reference\n\nMade by `tidegate reference` from the table that the reader itself uses; do not edit.\n\n\
+         The file is TOML. Times are written `250ms`, `30s`, `10m`, `1h`; sizes `512B`, `64KiB`, `8MiB`, `1GiB`; shares `20%`. \
+         Files are relative to the configuration. A key that is not listed is an error.\n",
+    );
+    for table in TABLES {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "\n## {}\n\n{}\n\n| key | takes | default | |\n|---|---|---|---|\n", table.name, table.doc);
+        for key in table.keys {
+            let default = match key.default {
+                Some("{}") | None if !key.required => String::new(),
+                Some("") => "empty".to_owned(),
+                Some(default) => format!("`{default}`"),
+                None => "required".to_owned(),
+            };
+            let _ = writeln!(out, "| `{}` | {} | {default} | {} |", key.name, key.kind.words(), key.doc);
+        }
+    }
+    out
+}

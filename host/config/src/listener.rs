@@ -1,0 +1,137 @@
+//! `[[listener]]`: where clients connect.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::reader::Section;
+
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub line: usize,
+    pub name: String,
+    pub address: SocketAddr,
+    pub http1: bool,
+    pub http2: bool,
+    pub http3: bool,
+    pub trusted_proxies: Vec<IpNet>,
+    pub max_connections: usize,
+    pub max_header_bytes: usize,
+    pub max_headers: usize,
+    pub max_streams: u32,
+    pub header_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub body_idle_timeout: Duration,
+    pub handshake_timeout: Duration,
+    pub max_requests_per_connection: u64,
+    pub alt_svc: bool,
+    pub tls: Option<ListenerTls>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    pub certificates: Vec<CertificateFiles>,
+    pub tls13_only: bool,
+    pub client_ca: Option<(PathBuf, ClientAuthMode)>,
+    /// Of `client_ca`.
+    pub client_ca_line: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    pub line: usize,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ClientAuthMode {
+    Required,
+    Optional,
+}
+
+impl Listener {
+    pub(crate) fn read(section: &Section<'_>) -> Self {
+        let tls = section.optional_section("tls").map(|tls| ListenerTls::read(&tls));
+        let line = section.line_of("protocols");
+        let named = section.words("protocols", &["http1", "http2", "http3"]);
+        let has = |name: &str| {
+            if section.has("protocols") { named.iter().any(|n| n == name) } else { name != "http3" || tls.is_some() }
+        };
+        let (http1, http2, http3) = (has("http1"), has("http2"), has("http3"));
+        if section.has("protocols") && named.is_empty() {
+            section.error(line, "listener: protocols is empty; leave it out for the default");
+        }
+        if http3 && tls.is_none() {
+            section.error(line, "listener: http3 needs tls: QUIC has no clear text (RFC 9001)");
+        }
+        if http3 && !http1 && !http2 {
+            section.error(line, "listener: http3 alone is never found; add http2 or http1, which announce it");
+        }
+        let mut trusted_proxies = Vec::new();
+        for (text, line) in section.texts("trusted_proxies") {
+            let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            match net {
+                Ok(net) => trusted_proxies.push(net.trunc()),
+                Err(_) => section.error(line, format!("listener: {text:?} is not a network, as in \"10.0.0.0/8\"")),
+            }
+        }
+        let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        Self {
+            line: section.line,
+            name: section.name("name"),
+            address: section.parsed("address", "an address and port, as in \"[::]:8443\"").unwrap_or(unspecified),
+            http1,
+            http2,
+            http3,
+            trusted_proxies,
+            max_connections: section.number("max_connections", 1, 10_000_000).unwrap_or(1) as usize,
+            max_header_bytes: section.size("max_header_bytes", 1024, 1024 * 1024) as usize,
+            max_headers: section.number("max_headers", 1, 1000).unwrap_or(1) as usize,
+            max_streams: section.number("max_streams", 1, 100_000).unwrap_or(1) as u32,
+            header_timeout: section.time("header_timeout"),
+            idle_timeout: section.time("idle_timeout"),
+            body_idle_timeout: section.time("body_idle_timeout"),
+            handshake_timeout: section.time("handshake_timeout"),
+            max_requests_per_connection: section.number("max_requests_per_connection", 1, u64::MAX).unwrap_or(1),
+            alt_svc: section.bool("alt_svc"),
+            tls,
+        }
+    }
+}
+
+impl ListenerTls {
+    fn read(section: &Section<'_>) -> Self {
+        let certificates: Vec<_> = section
+            .sections("certificates")
+            .iter()
+            .map(|pair| CertificateFiles {
+                line: pair.line,
+                certificate: pair.path("certificate").unwrap_or_default(),
+                key: pair.path("key").unwrap_or_default(),
+            })
+            .collect();
+        if certificates.is_empty() && section.has("certificates") {
+            section
+                .error(section.line_of("certificates"), "listener.tls: certificates is empty; one at least is needed");
+        }
+        let auth = match section.one_of("client_auth").as_str() {
+            "optional" => ClientAuthMode::Optional,
+            _ => ClientAuthMode::Required,
+        };
+        if section.has("client_auth") && !section.has("client_ca") {
+            section.error(
+                section.line_of("client_auth"),
+                "listener.tls: client_auth without client_ca verifies nobody; name the roots",
+            );
+        }
+        Self {
+            certificates,
+            tls13_only: section.one_of("min_version") == "1.3",
+            client_ca_line: section.line_of("client_ca"),
+            client_ca: section.path("client_ca").map(|path| (path, auth)),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `[[plugin]]`: a component that answers questions.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::reader::Section;
+
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    pub line: usize,
+    pub source_line: usize,
+    pub settings_line: usize,
+    pub name: String,
+    pub source: PluginSource,
+    pub settings: serde_json::Value,
+    pub on_failure: OnFailure,
+    pub isolation: PluginIsolation,
+    pub memoise: bool,
+    pub time: Duration,
+    pub memory: u64,
+    /// `None`: all.
+    pub headers: Option<Vec<String>>,
+    pub wasi: bool,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PluginSource {
+    File(PathBuf),
+    Builtin(String),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OnFailure {
+    Fallback,
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PluginIsolation {
+    Worker,
+    Request,
+}
+
+impl Plugin {
+    pub(crate) fn read(section: &Section<'_>) -> Self {
+        let source = match section.text("source").as_deref().and_then(|text| text.strip_prefix("builtin:")) {
+            Some(name) => PluginSource::Builtin(name.to_owned()),
+            None => PluginSource::File(section.path("source").unwrap_or_default()),
+        };
+        let limits = section.section("limits");
+        let grants = section.section("grants");
+        let names: Vec<String> =
+            grants.texts("headers").into_iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        Self {
+            line: section.line,
+            source_line: section.line_of("source"),
+            settings_line: section.line_of("settings"),
+            name: section.name("name"),
+            source,
+            settings: section.free("settings"),
+            on_failure: if section.one_of("on_failure") == "deny" { OnFailure::Deny } else { OnFailure::Fallback },
+            isolation: match section.one_of("isolation").as_str() {
+                "request" => PluginIsolation::Request,
+                _ => PluginIsolation::Worker,
+            },
+            memoise: section.bool("memoise"),
+            time: limits.time("time"),
+            memory: limits.size("memory", 64 * 1024, 1 << 30),
+            headers: if names.iter().any(|name| name == "*") { None } else { Some(names) },
+            wasi: grants.bool("wasi"),
+        }
+    }
+}

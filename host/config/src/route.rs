@@ -1,0 +1,296 @@
+//! `[[route]]`: which requests go where.
+
+use std::time::Duration;
+
+use crate::cluster::is_token;
+use crate::reader::Section;
+
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub line: usize,
+    pub name: String,
+    /// Empty: any.
+    pub hosts: Vec<HostMatch>,
+    pub path: PathMatch,
+    pub methods: Vec<String>,
+    pub headers: Vec<(String, HeaderMatch)>,
+    pub destination: Destination,
+    /// Of the key that names the cluster, or of the table.
+    pub destination_line: usize,
+    pub router: Option<String>,
+    pub router_line: usize,
+    pub forwarding: Forwarding,
+    pub retry: RetryPolicy,
+    pub timeout: Option<Duration>,
+    pub attempt_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub max_request_body: Option<u64>,
+    pub buffer_request: u64,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum HostMatch {
+    Exact(String),
+    /// The part after `*.`.
+    Wildcard(String),
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum PathMatch {
+    Any,
+    Exact(String),
+    /// The part before `/*`.
+    Prefix(String),
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum HeaderMatch {
+    Present,
+    Exact(String),
+}
+
+#[derive(Clone, Debug)]
+pub enum Destination {
+    Cluster(String),
+    Split(Vec<(String, u32)>),
+    Respond(Respond),
+    /// Only the router knows.
+    Nothing,
+}
+
+#[derive(Clone, Debug)]
+pub struct Respond {
+    pub status: u16,
+    pub body: String,
+    pub headers: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ForwardingFamilies {
+    pub forwarded: bool,
+    pub x_forwarded: bool,
+    pub x_real_ip: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    pub line: usize,
+    pub families: ForwardingFamilies,
+    pub append: bool,
+    pub by: Option<String>,
+    pub plugin: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct RetryPolicy {
+    pub line: usize,
+    /// `connect`, `reset`, `refused`, `timeout`, `gateway`, `5xx`.
+    pub on: Vec<String>,
+    pub statuses: Vec<u16>,
+    pub attempts: u32,
+    pub backoff: Duration,
+    pub max_backoff: Duration,
+    pub plugin: Option<String>,
+}
+
+impl Route {
+    /// `place` counts from 1.
+    pub(crate) fn read(section: &Section<'_>, place: usize) -> Self {
+        let (destination, destination_line) = destination(section);
+        Self {
+            line: section.line,
+            name: section.text("name").unwrap_or_else(|| format!("route-{place}")),
+            hosts: hosts(section),
+            path: path(section),
+            methods: methods(section),
+            headers: headers(section),
+            destination,
+            destination_line,
+            router: section.text("router"),
+            router_line: section.line_of("router"),
+            forwarding: Forwarding::read(&section.section("forwarding")),
+            retry: RetryPolicy::read(&section.section("retry")),
+            timeout: section.time_or_off("timeout"),
+            attempt_timeout: section.time_or_off("attempt_timeout"),
+            idle_timeout: section.time_or_off("idle_timeout"),
+            max_request_body: section.size_or_off("max_request_body"),
+            buffer_request: section.section("buffer").size("request", 0, 1 << 30),
+        }
+    }
+}
+
+fn hosts(section: &Section<'_>) -> Vec<HostMatch> {
+    let mut hosts = Vec::new();
+    for (text, line) in section.texts("host") {
+        let lower = text.to_ascii_lowercase();
+        let (wildcard, name) = match lower.strip_prefix("*.") {
+            Some(rest) => (true, rest),
+            None => (false, lower.as_str()),
+        };
+        let fine = !name.is_empty()
+            && !name.ends_with('.')
+            && (name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+                || (name.starts_with('[') && name.ends_with(']')));
+        if !fine {
+            section.error(
+                line,
+                format!(
+                    "route: host {text:?} is not a name without port, as in \"api.example.com\" or \"*.example.com\""
+                ),
+            );
+        } else if wildcard {
+            hosts.push(HostMatch::Wildcard(name.to_owned()));
+        } else {
+            hosts.push(HostMatch::Exact(name.to_owned()));
+        }
+    }
+    hosts
+}
+
+fn path(section: &Section<'_>) -> PathMatch {
+    let Some(text) = section.text("path") else { return PathMatch::Any };
+    let fine = text.starts_with('/') && text.bytes().all(|b| (0x21..=0x7e).contains(&b) && !b"?#".contains(&b));
+    let star = text.find('*');
+    match text.strip_suffix("/*") {
+        Some(prefix) if fine && star == Some(text.len() - 1) => PathMatch::Prefix(prefix.to_owned()),
+        None if fine && star.is_none() => PathMatch::Exact(text),
+        _ => {
+            section.error(
+                section.line_of("path"),
+                format!("route: path = {text:?} is not a path, as in \"/v1\" or \"/v1/*\""),
+            );
+            PathMatch::Any
+        }
+    }
+}
+
+fn methods(section: &Section<'_>) -> Vec<String> {
+    let mut methods = Vec::new();
+    for (method, line) in section.texts("methods") {
+        if is_token(&method) && !method.bytes().any(|b| b.is_ascii_lowercase()) {
+            methods.push(method);
+        } else {
+            section
+                .error(line, format!("route: {method:?} is not a method; they are written in capitals, as in \"GET\""));
+        }
+    }
+    methods
+}
+
+fn headers(section: &Section<'_>) -> Vec<(String, HeaderMatch)> {
+    let mut headers = Vec::new();
+    for (name, value, line) in section.text_map("headers") {
+        if !is_token(&name) {
+            section.error(line, format!("route: {name:?} is not a field name"));
+        }
+        let value = if value == "*" { HeaderMatch::Present } else { HeaderMatch::Exact(value) };
+        headers.push((name.to_ascii_lowercase(), value));
+    }
+    headers.sort_by(|a, b| a.0.cmp(&b.0));
+    headers
+}
+
+fn destination(section: &Section<'_>) -> (Destination, usize) {
+    let named: Vec<&str> = ["cluster", "split", "respond"].into_iter().filter(|key| section.has(key)).collect();
+    if named.len() > 1 {
+        section.error(section.line, format!("route: {} exclude one another; keep one", named.join(" and ")));
+    }
+    match named.first() {
+        Some(&"cluster") => (Destination::Cluster(section.name("cluster")), section.line_of("cluster")),
+        Some(&"split") => {
+            let shares = section.sections("split");
+            let split: Vec<_> = shares
+                .iter()
+                .map(|share| (share.name("cluster"), share.number("weight", 0, 1_000_000).unwrap_or(1) as u32))
+                .collect();
+            if split.iter().all(|(_, weight)| *weight == 0) {
+                section.error(section.line_of("split"), "route: the weights of split sum to nothing");
+            }
+            (Destination::Split(split), section.line_of("split"))
+        }
+        Some(_) => {
+            let table = section.section("respond");
+            let headers = table.text_map("headers");
+            for (name, _, line) in headers.iter().filter(|(name, ..)| !is_token(name)) {
+                section.error(*line, format!("respond: {name:?} is not a field name"));
+            }
+            let respond = Respond {
+                status: table.number("status", 200, 599).unwrap_or(200) as u16,
+                body: table.text("body").unwrap_or_default(),
+                headers: headers.into_iter().map(|(name, value, _)| (name.to_ascii_lowercase(), value)).collect(),
+            };
+            (Destination::Respond(respond), section.line_of("respond"))
+        }
+        None => {
+            if !section.has("router") {
+                section.error(section.line, "route: it leads nowhere; give it cluster, split, respond or router");
+            }
+            (Destination::Nothing, section.line)
+        }
+    }
+}
+
+impl Forwarding {
+    fn read(section: &Section<'_>) -> Self {
+        let named = section.words("families", &["forwarded", "x_forwarded", "x_real_ip"]);
+        let has = |name: &str| named.iter().any(|n| n == name);
+        let by = section.text("by");
+        if let Some(by) = by.as_deref() {
+            let obfuscated = by.strip_prefix('_').is_some_and(|rest| {
+                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            });
+            let address = by.parse::<std::net::IpAddr>().is_ok() || by.parse::<std::net::SocketAddr>().is_ok();
+            if !obfuscated && !address {
+                section.error(
+                    section.line_of("by"),
+                    format!(
+                        "forwarding: by = {by:?} is neither an address nor an obfuscated name like \"_edge\" (RFC 7239)"
+                    ),
+                );
+            }
+        }
+        Self {
+            line: section.line_of("plugin"),
+            families: ForwardingFamilies {
+                forwarded: has("forwarded"),
+                x_forwarded: has("x_forwarded"),
+                x_real_ip: has("x_real_ip"),
+            },
+            append: section.one_of("mode") == "append",
+            by,
+            plugin: section.text("plugin"),
+        }
+    }
+}
+
+impl RetryPolicy {
+    fn read(section: &Section<'_>) -> Self {
+        const WORDS: [&str; 6] = ["connect", "reset", "refused", "timeout", "gateway", "5xx"];
+        let (mut on, mut statuses) = (Vec::new(), Vec::new());
+        for (word, line) in section.texts("on") {
+            match word.parse::<u16>() {
+                Ok(status) if (400..=599).contains(&status) => statuses.push(status),
+                Err(_) if WORDS.contains(&word.as_str()) => on.push(word),
+                _ => {
+                    let near = crate::error::nearest(&word, WORDS);
+                    section.error(
+                        line,
+                        format!(
+                            "retry: on: {word:?} is neither a status from 400 nor one of {}{near}",
+                            crate::error::quoted(&WORDS)
+                        ),
+                    );
+                }
+            }
+        }
+        Self {
+            line: section.line_of("plugin"),
+            on,
+            statuses,
+            attempts: section.number("attempts", 1, 10).unwrap_or(1) as u32,
+            backoff: section.time("backoff"),
+            max_backoff: section.time("max_backoff"),
+            plugin: section.text("plugin"),
+        }
+    }
+}
