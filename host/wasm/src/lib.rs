@@ -1,1 +1,23 @@
-//! 
+//! WebAssembly components that answer tidegate's questions.
+//!
+//! A [`Runtime`] compiles components, a [`Plugin`] is one of them with its settings, limits and grants, and gives the
+//! traits of `tidegate-policy` for the questions it exports. Calls are synchronous on the worker's thread; instances
+//! live in a thread-local, one store each. Nothing here knows of sockets.
+
+mod artifact;
+mod decide;
+mod host;
+mod instances;
+mod memo;
+mod plugin;
+mod quarantine;
+mod runtime;
+mod state;
+mod stats;
+mod ticker;
+mod types;
+
+pub use instances::retire_stale;
+pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};
+pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
+pub use stats::{CustomMetric, PluginStats, QUESTIONS, QuestionStats};

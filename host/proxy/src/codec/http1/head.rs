@@ -144,7 +144,8 @@ fn parse_request<'b>(bytes: &'b Bytes, slots: &mut Slots<'b>, scheme: Scheme) ->
         Err(httparse::Error::TooManyHeaders) => {
             return Err(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
         }
-        Err(httparse::Error::Version) => {
+        // Three words of which the last is a version we do not speak; else it is no request line at all.
+        Err(httparse::Error::Version) if names_a_version(bytes) => {
             return Err(Refusal::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "not HTTP/1.0 or HTTP/1.1"));
         }
         Err(error) => return Err(Refusal::bad(error.to_string())),
@@ -165,6 +166,12 @@ fn parse_request<'b>(bytes: &'b Bytes, slots: &mut Slots<'b>, scheme: Scheme) ->
     let version = if http10 { HttpVersion::Http10 } else { HttpVersion::Http11 };
     let head = RequestHead { version, method, scheme, authority, target, headers };
     Ok(ParsedRequest { head, framing, keep_alive })
+}
+
+fn names_a_version(head: &[u8]) -> bool {
+    let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|b| *b == b' ');
+    words.nth(2).is_some_and(|version| version.starts_with(b"HTTP/")) && words.next().is_none()
 }
 
 /// Exactly one `Host`, which HTTP/1.0 may leave out (RFC 9112, section 3.2).

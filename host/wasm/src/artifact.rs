@@ -1,0 +1,94 @@
+//! From bytes to machine code, by way of a cache on disk.
+
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// SHA-256 of a component's bytes.
+pub(crate) type ComponentDigest = [u8; 32];
+
+pub(crate) fn digest(bytes: &[u8]) -> ComponentDigest {
+    Sha256::digest(bytes).into()
+}
+
+pub(crate) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Compiles `bytes`, or takes what was compiled from them before by this very engine.
+pub(crate) fn component(
+    engine: &Engine,
+    bytes: &[u8],
+    digest: &ComponentDigest,
+    cache: Option<&Path>,
+) -> wasmtime::Result<Component> {
+    let Some(folder) = cache else { return Component::from_binary(engine, bytes) };
+    let file = folder.join(format!("{}-{:016x}.cwasm", hex(digest), compatibility(engine)));
+    if let Some(component) = cached(engine, &file) {
+        return Ok(component);
+    }
+    let component = Component::from_binary(engine, bytes)?;
+    if let Err(error) = store(folder, &file, &component) {
+        tracing::warn!(file = %file.display(), %error, "cannot keep a compiled plugin");
+    }
+    Ok(component)
+}
+
+/// Of the compiler's version, target and settings: other code is never loaded.
+fn compatibility(engine: &Engine) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A file that is not ours, or not whole, is passed over.
+fn cached(engine: &Engine, file: &Path) -> Option<Component> {
+    let sum = fs::read(sum_file(file)).ok()?;
+    if !owned_by_us(file) {
+        return None;
+    }
+    let code = fs::read(file).ok()?;
+    if Sha256::digest(&code)[..] != sum[..] {
+        tracing::warn!(file = %file.display(), "a cached plugin is damaged: compiling it again");
+        return None;
+    }
+    // SAFETY: deserialising trusts its input to be wasmtime's own output. The file is in a folder that only this user
+    // may write to, belongs to this user, is named by the digest of the component and the engine, and its content has
+    // the digest noted when this program wrote it; wasmtime itself refuses other versions and settings.
+    unsafe { Component::deserialize(engine, &code) }.ok()
+}
+
+fn sum_file(file: &Path) -> PathBuf {
+    file.with_extension("sha256")
+}
+
+#[cfg(unix)]
+fn owned_by_us(file: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let us = rustix::process::geteuid().as_raw();
+    let ours = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.uid() == us && meta.mode() & 0o022 == 0);
+    ours(file) && file.parent().is_some_and(ours)
+}
+
+fn store(folder: &Path, file: &Path, component: &Component) -> wasmtime::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let code = component.serialize()?;
+    // Beside and renamed: a reader sees all of it or nothing.
+    let write = |target: &Path, bytes: &[u8]| -> std::io::Result<()> {
+        let beside = target.with_extension(format!("part-{}-{:x}", std::process::id(), fastrand::u64(..)));
+        let mut part = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        part.write_all(bytes).and_then(|()| fs::rename(&beside, target)).inspect_err(|_| {
+            // Nothing more can be done about a part that stays.
+            let _ = fs::remove_file(&beside);
+        })
+    };
+    write(file, &code)?;
+    write(&sum_file(file), &Sha256::digest(&code))?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! What guests import: a file per interface of `wit/`. Plain functions that read the question at hand; a fact that does
+//! not belong to it reads as absent, empty or zero.
+
+use wasmtime::component::{Linker, LinkerInstance};
+
+use crate::state::State;
+
+mod attempt;
+mod clock;
+mod connection;
+mod endpoints;
+mod forward;
+mod identity;
+mod log;
+mod metrics;
+mod random;
+mod request;
+
+type Instance<'a> = LinkerInstance<'a, State>;
+type Link = fn(&mut Instance<'_>) -> wasmtime::Result<()>;
+
+/// An interface that can be imported, and the questions it belongs to: route, pick, identify, decide.
+pub(crate) struct Interface {
+    pub(crate) name: &'static str,
+    pub(crate) questions: [bool; 4],
+    link: Link,
+}
+
+/// As the worlds of `wit/worlds.wit` have it.
+pub(crate) const INTERFACES: [Interface; 11] = [
+    Interface { name: "types", questions: [true; 4], link: |_| Ok(()) },
+    Interface { name: "log", questions: [true; 4], link: log::link },
+    Interface { name: "clock", questions: [true; 4], link: clock::link },
+    Interface { name: "random", questions: [true; 4], link: random::link },
+    Interface { name: "metrics", questions: [true; 4], link: metrics::link },
+    Interface { name: "connection", questions: [true, true, true, false], link: connection::link },
+    Interface { name: "request", questions: [true; 4], link: request::link },
+    Interface { name: "forward", questions: [true, false, false, false], link: forward::link },
+    Interface { name: "endpoints", questions: [false, true, false, true], link: endpoints::link },
+    Interface { name: "identity", questions: [false, false, true, false], link: identity::link },
+    Interface { name: "attempt", questions: [false, false, false, true], link: attempt::link },
+];
+
+/// The name under which an interface of the contract is imported or exported.
+pub(crate) fn full_name(interface: &str) -> String {
+    format!("tidegate:policy/{interface}@0.1.0")
+}
+
+/// Links the interfaces that belong to any of these questions.
+pub(crate) fn link(linker: &mut Linker<State>, questions: [bool; 4]) -> wasmtime::Result<()> {
+    for interface in &INTERFACES {
+        if interface.questions.iter().zip(questions).any(|(belongs, asked)| *belongs && asked) {
+            (interface.link)(&mut linker.instance(&full_name(interface.name))?)?;
+        }
+    }
+    Ok(())
+}

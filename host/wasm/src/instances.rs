@@ -1,0 +1,216 @@
+//! This thread's live instances: made when first asked, reused, retired when they fail, dropped with their plugin.
+
+use std::cell::RefCell;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use rustc_hash::FxHashMap;
+use tidegate_policy::PolicyFaultKind;
+use wasmtime::component::TypedFunc;
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+
+use crate::memo::Memo;
+use crate::plugin::{Core, LoadError};
+use crate::state::{self, State};
+use crate::types::{Choice, RouteAnswer, Verdict};
+
+/// Why a guest gave no answer.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) kind: PolicyFaultKind,
+    pub(crate) detail: String,
+}
+
+impl Failed {
+    /// As an error of loading.
+    pub(crate) fn at_load(self) -> LoadError {
+        match self.kind {
+            PolicyFaultKind::Configure => LoadError::Settings(self.detail),
+            PolicyFaultKind::Invalid => LoadError::Export { export: "an answer".to_owned(), why: self.detail },
+            kind => LoadError::Start(format!("{}: {}", kind.name(), self.detail)),
+        }
+    }
+}
+
+/// The functions of the questions; those it does not export are absent.
+#[derive(Default)]
+pub(crate) struct Functions {
+    pub(crate) route: Option<TypedFunc<(), (RouteAnswer,)>>,
+    pub(crate) pick: Option<TypedFunc<(), (Choice,)>>,
+    pub(crate) identify: Option<TypedFunc<(), ()>>,
+    pub(crate) decide: Option<TypedFunc<(), (Verdict,)>>,
+}
+
+/// One store with one instance: a trap poisons the whole store, so none is shared.
+pub(crate) struct Instance {
+    pub(crate) store: Store<State>,
+    pub(crate) functions: Functions,
+    counted: Counted,
+}
+
+/// A live instance, as the plugin's statistics see it.
+struct Counted(Arc<Core>);
+
+impl Counted {
+    fn begin(core: &Arc<Core>) -> Self {
+        core.stats.live.fetch_add(1, Ordering::Relaxed);
+        core.stats.made.fetch_add(1, Ordering::Relaxed);
+        Self(core.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.stats.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that one call may carry between host and guest.
+const HOSTCALL_BYTES: usize = 2 * 1024 * 1024;
+
+fn store(core: &Arc<Core>) -> Store<State> {
+    let mut store = Store::new(&core.runtime.engine, State::new(core.clone()));
+    store.limiter(|state| state);
+    store.set_hostcall_fuel(HOSTCALL_BYTES);
+    store.epoch_deadline_callback(|mut context| state::look(context.data_mut()));
+    store.set_epoch_deadline(1);
+    store
+}
+
+/// Runs guest code under the clock. The store is spent when this fails.
+pub(crate) fn run<T>(
+    store: &mut Store<State>,
+    call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<T>,
+) -> Result<T, Failed> {
+    let core = store.data().core.clone();
+    store.data_mut().deadline.begin();
+    store.data_mut().refused_growth = false;
+    store.set_epoch_deadline(1);
+    core.runtime.ticker.call_begins();
+    // A host function of WASI may panic in an executor of ours; it must not take the worker along.
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| call(store)));
+    core.runtime.ticker.call_ends();
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(failed(&error, store.data().refused_growth)),
+        Err(_) => Err(Failed { kind: PolicyFaultKind::Trap, detail: "a host function panicked".to_owned() }),
+    }
+}
+
+fn failed(error: &wasmtime::Error, refused_growth: bool) -> Failed {
+    let kind = if error.is::<PoolConcurrencyLimitError>() {
+        PolicyFaultKind::Exhausted
+    } else if matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
+        PolicyFaultKind::Deadline
+    } else if refused_growth {
+        PolicyFaultKind::Memory
+    } else {
+        PolicyFaultKind::Trap
+    };
+    // The chain without the backtrace's addresses, which say nothing to a user.
+    let mut detail: String = format!("{error:#}");
+    detail.truncate((0..=400.min(detail.len())).rev().find(|at| detail.is_char_boundary(*at)).unwrap_or(0));
+    Failed { kind, detail }
+}
+
+impl Instance {
+    /// Instantiates and configures.
+    pub(crate) fn new(core: &Arc<Core>) -> Result<Self, Failed> {
+        let mut store = store(core);
+        let counted = Counted::begin(core);
+        let instance = run(&mut store, |store| core.pre.instantiate(store))?;
+        let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
+        if let Some(index) = &core.exports.configure {
+            type Configured = (Result<(), String>,);
+            let configure = instance.get_typed_func::<(&str,), Configured>(&mut store, index).map_err(shape)?;
+            let (configured,) = run(&mut store, |store| configure.call(store, (&core.settings,)))?;
+            if let Err(reason) = configured {
+                return Err(Failed { kind: PolicyFaultKind::Configure, detail: reason });
+            }
+        }
+        let mut functions = Functions::default();
+        let [route, pick, identify, decide] = &core.exports.questions;
+        if let Some(index) = route {
+            functions.route = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
+        }
+        if let Some(index) = pick {
+            functions.pick = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
+        }
+        if let Some(index) = identify {
+            functions.identify = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
+        }
+        if let Some(index) = decide {
+            functions.decide = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
+        }
+        Ok(Self { store, functions, counted })
+    }
+
+    /// An instance that holds nearly all it may is replaced before it fails.
+    fn nearly_full(&self) -> bool {
+        let core = &self.counted.0;
+        self.store.data().memory > core.limits.memory / 4 * 3
+    }
+}
+
+/// The schema that a component states for its settings, from an instance of its own.
+pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed> {
+    let Some(index) = &core.exports.settings_schema else { return Ok(None) };
+    let mut store = store(core);
+    let instance = run(&mut store, |store| core.pre.instantiate(store))?;
+    let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
+    let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(shape)?;
+    run(&mut store, |store| function.call(store, ())).map(|(schema,)| schema)
+}
+
+/// What a thread has of a plugin.
+pub(crate) struct Slot {
+    core: Weak<Core>,
+    instance: Option<Instance>,
+    pub(crate) memos: [Memo; 4],
+}
+
+thread_local! {
+    static INSTANCES: RefCell<FxHashMap<u64, Slot>> = RefCell::default();
+}
+
+/// Gives `use_slot` this thread's slot of the plugin.
+pub(crate) fn with_slot<T>(core: &Arc<Core>, use_slot: impl FnOnce(&mut Slot) -> T) -> T {
+    INSTANCES.with_borrow_mut(|slots| {
+        let new = || Slot { core: Arc::downgrade(core), instance: None, memos: Default::default() };
+        use_slot(slots.entry(core.id).or_insert_with(new))
+    })
+}
+
+impl Slot {
+    /// The instance to ask: the one that lives here, or a new one.
+    pub(crate) fn take_instance(&mut self, core: &Arc<Core>) -> Result<Instance, Failed> {
+        match self.instance.take() {
+            Some(instance) => Ok(instance),
+            None => Instance::new(core),
+        }
+    }
+
+    /// Keeps an instance that answered; one that did not is dropped by its asker.
+    pub(crate) fn keep(&mut self, instance: Instance) {
+        if !instance.nearly_full() {
+            self.instance = Some(instance);
+        }
+    }
+
+    /// What an instance taught is not for the next one: its settings or its state may have made it so.
+    pub(crate) fn forget(&mut self) {
+        self.memos = Default::default();
+    }
+}
+
+/// Drops this thread's instances of plugins that no configuration uses any more.
+pub fn retire_stale() {
+    INSTANCES.with_borrow_mut(|slots| {
+        slots.retain(|_, slot| {
+            // The slot's instance holds the core too: more owners than that one means somebody still asks.
+            let own = usize::from(slot.instance.is_some()) * 2;
+            slot.core.strong_count() > own
+        });
+    });
+}

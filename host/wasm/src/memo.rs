@@ -1,0 +1,335 @@
+//! Memoisation: the decision tree of what a pure policy reads.
+//!
+//! A guest that is a function of what it reads reads first always the same fact, and what it reads next follows from the
+//! values read before. So its reads form a tree: a node is a read, its branches are the values seen, a leaf is an
+//! answer. A question walks the tree natively, and only where no branch fits does the guest run, whose trace then
+//! grows the tree. Exact, because equal values of all that was read give an equal answer.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use tidegate_policy::{Identity, RequestEdits};
+
+use crate::state::Facts;
+use crate::types::{Choice, RouteAnswer, Verdict};
+
+/// A fact a guest can read that does not change while the question is at hand, and that it may be remembered by.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Read {
+    ClientIp,
+    Version,
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    Query,
+    Header(Box<str>),
+    HeaderValues(Box<str>),
+    Headers,
+    Cookie(Box<str>),
+    Note(Box<str>),
+    Peer,
+    ConnectionClient,
+    Local,
+    Listener,
+    ServerName,
+    Alpn,
+    ClientCertificate,
+    ProxyTlv,
+    Received,
+    Proposed,
+}
+
+pub(crate) type Value = SmallVec<[u8; 64]>;
+
+/// Writes what `read` gives for these facts, such that different facts give different bytes.
+pub(crate) fn value(read: &Read, facts: &Facts, granted: impl Fn(&str) -> bool, out: &mut Value) {
+    out.clear();
+    let Some(asked) = &facts.asked else { return };
+    let request = &asked.request;
+    let option = |out: &mut Value, value: Option<&[u8]>| {
+        if let Some(value) = value {
+            out.push(1);
+            out.extend_from_slice(value);
+        }
+    };
+    let listed = |out: &mut Value, name: &[u8], value: &[u8]| {
+        for part in [name, value] {
+            out.extend_from_slice(&(part.len() as u32).to_le_bytes());
+            out.extend_from_slice(part);
+        }
+    };
+    match read {
+        Read::ClientIp => {
+            if let Some(ip) = facts.client() {
+                put_ip(out, ip);
+            }
+        }
+        Read::Version => out.push(request.version as u8),
+        Read::Method => out.extend_from_slice(request.method.as_str().as_bytes()),
+        Read::Scheme => out.push(request.scheme as u8),
+        Read::Authority => out.extend_from_slice(request.authority.as_bytes()),
+        Read::Path => out.extend_from_slice(request.target.path().as_bytes()),
+        Read::Query => option(out, request.target.query().map(str::as_bytes)),
+        Read::Header(name) => {
+            let found = if granted(name) { request.headers.get(&**name) } else { None };
+            option(out, found.map(|value| value.as_bytes()));
+        }
+        Read::HeaderValues(name) => {
+            if granted(name) {
+                request.headers.get_all(&**name).iter().for_each(|value| listed(out, b"", value.as_bytes()));
+            }
+        }
+        Read::Headers => {
+            for (name, value) in request.headers.iter().filter(|(name, _)| granted(name.as_str())) {
+                listed(out, name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+        Read::Cookie(name) => {
+            let found = if granted("cookie") { asked.cookie(name) } else { None };
+            option(out, found.as_deref());
+        }
+        Read::Note(name) => option(out, asked.note(name).as_deref().map(str::as_bytes)),
+        Read::Peer => put_address(out, asked.connection.peer),
+        Read::ConnectionClient => put_address(out, asked.connection.client),
+        Read::Local => put_address(out, asked.connection.local),
+        Read::Listener => out.extend_from_slice(asked.connection.listener.as_bytes()),
+        Read::ServerName => option(out, asked.connection.server_name.as_ref().map(|name| name.as_bytes().as_ref())),
+        Read::Alpn => option(out, asked.connection.alpn.as_ref().map(|alpn| alpn.as_bytes().as_ref())),
+        Read::ClientCertificate => option(out, asked.connection.client_certificate.as_deref()),
+        Read::ProxyTlv => {}
+        Read::Received => out.extend_from_slice(format!("{:?}", facts.received()).as_bytes()),
+        Read::Proposed => {
+            let elements = facts.identity.as_ref().map(|identity| &identity.elements);
+            out.extend_from_slice(format!("{elements:?}").as_bytes());
+        }
+    }
+}
+
+fn put_ip(out: &mut Value, ip: std::net::IpAddr) {
+    match ip {
+        std::net::IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
+        std::net::IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
+    }
+}
+
+fn put_address(out: &mut Value, address: std::net::SocketAddr) {
+    put_ip(out, address.ip());
+    out.extend_from_slice(&address.port().to_le_bytes());
+}
+
+/// What one run of a guest read, in order.
+#[derive(Default)]
+pub(crate) struct Trace {
+    on: bool,
+    reads: Vec<Read>,
+    /// Something was read or done that no memo can stand for: load, time, chance, a log line.
+    tainted: bool,
+}
+
+/// A guest that reads more than this in one question gains nothing from a tree.
+const MAX_READS: usize = 32;
+
+impl Trace {
+    pub(crate) fn begin(&mut self, on: bool) {
+        self.on = on;
+        self.reads.clear();
+        self.tainted = false;
+    }
+
+    /// Whether `note` would keep anything.
+    pub(crate) fn records(&self) -> bool {
+        self.on && !self.tainted
+    }
+
+    /// Made only when tracing: `read` may allocate.
+    pub(crate) fn note(&mut self, read: impl FnOnce() -> Read) {
+        if self.on && !self.tainted {
+            let read = read();
+            // A fact read twice is the same fact.
+            if !self.reads.contains(&read) {
+                self.tainted |= self.reads.len() >= MAX_READS;
+                self.reads.push(read);
+            }
+        }
+    }
+
+    pub(crate) fn taint(&mut self) {
+        self.tainted = true;
+    }
+}
+
+/// An answer with all that was decided beside it.
+#[derive(Clone)]
+pub(crate) enum Remembered {
+    Route(Arc<(RouteAnswer, Option<Arc<str>>, RequestEdits)>),
+    Pick(Choice),
+    /// What the guest set of the identity, if anything.
+    Identify(Arc<Option<Identity>>),
+    Decide(Verdict),
+}
+
+#[derive(Clone, Copy)]
+enum Next {
+    Node(u32),
+    Leaf(u32),
+}
+
+struct Node {
+    read: Read,
+    branches: FxHashMap<Box<[u8]>, Next>,
+}
+
+/// The tree of one question of one instance.
+#[derive(Default)]
+pub(crate) struct Memo {
+    root: Option<Next>,
+    nodes: Vec<Node>,
+    leaves: Vec<Remembered>,
+    looked: u32,
+    found: u32,
+    given_up: bool,
+}
+
+/// Branches and leaves a tree may have; a full one begins anew.
+const MAX_LEAVES: usize = 4096;
+/// After this many questions the tree must have known one in ten, or it is given up.
+const JUDGE_AFTER: u32 = 4096;
+
+impl Memo {
+    pub(crate) fn in_use(&self) -> bool {
+        !self.given_up
+    }
+
+    /// The remembered answer to a question with these facts.
+    pub(crate) fn find(&mut self, facts: &Facts, granted: impl Fn(&str) -> bool) -> Option<&Remembered> {
+        self.looked += 1;
+        if self.looked >= JUDGE_AFTER {
+            if self.found < JUDGE_AFTER / 10 {
+                *self = Self { given_up: true, ..Self::default() };
+                return None;
+            }
+            (self.looked, self.found) = (0, 0);
+        }
+        let mut scratch = Value::new();
+        let mut next = self.root?;
+        loop {
+            match next {
+                Next::Leaf(leaf) => {
+                    self.found += 1;
+                    return self.leaves.get(leaf as usize);
+                }
+                Next::Node(node) => {
+                    let node = self.nodes.get(node as usize)?;
+                    value(&node.read, facts, &granted, &mut scratch);
+                    next = *node.branches.get(&scratch[..])?;
+                }
+            }
+        }
+    }
+
+    /// Grows the tree by what a run read and answered.
+    pub(crate) fn learn(&mut self, trace: &Trace, facts: &Facts, granted: impl Fn(&str) -> bool, answer: Remembered) {
+        if self.given_up || trace.tainted {
+            return;
+        }
+        if self.leaves.len() >= MAX_LEAVES {
+            (self.root, self.nodes, self.leaves) = (None, Vec::new(), Vec::new());
+        }
+        let leaf = Next::Leaf(self.leaves.len() as u32);
+        let mut scratch = Value::new();
+        // Where the next step is hung: the root, or a branch of a node.
+        let mut place: Option<(u32, Box<[u8]>)> = None;
+        for read in &trace.reads {
+            let existing = match &place {
+                None => self.root,
+                Some((node, value)) => self.nodes[*node as usize].branches.get(value).copied(),
+            };
+            let node = match existing {
+                Some(Next::Node(node)) if self.nodes[node as usize].read == *read => node,
+                // The guest read something else after the same values: it is no function of what it reads.
+                Some(_) => {
+                    *self = Self { given_up: true, ..Self::default() };
+                    return;
+                }
+                None => {
+                    let node = self.nodes.len() as u32;
+                    self.nodes.push(Node { read: read.clone(), branches: FxHashMap::default() });
+                    self.hang(place, Next::Node(node));
+                    node
+                }
+            };
+            value(read, facts, &granted, &mut scratch);
+            place = Some((node, scratch[..].into()));
+        }
+        self.leaves.push(answer);
+        self.hang(place, leaf);
+    }
+
+    fn hang(&mut self, place: Option<(u32, Box<[u8]>)>, next: Next) {
+        match place {
+            None => self.root = Some(next),
+            Some((node, value)) => {
+                self.nodes[node as usize].branches.insert(value, next);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+fn facts(asked: std::rc::Rc<tidegate_policy::Asked>) -> Facts {
+    Facts { asked: Some(asked), ..Facts::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_policy::contract::{asked, asked_with};
+
+    use super::*;
+
+    fn trace(reads: &[Read]) -> Trace {
+        Trace { on: true, reads: reads.to_vec(), tainted: false }
+    }
+
+    #[test]
+    fn equal_reads_give_the_answer_and_others_do_not() {
+        let mut memo = Memo::default();
+        let all = |_: &str| true;
+        let tenant = || Read::Header("x-tenant".into());
+        let a = facts(asked_with("GET", "/a", &[("x-tenant", "1"), ("x-other", "2")]));
+        assert!(memo.find(&a, all).is_none());
+        memo.learn(&trace(&[Read::Path, tenant()]), &a, all, Remembered::Pick(Choice::Endpoint(1)));
+        let same = facts(asked_with("POST", "/a", &[("x-tenant", "1"), ("x-other", "3")]));
+        assert!(matches!(memo.find(&same, all), Some(Remembered::Pick(Choice::Endpoint(1)))));
+        for other in [asked_with("GET", "/a", &[("x-tenant", "2")]), asked("GET", "/a"), asked_with("GET", "/b", &[("x-tenant", "1")])] {
+            assert!(memo.find(&facts(other), all).is_none());
+        }
+        // An absent field is not an empty one, and an ungranted one is absent.
+        memo.learn(&trace(&[Read::Path, tenant()]), &facts(asked("GET", "/a")), all, Remembered::Pick(Choice::None));
+        assert!(memo.find(&facts(asked_with("GET", "/a", &[("x-tenant", "")])), all).is_none());
+        assert!(matches!(memo.find(&same, |_: &str| false), Some(Remembered::Pick(Choice::None))));
+    }
+
+    #[test]
+    fn a_guest_that_is_no_function_of_its_reads_is_found_out() {
+        let mut memo = Memo::default();
+        let question = facts(asked("GET", "/a"));
+        memo.learn(&trace(&[Read::Path]), &question, |_: &str| true, Remembered::Pick(Choice::Pass));
+        memo.learn(&trace(&[Read::Method]), &question, |_: &str| true, Remembered::Pick(Choice::Pass));
+        assert!(!memo.in_use());
+    }
+
+    #[test]
+    fn a_tree_that_never_helps_is_given_up_and_stays_bounded() {
+        let mut memo = Memo::default();
+        for index in 0..JUDGE_AFTER + 1 {
+            let question = facts(asked("GET", &format!("/{index}")));
+            if memo.find(&question, |_: &str| true).is_none() {
+                memo.learn(&trace(&[Read::Path]), &question, |_: &str| true, Remembered::Pick(Choice::Pass));
+            }
+            assert!(memo.leaves.len() <= MAX_LEAVES);
+        }
+        assert!(!memo.in_use());
+    }
+}

@@ -1,0 +1,311 @@
+//! A plugin: a component with settings, limits and grants, compiled and linked once, shared by all workers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tidegate_policy::{Balancer, Forwarding, Retry, Router};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
+
+use crate::decide::Asker;
+use crate::host::{self, INTERFACES, full_name};
+use crate::instances::Instance;
+use crate::quarantine::Quarantine;
+use crate::runtime::Runtime;
+use crate::state::State;
+use crate::stats::PluginStats;
+use crate::{artifact, instances};
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Isolation {
+    /// An instance per worker, reused.
+    Worker,
+    /// Fresh memory for every question.
+    Request,
+}
+
+/// What one decision may take.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    pub time: Duration,
+    /// Bytes of linear memory.
+    pub memory: usize,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Grants {
+    /// Lower-case names of the fields it may read and edit; `None`: all.
+    pub headers: Option<Vec<String>>,
+    pub wasi: bool,
+}
+
+/// What a plugin is made of.
+#[derive(Clone, Debug)]
+pub struct PluginSpec {
+    pub name: Arc<str>,
+    pub bytes: Arc<[u8]>,
+    pub settings: serde_json::Value,
+    /// On failure: refuse the request in place of the native answer.
+    pub deny: bool,
+    pub limits: Limits,
+    pub grants: Grants,
+    pub isolation: Isolation,
+    pub memoise: bool,
+}
+
+impl PluginSpec {
+    /// Of all that a plugin depends on.
+    fn identity(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update(artifact::digest(&self.bytes));
+        let rest = (&self.name, self.deny, self.limits, &self.grants, self.isolation, self.memoise);
+        hasher.update(format!("{rest:?}"));
+        hasher.update(self.settings.to_string());
+        hasher.finalize().into()
+    }
+}
+
+/// Why a plugin cannot be used. Says what to do about it.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("it is not a WebAssembly component: {0}")]
+    NotAComponent(String),
+    #[error("it answers no question: export router, balancer, forwarding or retry of tidegate:policy@0.1.0")]
+    NoQuestion,
+    #[error("it imports {import:?}, which {why}")]
+    Import { import: String, why: String },
+    #[error("it exports {export:?} in another shape than the contract's: {why}; build it against wit/")]
+    Export { export: String, why: String },
+    #[error("its imports do not fit the contract: {0}")]
+    Link(String),
+    #[error("its settings schema is not JSON Schema: {0}")]
+    Schema(String),
+    #[error("its settings are refused: {0}")]
+    Settings(String),
+    #[error("it fails when it is started: {0}")]
+    Start(String),
+}
+
+/// Which questions a component answers.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Questions {
+    pub route: bool,
+    pub pick: bool,
+    pub identify: bool,
+    pub decide: bool,
+}
+
+impl Questions {
+    pub(crate) fn list(self) -> [bool; 4] {
+        [self.route, self.pick, self.identify, self.decide]
+    }
+}
+
+/// Where the functions of a component are.
+pub(crate) struct Exports {
+    pub(crate) configure: Option<ComponentExportIndex>,
+    pub(crate) settings_schema: Option<ComponentExportIndex>,
+    pub(crate) questions: [Option<ComponentExportIndex>; 4],
+}
+
+/// Interface and function of each question.
+const FUNCTIONS: [(&str, &str); 4] =
+    [("router", "route"), ("balancer", "pick"), ("forwarding", "identify"), ("retry", "decide")];
+
+impl Exports {
+    fn of(component: &Component) -> Self {
+        let find = |interface: &str, function: &str| {
+            let instance = component.get_export_index(None, full_name(interface).as_str())?;
+            component.get_export_index(Some(&instance), function)
+        };
+        Self {
+            configure: find("plugin", "configure"),
+            settings_schema: find("plugin", "settings-schema"),
+            questions: FUNCTIONS.map(|(interface, function)| find(interface, function)),
+        }
+    }
+}
+
+/// What instances on all threads share of a plugin.
+pub(crate) struct Core {
+    /// Never used twice in a process.
+    pub(crate) id: u64,
+    pub(crate) name: Arc<str>,
+    pub(crate) limits: Limits,
+    pub(crate) grants: Grants,
+    pub(crate) isolation: Isolation,
+    pub(crate) memoise: bool,
+    pub(crate) deny: bool,
+    pub(crate) settings: String,
+    pub(crate) pre: InstancePre<State>,
+    pub(crate) exports: Exports,
+    pub(crate) stats: PluginStats,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) runtime: Arc<Runtime>,
+}
+
+/// A loaded plugin.
+pub struct Plugin {
+    core: Arc<Core>,
+    identity: [u8; 32],
+    digest: [u8; 32],
+    questions: Questions,
+}
+
+impl Runtime {
+    /// Compiles, links, checks the settings and configures an instance once, so that what is wrong shows now. Where
+    /// `previous` is the same in every respect it is taken over, with its instances and counts.
+    pub fn load(
+        self: &Arc<Self>,
+        spec: &PluginSpec,
+        previous: Option<&Arc<Plugin>>,
+    ) -> Result<Arc<Plugin>, LoadError> {
+        let identity = spec.identity();
+        if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
+            return Ok(previous.clone());
+        }
+        let digest = artifact::digest(&spec.bytes);
+        let component = artifact::component(&self.engine, &spec.bytes, &digest, self.cache.as_deref())
+            .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
+        let exports = Exports::of(&component);
+        let answers = |index: usize| exports.questions[index].is_some();
+        let questions = Questions { route: answers(0), pick: answers(1), identify: answers(2), decide: answers(3) };
+        if questions == Questions::default() {
+            return Err(LoadError::NoQuestion);
+        }
+        check_imports(self, &component, questions, spec.grants.wasi)?;
+        let mut linker = Linker::new(&self.engine);
+        let linked = host::link(&mut linker, questions.list()).and_then(|()| {
+            if spec.grants.wasi { wasmtime_wasi::p2::add_to_linker_sync(&mut linker) } else { Ok(()) }
+        });
+        linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let core = Arc::new(Core {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            name: spec.name.clone(),
+            limits: spec.limits,
+            grants: spec.grants.clone(),
+            isolation: spec.isolation,
+            memoise: spec.memoise,
+            deny: spec.deny,
+            settings: spec.settings.to_string(),
+            pre,
+            exports,
+            stats: PluginStats::default(),
+            quarantine: Quarantine::default(),
+            runtime: self.clone(),
+        });
+        check_settings(&core, &spec.settings)?;
+        Instance::new(&core).map_err(|failed| failed.at_load())?;
+        Ok(Arc::new(Plugin { core, identity, digest, questions }))
+    }
+}
+
+/// Names the import that is unknown, not granted, or not of this component's questions.
+fn check_imports(runtime: &Runtime, component: &Component, questions: Questions, wasi: bool) -> Result<(), LoadError> {
+    let refuse = |import: &str, why: &str| Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });
+    for (import, _) in component.component_type().imports(&runtime.engine) {
+        if import.starts_with("wasi:") {
+            if wasi {
+                continue;
+            }
+            return refuse(import, "was not granted; set grants.wasi = true, or build it without WASI");
+        }
+        let known = INTERFACES.iter().find(|interface| full_name(interface.name) == import);
+        match known {
+            Some(interface) if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}
+            Some(_) => return refuse(import, "belongs to a question that it does not answer"),
+            None => return refuse(import, "this gateway does not have"),
+        }
+    }
+    Ok(())
+}
+
+/// Asks for the schema, and holds the settings against it.
+fn check_settings(core: &Arc<Core>, settings: &serde_json::Value) -> Result<(), LoadError> {
+    let schema = instances::settings_schema(core).map_err(|failed| failed.at_load())?;
+    let Some(schema) = schema else { return Ok(()) };
+    let schema: serde_json::Value = serde_json::from_str(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
+    let validator = jsonschema::validator_for(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
+    let complaints: Vec<String> = validator
+        .iter_errors(settings)
+        .map(|error| {
+            let place = error.instance_path.to_string();
+            if place.is_empty() { error.to_string() } else { format!("{}: {error}", place.trim_start_matches('/')) }
+        })
+        .collect();
+    if complaints.is_empty() { Ok(()) } else { Err(LoadError::Settings(complaints.join("; "))) }
+}
+
+impl Plugin {
+    pub fn name(&self) -> &Arc<str> {
+        &self.core.name
+    }
+
+    /// SHA-256 of the component, in hexadecimal.
+    pub fn digest(&self) -> String {
+        artifact::hex(&self.digest)
+    }
+
+    pub fn questions(&self) -> Questions {
+        self.questions
+    }
+
+    pub fn stats(&self) -> &PluginStats {
+        &self.core.stats
+    }
+
+    /// Whether it is left alone for now.
+    pub fn quarantined(&self) -> bool {
+        !self.core.quarantine.open()
+    }
+
+    pub fn router(&self) -> Option<Arc<dyn Router>> {
+        self.questions.route.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Router>)
+    }
+
+    pub fn balancer(&self) -> Option<Arc<dyn Balancer>> {
+        self.questions.pick.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Balancer>)
+    }
+
+    pub fn forwarding(&self) -> Option<Arc<dyn Forwarding>> {
+        self.questions.identify.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Forwarding>)
+    }
+
+    pub fn retry(&self) -> Option<Arc<dyn Retry>> {
+        self.questions.decide.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Retry>)
+    }
+
+    /// For the status page.
+    pub fn status(&self) -> serde_json::Value {
+        let stats = self.stats();
+        let questions: serde_json::Map<String, serde_json::Value> = crate::QUESTIONS
+            .iter()
+            .zip(&stats.questions)
+            .zip(self.questions.list())
+            .filter(|(_, answers)| *answers)
+            .map(|((name, question), _)| {
+                let faults: serde_json::Map<_, _> =
+                    question.faults().filter(|(_, n)| *n > 0).map(|(kind, n)| (kind.to_owned(), json!(n))).collect();
+                let (_, count, seconds) = question.times();
+                let mean = if count == 0 { 0.0 } else { seconds * 1e9 / count as f64 };
+                let row = json!({
+                    "asked": question.asked(), "memo_hits": question.memo_hits(),
+                    "mean_ns": mean.round(), "faults": faults,
+                });
+                ((*name).to_owned(), row)
+            })
+            .collect();
+        json!({
+            "name": **self.name(),
+            "digest": self.digest(),
+            "quarantined": self.quarantined(),
+            "instances": stats.live_instances(),
+            "questions": questions,
+        })
+    }
+}

@@ -1,0 +1,145 @@
+//! A store's data: the question at hand, what is recorded of it, and what bounds the guest.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidegate_policy::{Asked, AttemptFacts, Element, EndpointsView, Identity, RequestEdits};
+use wasmtime::component::ResourceTable;
+use wasmtime::{ResourceLimiter, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use crate::memo::Trace;
+use crate::plugin::{Core, Limits};
+
+/// What a question gives a guest to read, moved in for the time of one call.
+#[derive(Default)]
+pub(crate) struct Facts {
+    pub(crate) asked: Option<Rc<Asked>>,
+    pub(crate) endpoints: Option<EndpointsView>,
+    pub(crate) attempt: Option<Rc<AttemptFacts>>,
+    pub(crate) identity: Option<Identity>,
+}
+
+impl Facts {
+    pub(crate) fn received(&self) -> &[Element] {
+        self.asked.as_ref().map_or(&[], |asked| &asked.received)
+    }
+
+    pub(crate) fn client(&self) -> Option<IpAddr> {
+        self.asked.as_ref().map(|asked| asked.client)
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) core: Arc<Core>,
+    pub(crate) facts: Facts,
+    /// What the guest asked to change: of the request, of the identity.
+    pub(crate) edits: RequestEdits,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) trace: Trace,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) deadline: Deadline,
+    limits: Limits,
+    /// A growth was refused since the last call began.
+    pub(crate) refused_growth: bool,
+    pub(crate) memory: usize,
+    wasi: Option<(WasiCtx, ResourceTable)>,
+}
+
+// SAFETY: wasmtime-wasi asks for `Send`, which the `Rc`s of a question at hand are not. A store is made, used and
+// dropped within `instances::INSTANCES`, a thread-local of this crate, or on the stack of one call; no function hands
+// it out, so it never leaves its thread.
+unsafe impl Send for State {}
+
+impl State {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        let limits = core.limits;
+        let wasi = core.grants.wasi.then(|| (WasiCtx::builder().build(), ResourceTable::new()));
+        Self {
+            core,
+            facts: Facts::default(),
+            edits: RequestEdits::default(),
+            identity: None,
+            trace: Trace::default(),
+            random: fastrand::Rng::new(),
+            deadline: Deadline::none(),
+            limits,
+            refused_growth: false,
+            memory: 0,
+            wasi,
+        }
+    }
+
+    /// Back to nothing between questions: no fact of one may be seen by the next.
+    pub(crate) fn clear(&mut self) {
+        self.facts = Facts::default();
+        self.edits = RequestEdits::default();
+        self.identity = None;
+    }
+
+    pub(crate) fn granted(&self, header: &str) -> bool {
+        self.core.grants.headers.as_ref().is_none_or(|names| names.iter().any(|name| name == header))
+    }
+}
+
+impl ResourceLimiter for State {
+    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let fits = desired <= self.limits.memory;
+        self.refused_growth |= !fits;
+        if fits {
+            self.memory = desired;
+        }
+        Ok(fits)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= 20_000)
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let (ctx, table) = self.wasi.as_mut().expect("WASI is linked only for plugins that were granted it");
+        WasiCtxView { ctx, table }
+    }
+}
+
+/// When a call must end. Looked at once a tick of the epoch while the guest runs.
+///
+/// What counts is the CPU time of the thread from the first look on, so that a guest whose thread waits for a core is
+/// not stopped for it; ten times the limit on the wall clock ends it in any case.
+pub(crate) struct Deadline {
+    begun: Option<Instant>,
+    cpu_at_first_look: Option<std::time::Duration>,
+}
+
+impl Deadline {
+    pub(crate) fn none() -> Self {
+        Self { begun: None, cpu_at_first_look: None }
+    }
+
+    pub(crate) fn begin(&mut self) {
+        self.begun = Some(Instant::now());
+        self.cpu_at_first_look = None;
+    }
+}
+
+/// Called by the store on each tick while its guest runs.
+pub(crate) fn look(state: &mut State) -> wasmtime::Result<UpdateDeadline> {
+    let limit = state.limits.time;
+    let wall = state.deadline.begun.map_or(limit, |begun| begun.elapsed());
+    let cpu = cpu_time();
+    let first = *state.deadline.cpu_at_first_look.get_or_insert(cpu);
+    let used = cpu.saturating_sub(first) + crate::ticker::TICK;
+    if (wall >= limit && used >= limit) || wall >= limit.saturating_mul(10) {
+        return Err(wasmtime::Trap::Interrupt.into());
+    }
+    Ok(UpdateDeadline::Continue(1))
+}
+
+fn cpu_time() -> std::time::Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    std::time::Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec.clamp(0, 999_999_999) as u32)
+}

@@ -1,0 +1,135 @@
+//! What is counted of a plugin, by all workers together.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tidegate_policy::PolicyFaultKind;
+
+/// The questions, in the order of every array by question.
+pub const QUESTIONS: [&str; 4] = ["route", "pick", "identify", "decide"];
+
+/// Upper bounds of decision times, in nanoseconds.
+const BOUNDS: [u64; 10] = [250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 5_000_000];
+
+/// Counts of one question.
+#[derive(Debug, Default)]
+pub struct QuestionStats {
+    asked: AtomicU64,
+    memo: AtomicU64,
+    faults: [AtomicU64; PolicyFaultKind::ALL.len()],
+    total_ns: AtomicU64,
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+}
+
+impl QuestionStats {
+    pub(crate) fn answered(&self, took: Duration, memo: bool) {
+        let ns = took.as_nanos() as u64;
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.memo.fetch_add(memo.into(), Ordering::Relaxed);
+        self.total_ns.fetch_add(ns, Ordering::Relaxed);
+        self.buckets[BOUNDS.partition_point(|bound| *bound < ns)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self, kind: PolicyFaultKind) {
+        let index = PolicyFaultKind::ALL.iter().position(|other| *other == kind).unwrap_or(0);
+        self.asked.fetch_add(u64::from(kind != PolicyFaultKind::Invalid), Ordering::Relaxed);
+        self.faults[index].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    pub fn memo_hits(&self) -> u64 {
+        self.memo.load(Ordering::Relaxed)
+    }
+
+    /// Counts by kind.
+    pub fn faults(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        PolicyFaultKind::ALL.iter().zip(&self.faults).map(|(kind, count)| (kind.name(), count.load(Ordering::Relaxed)))
+    }
+
+    /// Cumulative counts by upper bound in seconds, then their number and the sum of seconds.
+    pub fn times(&self) -> (Vec<(f64, u64)>, u64, f64) {
+        let mut count = 0;
+        let mut buckets = Vec::with_capacity(BOUNDS.len());
+        for (bound, bucket) in BOUNDS.iter().zip(&self.buckets) {
+            count += bucket.load(Ordering::Relaxed);
+            buckets.push((*bound as f64 / 1e9, count));
+        }
+        count += self.buckets[BOUNDS.len()].load(Ordering::Relaxed);
+        (buckets, count, self.total_ns.load(Ordering::Relaxed) as f64 / 1e9)
+    }
+}
+
+/// What a guest counts itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CustomMetric {
+    Counter(u64),
+    Gauge(f64),
+    /// Observations and their sum.
+    Histogram(u64, f64),
+}
+
+/// Most metrics of its own that a plugin may have, and the longest name.
+const MAX_CUSTOM: usize = 64;
+const MAX_NAME: usize = 64;
+
+/// Everything counted of one plugin.
+#[derive(Debug, Default)]
+pub struct PluginStats {
+    pub questions: [QuestionStats; QUESTIONS.len()],
+    pub(crate) live: AtomicU64,
+    pub(crate) made: AtomicU64,
+    custom: Mutex<BTreeMap<String, CustomMetric>>,
+    log: Mutex<Option<(Instant, u32)>>,
+}
+
+impl PluginStats {
+    pub fn live_instances(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    pub fn instantiations(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    pub fn custom(&self) -> BTreeMap<String, CustomMetric> {
+        lock(&self.custom).clone()
+    }
+
+    /// A metric's name is bounded in alphabet, length and number; what is not fine is dropped.
+    pub(crate) fn update_custom(&self, name: &str, start: CustomMetric, update: impl FnOnce(&mut CustomMetric)) {
+        let fine = !name.is_empty()
+            && name.len() <= MAX_NAME
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let mut custom = lock(&self.custom);
+        if !fine || (custom.len() >= MAX_CUSTOM && !custom.contains_key(name)) {
+            return;
+        }
+        update(custom.entry(name.to_owned()).or_insert(start));
+    }
+
+    /// Whether a guest may write another line: a hundred a second.
+    pub(crate) fn may_log(&self) -> bool {
+        const LINES: u32 = 100;
+        let mut log = lock(&self.log);
+        match &mut *log {
+            Some((begun, lines)) if begun.elapsed() < Duration::from_secs(1) => {
+                *lines += 1;
+                *lines <= LINES
+            }
+            window => {
+                *window = Some((Instant::now(), 1));
+                true
+            }
+        }
+    }
+}
+
+/// Counts stay right whatever panicked while holding them.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

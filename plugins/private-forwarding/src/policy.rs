@@ -1,0 +1,186 @@
+//! Origins can tell clients apart without learning who they are.
+//!
+//! Each address becomes an obfuscated identifier (RFC 7239, section 6.3): a keyed hash, cut short, that changes with the
+//! key and with each rotation period. Without the key it cannot be turned back by trying all addresses.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tidegate_sdk::{Element, Families, Forwarding, Identity, Node, Policy, Request};
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// At least 16 characters.
+    pub secret: String,
+    /// Named in what is hashed: a new one makes every client new.
+    #[serde(default)]
+    pub period: String,
+    /// Of `forwarded`, `x_forwarded`. Default: only `forwarded`, whose grammar knows such identifiers.
+    #[serde(default = "families")]
+    pub families: Vec<String>,
+    /// Whether trusted hops before this gateway stay in the chain, obfuscated too.
+    #[serde(default)]
+    pub keep_chain: bool,
+    /// Whether the host and the scheme that the client used are told.
+    #[serde(default = "yes")]
+    pub tell_host: bool,
+}
+
+fn families() -> Vec<String> {
+    vec!["forwarded".to_owned()]
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The policy.
+pub struct PrivateForwarding(Settings);
+
+impl Policy for PrivateForwarding {
+    type Settings = Settings;
+
+    fn new(settings: Settings) -> Result<Self, String> {
+        if settings.secret.len() < 16 {
+            return Err("secret is shorter than 16 characters: identifiers could be turned back by trying".to_owned());
+        }
+        Ok(Self(settings))
+    }
+
+    fn settings_schema() -> Option<String> {
+        let schema = json!({ "type": "object", "additionalProperties": false, "required": ["secret"], "properties": {
+            "secret": { "type": "string", "minLength": 16 },
+            "period": { "type": "string" },
+            "families": { "type": "array", "items": { "enum": ["forwarded", "x_forwarded"] } },
+            "keep_chain": { "type": "boolean" },
+            "tell_host": { "type": "boolean" },
+        } });
+        Some(schema.to_string())
+    }
+}
+
+impl PrivateForwarding {
+    /// `_` and 16 hexadecimal digits of HMAC-SHA-256 (RFC 2104).
+    fn obfuscated(&self, ip: IpAddr) -> Node {
+        let mut key = [0_u8; 64];
+        let secret = self.0.secret.as_bytes();
+        if secret.len() > key.len() {
+            key[..32].copy_from_slice(&Sha256::digest(secret));
+        } else {
+            key[..secret.len()].copy_from_slice(secret);
+        }
+        let pad = |byte: u8| key.map(|b| b ^ byte);
+        let inner =
+            Sha256::new().chain_update(pad(0x36)).chain_update(&self.0.period).chain_update(ip.to_string()).finalize();
+        let outer = Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize();
+        let digits: String = outer.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Node::Obfuscated(format!("_{digits}"))
+    }
+
+    fn hidden(&self, node: Node) -> Node {
+        match node {
+            Node::Address(address) => self.obfuscated(address.ip()),
+            Node::Ip(ip) => self.obfuscated(ip),
+            other => other,
+        }
+    }
+}
+
+impl Forwarding for PrivateForwarding {
+    fn identify(&mut self, request: &Request, identity: &mut Identity) {
+        let settings = &self.0;
+        let chain = identity.proposed();
+        let last = chain.len().saturating_sub(1);
+        let mut elements: Vec<Element> = chain
+            .into_iter()
+            .enumerate()
+            .filter(|(index, _)| settings.keep_chain || *index == last)
+            .map(|(index, element)| {
+                // Without the hops before, this gateway's own element stands for the client itself.
+                let node = if index == last && !settings.keep_chain {
+                    Some(self.obfuscated(request.client()))
+                } else {
+                    element.r#for.map(|node| self.hidden(node))
+                };
+                let told = settings.tell_host;
+                Element {
+                    r#for: node,
+                    by: element.by,
+                    host: element.host.filter(|_| told),
+                    proto: element.proto.filter(|_| told),
+                }
+            })
+            .collect();
+        if elements.is_empty() {
+            elements.push(Element { r#for: Some(self.obfuscated(request.client())), ..Element::default() });
+        }
+        let has = |name: &str| settings.families.iter().any(|family| family == name);
+        // A refusal leaves the configured rule in force only for a chain that cannot be written, which this one can.
+        if identity.set_elements(elements).is_err() {
+            let _ = identity.set_elements(Vec::new());
+        }
+        identity.set_families(Families {
+            forwarded: has("forwarded"),
+            x_forwarded: has("x_forwarded"),
+            x_real_ip: false,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_sdk::testing::{Question, configure};
+
+    use super::*;
+
+    fn ask(settings: serde_json::Value, question: &mut Question) -> Vec<Element> {
+        let mut policy: PrivateForwarding = configure(settings).expect("good settings");
+        question.identify(&mut policy);
+        question.edited.elements.clone().expect("it always sets the chain")
+    }
+
+    fn name(elements: &[Element]) -> String {
+        match elements.last().and_then(|element| element.r#for.clone()) {
+            Some(Node::Obfuscated(name)) => name,
+            other => panic!("{other:?} is not hidden"),
+        }
+    }
+
+    #[test]
+    fn clients_are_told_apart_but_not_named() {
+        let settings = json!({ "secret": "0123456789abcdef" });
+        let one = ask(settings.clone(), &mut Question::get("/"));
+        let same = ask(settings.clone(), &mut Question::get("/other"));
+        let mut other = Question::get("/");
+        other.client = "192.0.2.8".parse().expect("an address");
+        assert_eq!(name(&one), name(&same));
+        assert_ne!(name(&one), name(&ask(settings, &mut other)));
+        assert!(!format!("{one:?}").contains("192.0.2.7"));
+        assert_eq!(name(&one).len(), 17);
+    }
+
+    #[test]
+    fn another_secret_or_period_makes_everyone_new() {
+        let of = |secret: &str, period: &str| {
+            name(&ask(json!({ "secret": secret, "period": period }), &mut Question::get("/")))
+        };
+        let base = of("0123456789abcdef", "1");
+        assert_ne!(base, of("0123456789abcdeX", "1"));
+        assert_ne!(base, of("0123456789abcdef", "2"));
+    }
+
+    #[test]
+    fn families_and_chain_follow_the_settings() {
+        let mut question = Question::get("/");
+        let hop = Element { r#for: Some(Node::Ip("203.0.113.9".parse().expect("an address"))), ..Element::default() };
+        question.proposed.insert(0, hop);
+        let kept = ask(json!({ "secret": "0123456789abcdef", "keep_chain": true, "tell_host": false }), &mut question);
+        assert_eq!(kept.len(), 2);
+        assert!(!format!("{kept:?}").contains("203.0.113.9") && kept[1].proto.is_none());
+        assert_eq!(question.edited.families, Some(Families { forwarded: true, x_forwarded: false, x_real_ip: false }));
+        assert!(configure::<PrivateForwarding>(json!({ "secret": "short" })).is_err());
+    }
+}

@@ -1,0 +1,299 @@
+//! Facts from the gateway.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::bindings::facts::tidegate::policy as wit;
+use crate::{Cause, EditError, Element, Families, HttpVersion, Level, Node, Proof, Scheme};
+
+pub fn now() -> Duration {
+    Duration::from_nanos(wit::clock::monotonic())
+}
+
+pub fn random() -> u64 {
+    wit::random::next()
+}
+
+/// A line in the gateway's log.
+pub fn log(level: Level, message: &str) {
+    use wit::log::Level as To;
+    let level = match level {
+        Level::Trace => To::Trace,
+        Level::Debug => To::Debug,
+        Level::Info => To::Info,
+        Level::Warn => To::Warn,
+        Level::Error => To::Error,
+    };
+    wit::log::write(level, message);
+}
+
+/// Counters and the like on the gateway's metrics page.
+pub mod metrics {
+    use crate::bindings::facts::tidegate::policy::metrics as wit;
+
+    pub fn add(counter: &str, by: u64) {
+        wit::add(counter, by);
+    }
+
+    pub fn set(gauge: &str, to: f64) {
+        wit::set(gauge, to);
+    }
+
+    pub fn observe(histogram: &str, value: f64) {
+        wit::observe(histogram, value);
+    }
+}
+
+fn ip(address: wit::types::IpAddress) -> IpAddr {
+    match address {
+        wit::types::IpAddress::Ipv4((a, b, c, d)) => Ipv4Addr::new(a, b, c, d).into(),
+        wit::types::IpAddress::Ipv6((a, b, c, d, e, f, g, h)) => Ipv6Addr::new(a, b, c, d, e, f, g, h).into(),
+    }
+}
+
+fn ip_out(address: IpAddr) -> wit::types::IpAddress {
+    match address {
+        IpAddr::V4(ip) => wit::types::IpAddress::Ipv4(ip.octets().into()),
+        IpAddr::V6(ip) => wit::types::IpAddress::Ipv6(ip.segments().into()),
+    }
+}
+
+fn edited(result: Result<(), wit::types::EditError>) -> Result<(), EditError> {
+    result.map_err(|error| match error {
+        wit::types::EditError::InvalidName => EditError::InvalidName,
+        wit::types::EditError::InvalidValue => EditError::InvalidValue,
+        wit::types::EditError::NotGranted => EditError::NotGranted,
+        wit::types::EditError::Other(text) => EditError::Other(text),
+    })
+}
+
+pub fn client() -> IpAddr {
+    ip(wit::request::client())
+}
+
+pub fn version() -> HttpVersion {
+    match wit::request::version() {
+        wit::types::HttpVersion::Http10 => HttpVersion::Http10,
+        wit::types::HttpVersion::Http11 => HttpVersion::Http11,
+        wit::types::HttpVersion::Http2 => HttpVersion::Http2,
+        wit::types::HttpVersion::Http3 => HttpVersion::Http3,
+    }
+}
+
+pub fn method() -> String {
+    wit::request::method()
+}
+
+pub fn scheme() -> Scheme {
+    match wit::request::scheme() {
+        wit::types::UrlScheme::Http => Scheme::Http,
+        wit::types::UrlScheme::Https => Scheme::Https,
+    }
+}
+
+pub fn authority() -> String {
+    wit::request::authority()
+}
+
+pub fn path() -> String {
+    wit::request::path()
+}
+
+pub fn query() -> Option<String> {
+    wit::request::query()
+}
+
+pub fn header(name: &str) -> Option<Vec<u8>> {
+    wit::request::header(name)
+}
+
+pub fn header_values(name: &str) -> Vec<Vec<u8>> {
+    wit::request::header_values(name)
+}
+
+pub fn headers() -> Vec<(String, Vec<u8>)> {
+    wit::request::headers().into_iter().map(|field| (field.name, field.value)).collect()
+}
+
+pub fn cookie(name: &str) -> Option<String> {
+    wit::request::cookie(name)
+}
+
+pub fn note(name: &str) -> Option<String> {
+    wit::request::note(name)
+}
+
+pub fn peer() -> SocketAddr {
+    let address = wit::connection::peer();
+    SocketAddr::new(ip(address.ip), address.port)
+}
+
+pub fn listener() -> String {
+    wit::connection::listener()
+}
+
+pub fn server_name() -> Option<String> {
+    wit::connection::server_name()
+}
+
+pub fn client_certificate() -> Option<Vec<u8>> {
+    wit::connection::client_certificate()
+}
+
+pub fn set_path(path: &str) -> Result<(), EditError> {
+    edited(wit::forward::set_path(path))
+}
+
+pub fn set_authority(authority: &str) -> Result<(), EditError> {
+    edited(wit::forward::set_authority(authority))
+}
+
+pub fn set_header(name: &str, value: &[u8]) -> Result<(), EditError> {
+    edited(wit::forward::set_header(name, value))
+}
+
+pub fn remove_header(name: &str) -> Result<(), EditError> {
+    edited(wit::forward::remove_header(name))
+}
+
+pub fn set_response_header(name: &str, value: &[u8]) -> Result<(), EditError> {
+    edited(wit::forward::set_response_header(name, value))
+}
+
+pub fn set_timeout(total: Duration) {
+    wit::forward::set_timeout(u64::try_from(total.as_nanos()).unwrap_or(u64::MAX));
+}
+
+pub fn set_note(name: &str, value: &str) {
+    wit::forward::set_note(name, value);
+}
+
+pub fn generation() -> u64 {
+    wit::endpoints::generation()
+}
+
+pub fn size() -> u32 {
+    wit::endpoints::size()
+}
+
+pub fn weight(index: u32) -> u32 {
+    wit::endpoints::weight(index)
+}
+
+pub fn zone(index: u32) -> Option<String> {
+    wit::endpoints::zone(index)
+}
+
+pub fn available(index: u32) -> bool {
+    wit::endpoints::available(index)
+}
+
+pub fn availables() -> Vec<u32> {
+    wit::endpoints::availables()
+}
+
+pub fn in_flights() -> Vec<u32> {
+    wit::endpoints::in_flights()
+}
+
+pub fn latencies() -> Vec<Duration> {
+    wit::endpoints::latencies().into_iter().map(Duration::from_nanos).collect()
+}
+
+fn node(node: wit::identity::Node) -> Node {
+    match node {
+        wit::identity::Node::Address(address) => Node::Address(SocketAddr::new(ip(address.ip), address.port)),
+        wit::identity::Node::Ip(address) => Node::Ip(ip(address)),
+        wit::identity::Node::Unknown => Node::Unknown,
+        wit::identity::Node::Obfuscated(name) => Node::Obfuscated(name),
+    }
+}
+
+fn node_out(node: Node) -> wit::identity::Node {
+    match node {
+        Node::Address(address) => wit::identity::Node::Address(wit::types::SocketAddress {
+            ip: ip_out(address.ip()),
+            port: address.port(),
+        }),
+        Node::Ip(address) => wit::identity::Node::Ip(ip_out(address)),
+        Node::Unknown => wit::identity::Node::Unknown,
+        Node::Obfuscated(name) => wit::identity::Node::Obfuscated(name),
+    }
+}
+
+fn element(element: wit::identity::Element) -> Element {
+    Element {
+        r#for: element.for_.map(node),
+        by: element.by.map(node),
+        host: element.host,
+        proto: element.proto,
+    }
+}
+
+pub fn received() -> Vec<Element> {
+    wit::identity::received().into_iter().map(element).collect()
+}
+
+pub fn proposed() -> Vec<Element> {
+    wit::identity::proposed().into_iter().map(element).collect()
+}
+
+pub fn set_elements(elements: Vec<Element>) -> Result<(), EditError> {
+    let out = |element: Element| wit::identity::Element {
+        for_: element.r#for.map(node_out),
+        by: element.by.map(node_out),
+        host: element.host,
+        proto: element.proto,
+    };
+    let elements: Vec<_> = elements.into_iter().map(out).collect();
+    edited(wit::identity::set_elements(&elements))
+}
+
+pub fn set_families(families: Families) {
+    let mut flags = wit::identity::FieldFamilies::empty();
+    flags.set(wit::identity::FieldFamilies::FORWARDED, families.forwarded);
+    flags.set(wit::identity::FieldFamilies::X_FORWARDED, families.x_forwarded);
+    flags.set(wit::identity::FieldFamilies::X_REAL_IP, families.x_real_ip);
+    wit::identity::set_families(flags);
+}
+
+pub fn number() -> u32 {
+    wit::attempt::number()
+}
+
+pub fn failure() -> Cause {
+    match wit::attempt::failure() {
+        wit::attempt::Cause::Connect => Cause::Connect,
+        wit::attempt::Cause::Tls => Cause::Tls,
+        wit::attempt::Cause::Reset => Cause::Reset,
+        wit::attempt::Cause::RefusedStream => Cause::RefusedStream,
+        wit::attempt::Cause::GoAway => Cause::GoAway,
+        wit::attempt::Cause::Timeout => Cause::Timeout,
+        wit::attempt::Cause::Status(status) => Cause::Status(status),
+        wit::attempt::Cause::Other(text) => Cause::Other(text),
+    }
+}
+
+pub fn safety() -> Proof {
+    match wit::attempt::safety() {
+        wit::attempt::Proof::Unprocessed => Proof::Unprocessed,
+        wit::attempt::Proof::Idempotent => Proof::Idempotent,
+        wit::attempt::Proof::Unsafe => Proof::Unsafe,
+    }
+}
+
+pub fn response_header(name: &str) -> Option<Vec<u8>> {
+    wit::attempt::response_header(name)
+}
+
+pub fn elapsed() -> Duration {
+    Duration::from_nanos(wit::attempt::elapsed())
+}
+
+pub fn time_left() -> Duration {
+    Duration::from_nanos(wit::attempt::time_left())
+}
+
+pub fn retries_left() -> u32 {
+    wit::attempt::retries_left()
+}
