@@ -1,4 +1,5 @@
-//! The contract's bindings: one world with all facts, and one per question that shares them.
+//! The contract's bindings: one world with all facts, one for configuration, and one per question that shares the facts.
+//! A component's own world is what it exports of these, put together when the component is made.
 
 #![allow(missing_docs, clippy::all)]
 
@@ -18,39 +19,44 @@ pub mod facts {
     });
 }
 
-/// A question's world, with the facts it shares with the others. The names must be those the world imports: the
-/// generator takes no more.
-macro_rules! world {
-    ($name:ident, $world:literal, $($interface:literal => $module:ident),*) => {
+pub mod plugin {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "package tidegate:sdk; world plugin-part { export tidegate:policy/plugin@0.1.0; }",
+        world: "tidegate:sdk/plugin-part",
+        pub_export_macro: true,
+        export_macro_name: "export",
+        default_bindings_module: "tidegate_sdk::bindings::plugin",
+    });
+}
+
+/// A question's part of a world. The facts named must be those that its interface uses: the generator takes no more.
+macro_rules! question {
+    ($name:ident, $world:literal, $inline:literal, $($interface:literal => $module:ident),*) => {
         pub mod $name {
             wit_bindgen::generate!({
                 path: "../wit",
+                inline: $inline,
                 world: $world,
                 pub_export_macro: true,
                 export_macro_name: "export",
                 default_bindings_module: "tidegate_sdk::bindings",
-                with: {
-                    "tidegate:policy/types@0.1.0": crate::bindings::facts::tidegate::policy::types,
-                    "tidegate:policy/request@0.1.0": crate::bindings::facts::tidegate::policy::request,
-                    "tidegate:policy/log@0.1.0": crate::bindings::facts::tidegate::policy::log,
-                    "tidegate:policy/clock@0.1.0": crate::bindings::facts::tidegate::policy::clock,
-                    "tidegate:policy/random@0.1.0": crate::bindings::facts::tidegate::policy::random,
-                    "tidegate:policy/metrics@0.1.0": crate::bindings::facts::tidegate::policy::metrics,
-                    $($interface: crate::bindings::facts::tidegate::policy::$module),*
-                },
+                with: { $($interface: crate::bindings::facts::tidegate::policy::$module),* },
             });
         }
     };
 }
 
-world!(router, "tidegate:policy/router-plugin@0.1.0",
-    "tidegate:policy/connection@0.1.0" => connection, "tidegate:policy/forward@0.1.0" => forward);
-world!(balancer, "tidegate:policy/balancer-plugin@0.1.0",
-    "tidegate:policy/connection@0.1.0" => connection, "tidegate:policy/endpoints@0.1.0" => endpoints);
-world!(forwarding, "tidegate:policy/forwarding-plugin@0.1.0",
-    "tidegate:policy/connection@0.1.0" => connection, "tidegate:policy/identity@0.1.0" => identity);
-world!(retry, "tidegate:policy/retry-plugin@0.1.0",
-    "tidegate:policy/endpoints@0.1.0" => endpoints, "tidegate:policy/attempt@0.1.0" => attempt);
+question!(router, "tidegate:sdk/router-part",
+    "package tidegate:sdk; world router-part { export tidegate:policy/router@0.1.0; }",
+    "tidegate:policy/types@0.1.0" => types);
+question!(balancer, "tidegate:sdk/balancer-part",
+    "package tidegate:sdk; world balancer-part { export tidegate:policy/balancer@0.1.0; }",);
+question!(forwarding, "tidegate:sdk/forwarding-part",
+    "package tidegate:sdk; world forwarding-part { export tidegate:policy/forwarding@0.1.0; }",);
+question!(retry, "tidegate:sdk/retry-part",
+    "package tidegate:sdk; world retry-part { export tidegate:policy/retry@0.1.0; }",
+    "tidegate:policy/types@0.1.0" => types);
 
 use facts::tidegate::policy::types;
 

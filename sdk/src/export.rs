@@ -137,7 +137,7 @@ macro_rules! __export {
                 static POLICY: $crate::Holder<$policy> = const { $crate::Holder::new() };
             }
 
-            impl $crate::bindings::$world::exports::tidegate::policy::plugin::Guest for Component {
+            impl $crate::bindings::plugin::exports::tidegate::policy::plugin::Guest for Component {
                 fn configure(settings: String) -> Result<(), String> {
                     POLICY.with(|policy| policy.configure(&settings))
                 }
@@ -149,6 +149,7 @@ macro_rules! __export {
 
             $($guest)*
 
+            $crate::bindings::plugin::export!(Component with_types_in $crate::bindings::plugin);
             $crate::bindings::$world::export!(Component with_types_in $crate::bindings::$world);
         };
     };

@@ -91,7 +91,8 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
 /// A route that can never match because an earlier one takes all it would.
 fn shadows(config: &Config, source: &Source<'_>) {
     type Rest<'a> = (Vec<String>, &'a [(String, HeaderMatch)]);
-    let mut seen: HashMap<(Option<&HostMatch>, &PathMatch), Vec<(Rest<'_>, &str)>> = HashMap::new();
+    type Place<'a> = (Option<&'a HostMatch>, &'a PathMatch);
+    let mut seen: HashMap<Place<'_>, Vec<(Rest<'_>, &str)>> = HashMap::new();
     for route in &config.routes {
         let mut methods = route.methods.clone();
         methods.sort();

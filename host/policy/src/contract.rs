@@ -96,7 +96,7 @@ pub fn questions() -> Vec<Rc<Asked>> {
         asked_with("POST", "/v1/x", &[("x-tenant", "a"), ("cookie", "sid=1; canary=always")]),
         asked_with("GET", "/", &[("x-tenant", ""), ("x-tenant", "b"), ("cookie", "=;;==; a")]),
     ];
-    let mut odd = (*asked("GET", "/")).request.clone();
+    let mut odd = asked("GET", "/").request.clone();
     odd.headers.append("x-tenant", HeaderValue::from_bytes(b"\xff\xfe\t caf\xe9").expect("obs-text is a value"));
     odd.headers.append("cookie", HeaderValue::from_bytes(b"sid=\xff").expect("obs-text is a value"));
     odd.authority = "".into();

@@ -152,6 +152,7 @@ impl Held {
 
 /// A body being sent. Dropped before [`finish`](Self::finish), it ends the message as an error: connection closed
 /// without its end, or the stream reset, never as a clean end (RFC 9112, section 8; RFC 9113, section 8.1).
+#[allow(clippy::large_enum_variant, reason = "one lives per exchange, in its future; a box would cost an allocation")]
 pub(crate) enum Outgoing {
     /// The head already ended the message: what comes is discarded.
     Ended,
@@ -203,6 +204,7 @@ impl Outgoing {
 }
 
 /// Where the response to one request goes.
+#[allow(clippy::large_enum_variant, reason = "one lives per exchange, in its future; a box would cost an allocation")]
 pub(crate) enum Reply {
     Http1(http1::Reply),
     Http2(http2::Reply),

@@ -22,5 +22,5 @@ mod timer;
 mod upstream;
 pub mod worker;
 
-pub use listener::tls::{CertificatePair, ServerTls, ServerTlsSpec, TlsError};
+pub use listener::tls::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec, TlsError};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};

@@ -43,8 +43,11 @@ pub(crate) struct Upstreams {
     shared: Rc<Shared>,
     pools: Rc<RefCell<FxHashMap<Key, Rc<Pool>>>>,
     /// The pools of a cluster's endpoints, by the address of its `Arc`: the look-up on the way of a request.
-    clusters: RefCell<FxHashMap<usize, (Arc<Cluster>, Box<[Rc<Pool>]>)>>,
+    clusters: RefCell<FxHashMap<usize, ClusterPools>>,
 }
+
+/// Keeps the cluster alive, so that its address names no other.
+type ClusterPools = (Arc<Cluster>, Box<[Rc<Pool>]>);
 
 /// How often idle connections are looked at, while there are any.
 const SWEEP: Duration = Duration::from_secs(1);

@@ -118,13 +118,16 @@ enum Command {
     Drain,
 }
 
+/// Sockets by the listener's name.
+type Bound = HashMap<Arc<str>, Sockets>;
+
 /// All workers, as the control thread holds them.
 pub struct Gateway {
     current: Arc<ArcSwap<Snapshot>>,
     metrics: Vec<Arc<WorkerMetrics>>,
     channels: Vec<mpsc::UnboundedSender<Command>>,
     threads: Vec<JoinHandle<()>>,
-    bound: HashMap<Arc<str>, Sockets>,
+    bound: Bound,
     workers: usize,
 }
 
@@ -163,7 +166,7 @@ impl Gateway {
     }
 
     /// Sockets for every listener of `snapshot`: those that are bound already stay. Nothing changes on an error.
-    fn bind(&self, snapshot: &Snapshot) -> io::Result<(HashMap<Arc<str>, Sockets>, Vec<Vec<Opened>>)> {
+    fn bind(&self, snapshot: &Snapshot) -> io::Result<(Bound, Vec<Vec<Opened>>)> {
         let mut bound = HashMap::new();
         let mut opened: Vec<Vec<Opened>> = (0..self.workers).map(|_| Vec::new()).collect();
         for spec in &snapshot.listeners {

@@ -16,7 +16,7 @@ use crate::boot::Control;
 use crate::metrics_page;
 
 /// Serves until the program ends. A connection is cheap and rare here, so hyper does it all.
-pub async fn serve(listener: TcpListener, control: Arc<Control>) {
+pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -56,7 +56,9 @@ async fn answer(control: Arc<Control>, request: Request<Incoming>) -> Result<Res
         "/metrics" | "/healthz" | "/readyz" | "/status" | "/reload" => {
             respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "method not allowed\n")
         }
-        _ => respond(StatusCode::NOT_FOUND, "text/plain", "try /metrics, /healthz, /readyz, /status, or POST /reload\n"),
+        _ => {
+            respond(StatusCode::NOT_FOUND, "text/plain", "try /metrics, /healthz, /readyz, /status, or POST /reload\n")
+        }
     })
 }
 

@@ -20,26 +20,26 @@ use crate::telemetry::{self, AccessLog};
 use crate::{admin, cli};
 
 /// What the control thread knows: the running gateway, the compiler, what serves now.
-pub struct Control {
+pub(crate) struct Control {
     path: Option<PathBuf>,
     compiler: Compiler,
     running: Mutex<Running>,
     draining: AtomicBool,
     started: Instant,
-    pub reloads_ok: AtomicU64,
-    pub reloads_refused: AtomicU64,
-    pub log_dropped: Option<Arc<AtomicU64>>,
+    pub(crate) reloads_ok: AtomicU64,
+    pub(crate) reloads_refused: AtomicU64,
+    pub(crate) log_dropped: Option<Arc<AtomicU64>>,
 }
 
 /// Changed by one reload at a time.
-pub struct Running {
-    pub gateway: Gateway,
-    pub compiled: Arc<Compiled>,
+pub(crate) struct Running {
+    pub(crate) gateway: Gateway,
+    pub(crate) compiled: Arc<Compiled>,
 }
 
 impl Control {
     /// Compiles `config` and starts the workers. A refused configuration is a `ConfigRefused` inside the error.
-    pub fn start(path: Option<&Path>, config: &Config, sinks: Vec<Arc<dyn RecordSink>>) -> anyhow::Result<Self> {
+    pub(crate) fn start(path: Option<&Path>, config: &Config, sinks: Vec<Arc<dyn RecordSink>>) -> anyhow::Result<Self> {
         let compiler = Compiler::new(config).map_err(refused)?;
         let compiled = compiler.compile(config, None).map_err(refused)?;
         let mut sinks = sinks;
@@ -73,12 +73,12 @@ impl Control {
     }
 
     /// A reload that panicked half way left a whole old state behind: nothing is replaced before the end.
-    pub fn running(&self) -> MutexGuard<'_, Running> {
+    pub(crate) fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Load, check, compile, bind, swap. Any error keeps the old configuration and is told to the caller.
-    pub fn reload(&self) -> Result<u64, Vec<String>> {
+    pub(crate) fn reload(&self) -> Result<u64, Vec<String>> {
         let result = self.try_reload();
         match &result {
             Ok(generation) => {
@@ -112,17 +112,17 @@ impl Control {
         Ok(generation)
     }
 
-    pub fn draining(&self) -> bool {
+    pub(crate) fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.running().gateway.drain();
     }
 
     /// Waits until the workers have ended, which they do after `drain`.
-    pub fn join_workers(&self) {
+    pub(crate) fn join_workers(&self) {
         let threads = self.running().gateway.take_threads();
         for thread in threads {
             if thread.join().is_err() {
@@ -132,7 +132,7 @@ impl Control {
     }
 
     /// What `/status` shows.
-    pub fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         let running = self.running();
         let snapshot: &Snapshot = &running.compiled.snapshot;
         let listeners: Vec<_> = running
@@ -155,7 +155,7 @@ impl Control {
         })
     }
 
-    pub fn metrics(&self) -> (Vec<Arc<WorkerMetrics>>, Arc<Compiled>) {
+    pub(crate) fn metrics(&self) -> (Vec<Arc<WorkerMetrics>>, Arc<Compiled>) {
         let running = self.running();
         (running.gateway.metrics().to_vec(), running.compiled.clone())
     }
@@ -187,7 +187,7 @@ fn refused(errors: tidegate_config::Errors) -> anyhow::Error {
 }
 
 /// `tidegate run`: serves until SIGTERM or SIGINT, reloads on SIGHUP.
-pub fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyhow::Result<ExitCode> {
     telemetry::install(&config.gateway.log);
     let control = Arc::new(Control::start(Some(path), &config, Vec::new())?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

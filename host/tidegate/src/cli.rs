@@ -12,7 +12,7 @@ use crate::{boot, demo, reload};
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
 #[command(name = "tidegate", version, about, arg_required_else_help = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -56,7 +56,7 @@ enum Command {
 
 /// A configuration that cannot be served, with all that is wrong with it.
 #[derive(Debug)]
-pub struct ConfigRefused(pub tidegate_config::Errors);
+pub(crate) struct ConfigRefused(pub(crate) tidegate_config::Errors);
 
 impl std::fmt::Display for ConfigRefused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,10 +71,10 @@ impl std::fmt::Display for ConfigRefused {
 impl std::error::Error for ConfigRefused {}
 
 /// Wrong usage or configuration.
-pub const EXIT_CONFIG: u8 = 2;
+pub(crate) const EXIT_CONFIG: u8 = 2;
 
 impl Cli {
-    pub fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run { config, addresses } => {
                 let Some(loaded) = load(&config) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
@@ -111,7 +111,7 @@ fn load(path: &Path) -> Option<Config> {
     }
 }
 
-pub fn print_errors(errors: &tidegate_config::Errors) {
+pub(crate) fn print_errors(errors: &tidegate_config::Errors) {
     for error in errors.iter() {
         eprintln!("tidegate: {error}");
     }

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 
 /// Asks the gateway behind `admin` to reload, and passes on what it says. 0: the new configuration serves.
-pub fn ask(admin: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn ask(admin: &str) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stream = tokio::net::TcpStream::connect(admin)
@@ -17,11 +17,8 @@ pub fn ask(admin: &str) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("no admin listener answers at {admin}; name it with --admin"))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/reload")
-            .header("host", admin)
-            .body(Empty::<Bytes>::new())?;
+        let request =
+            Request::builder().method(Method::POST).uri("/reload").header("host", admin).body(Empty::<Bytes>::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();

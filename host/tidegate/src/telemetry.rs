@@ -11,7 +11,7 @@ use tidegate_proxy::observe::{Record, RecordSink, access_log_line};
 use tracing_subscriber::EnvFilter;
 
 /// Installs the log subscriber. `TIDEGATE_LOG` overrides the configured filter. A second call changes nothing.
-pub fn install(filter: &str) {
+pub(crate) fn install(filter: &str) {
     let filter = std::env::var("TIDEGATE_LOG").unwrap_or_else(|_| filter.to_owned());
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
@@ -23,18 +23,18 @@ pub fn install(filter: &str) {
 const BACKLOG: usize = 16 * 1024;
 
 /// The access log: workers format lines, one thread writes them.
-pub struct AccessLog {
+pub(crate) struct AccessLog {
     lines: SyncSender<Vec<u8>>,
-    pub dropped: Arc<AtomicU64>,
+    pub(crate) dropped: Arc<AtomicU64>,
 }
 
 impl AccessLog {
-    pub fn to_stdout() -> io::Result<Self> {
+    pub(crate) fn to_stdout() -> io::Result<Self> {
         Self::to_writer(io::stdout())
     }
 
     /// Appends to `path`.
-    pub fn to_file(path: &Path) -> io::Result<Self> {
+    pub(crate) fn to_file(path: &Path) -> io::Result<Self> {
         Self::to_writer(OpenOptions::new().create(true).append(true).open(path)?)
     }
 

@@ -278,7 +278,8 @@ impl Retry for Asker {
         let value = match verdict {
             Verdict::Stop => policy::Verdict::Stop,
             Verdict::Again(pause) | Verdict::Elsewhere(pause) if Duration::from_nanos(pause) > MAX_PAUSE => {
-                return self.invalid(Question::Decide, format!("a pause of {:?} is too long", Duration::from_nanos(pause)));
+                return self
+                    .invalid(Question::Decide, format!("a pause of {:?} is too long", Duration::from_nanos(pause)));
             }
             Verdict::Again(pause) => policy::Verdict::Again(Duration::from_nanos(pause)),
             Verdict::Elsewhere(pause) => policy::Verdict::Elsewhere(Duration::from_nanos(pause)),

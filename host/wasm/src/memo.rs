@@ -302,7 +302,11 @@ mod tests {
         memo.learn(&trace(&[Read::Path, tenant()]), &a, all, Remembered::Pick(Choice::Endpoint(1)));
         let same = facts(asked_with("POST", "/a", &[("x-tenant", "1"), ("x-other", "3")]));
         assert!(matches!(memo.find(&same, all), Some(Remembered::Pick(Choice::Endpoint(1)))));
-        for other in [asked_with("GET", "/a", &[("x-tenant", "2")]), asked("GET", "/a"), asked_with("GET", "/b", &[("x-tenant", "1")])] {
+        for other in [
+            asked_with("GET", "/a", &[("x-tenant", "2")]),
+            asked("GET", "/a"),
+            asked_with("GET", "/b", &[("x-tenant", "1")]),
+        ] {
             assert!(memo.find(&facts(other), all).is_none());
         }
         // An absent field is not an empty one, and an ungranted one is absent.

@@ -158,11 +158,7 @@ pub struct Plugin {
 impl Runtime {
     /// Compiles, links, checks the settings and configures an instance once, so that what is wrong shows now. Where
     /// `previous` is the same in every respect it is taken over, with its instances and counts.
-    pub fn load(
-        self: &Arc<Self>,
-        spec: &PluginSpec,
-        previous: Option<&Arc<Plugin>>,
-    ) -> Result<Arc<Plugin>, LoadError> {
+    pub fn load(self: &Arc<Self>, spec: &PluginSpec, previous: Option<&Arc<Plugin>>) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
             return Ok(previous.clone());
@@ -178,9 +174,8 @@ impl Runtime {
         }
         check_imports(self, &component, questions, spec.grants.wasi)?;
         let mut linker = Linker::new(&self.engine);
-        let linked = host::link(&mut linker, questions.list()).and_then(|()| {
-            if spec.grants.wasi { wasmtime_wasi::p2::add_to_linker_sync(&mut linker) } else { Ok(()) }
-        });
+        let linked = host::link(&mut linker, questions.list())
+            .and_then(|()| if spec.grants.wasi { wasmtime_wasi::p2::add_to_linker_sync(&mut linker) } else { Ok(()) });
         linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
         static IDS: AtomicU64 = AtomicU64::new(0);
@@ -217,7 +212,8 @@ fn check_imports(runtime: &Runtime, component: &Component, questions: Questions,
         }
         let known = INTERFACES.iter().find(|interface| full_name(interface.name) == import);
         match known {
-            Some(interface) if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}
+            Some(interface)
+                if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}
             Some(_) => return refuse(import, "belongs to a question that it does not answer"),
             None => return refuse(import, "this gateway does not have"),
         }
@@ -229,7 +225,8 @@ fn check_imports(runtime: &Runtime, component: &Component, questions: Questions,
 fn check_settings(core: &Arc<Core>, settings: &serde_json::Value) -> Result<(), LoadError> {
     let schema = instances::settings_schema(core).map_err(|failed| failed.at_load())?;
     let Some(schema) = schema else { return Ok(()) };
-    let schema: serde_json::Value = serde_json::from_str(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
+    let schema: serde_json::Value =
+        serde_json::from_str(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
     let validator = jsonschema::validator_for(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
     let complaints: Vec<String> = validator
         .iter_errors(settings)

@@ -49,7 +49,8 @@ impl Quarantine {
 
     /// An answer that could be used.
     pub(crate) fn succeeded(&self) {
-        if self.until.load(Ordering::Relaxed) != 0 && self.clean.fetch_add(1, Ordering::Relaxed) + 1 >= u64::from(CLEAN) {
+        if self.until.load(Ordering::Relaxed) != 0 && self.clean.fetch_add(1, Ordering::Relaxed) + 1 >= u64::from(CLEAN)
+        {
             self.until.store(0, Ordering::Relaxed);
             *self.lock() = Record::default();
         }

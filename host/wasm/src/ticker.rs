@@ -33,7 +33,12 @@ impl Ticker {
             }
         })?;
         let thread = handle.thread().clone();
-        let ticker = Arc::new(Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0), parked: AtomicBool::new(false), thread });
+        let ticker = Arc::new(Self {
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            thread,
+        });
         // The thread is waiting for it.
         let _ = send.send(Arc::downgrade(&ticker));
         Ok(ticker)

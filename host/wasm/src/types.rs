@@ -131,6 +131,7 @@ impl From<policy::EditError> for EditError {
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[allow(dead_code, reason = "guests make these values")]
 pub(crate) enum Buffering {
     #[component(name = "stream")]
     Stream,
@@ -325,6 +326,7 @@ impl From<FieldFamilies> for policy::Families {
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[allow(dead_code, reason = "guests make these values")]
 pub(crate) enum Level {
     #[component(name = "trace")]
     Trace,

@@ -251,9 +251,15 @@ pub fn set_elements(elements: Vec<Element>) -> Result<(), EditError> {
 
 pub fn set_families(families: Families) {
     let mut flags = wit::identity::FieldFamilies::empty();
-    flags.set(wit::identity::FieldFamilies::FORWARDED, families.forwarded);
-    flags.set(wit::identity::FieldFamilies::X_FORWARDED, families.x_forwarded);
-    flags.set(wit::identity::FieldFamilies::X_REAL_IP, families.x_real_ip);
+    for (on, flag) in [
+        (families.forwarded, wit::identity::FieldFamilies::FORWARDED),
+        (families.x_forwarded, wit::identity::FieldFamilies::X_FORWARDED),
+        (families.x_real_ip, wit::identity::FieldFamilies::X_REAL_IP),
+    ] {
+        if on {
+            flags = flags | flag;
+        }
+    }
     wit::identity::set_families(flags);
 }
 

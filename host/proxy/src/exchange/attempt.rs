@@ -84,6 +84,7 @@ impl Clocks {
 }
 
 /// What ends the wait for a response head.
+#[allow(clippy::large_enum_variant, reason = "it is made and taken apart at once")]
 enum Event {
     Arrived(Result<Arrived, Fault>),
     Uploaded,

@@ -10,7 +10,9 @@ use crate::types::{Cause, Proof};
 type Store<'a> = StoreContextMut<'a, State>;
 
 pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
-    linker.func_wrap("number", |mut store: Store<'_>, (): ()| Ok((facts(store.data_mut()).map_or(0, |facts| facts.number),)))?;
+    linker.func_wrap("number", |mut store: Store<'_>, (): ()| {
+        Ok((facts(store.data_mut()).map_or(0, |facts| facts.number),))
+    })?;
     linker.func_wrap("endpoint", |mut store: Store<'_>, (): ()| {
         Ok((facts(store.data_mut()).and_then(|facts| facts.endpoint).unwrap_or(u32::MAX),))
     })?;

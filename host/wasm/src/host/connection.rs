@@ -7,7 +7,9 @@ use crate::types::SocketAddress;
 
 pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("peer", |mut store, (): ()| Ok((address(store.data_mut(), Read::Peer, |c| c.peer),)))?;
-    linker.func_wrap("client", |mut store, (): ()| Ok((address(store.data_mut(), Read::ConnectionClient, |c| c.client),)))?;
+    linker.func_wrap("client", |mut store, (): ()| {
+        Ok((address(store.data_mut(), Read::ConnectionClient, |c| c.client),))
+    })?;
     linker.func_wrap("local", |mut store, (): ()| Ok((address(store.data_mut(), Read::Local, |c| c.local),)))?;
     linker.func_wrap("listener", |mut store, (): ()| {
         let state: &mut State = store.data_mut();

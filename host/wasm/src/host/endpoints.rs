@@ -16,7 +16,9 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("generation", |mut store: Store<'_>, (): ()| {
         Ok((view(store.data_mut()).map_or(0, |view| view.set.generation),))
     })?;
-    linker.func_wrap("size", |mut store: Store<'_>, (): ()| Ok((view(store.data_mut()).map_or(0, |view| view.len() as u32),)))?;
+    linker.func_wrap("size", |mut store: Store<'_>, (): ()| {
+        Ok((view(store.data_mut()).map_or(0, |view| view.len() as u32),))
+    })?;
     linker.func_wrap("address", |mut store: Store<'_>, (index,): (u32,)| {
         let endpoint = view(store.data_mut()).and_then(|view| view.get(index));
         let nowhere = std::net::SocketAddr::from(([0, 0, 0, 0], 0));

@@ -13,7 +13,9 @@ type Store<'a> = StoreContextMut<'a, State>;
 type Edited = wasmtime::Result<(Result<(), EditError>,)>;
 
 pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
-    linker.func_wrap("set-path", |mut store: Store<'_>, (path,): (String,)| done(store.data_mut().edits.set_path(&path)))?;
+    linker.func_wrap("set-path", |mut store: Store<'_>, (path,): (String,)| {
+        done(store.data_mut().edits.set_path(&path))
+    })?;
     linker.func_wrap("set-query", |mut store: Store<'_>, (query,): (Option<String>,)| {
         done(store.data_mut().edits.set_query(query.as_deref()))
     })?;

@@ -23,8 +23,10 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("proposed", |mut store: Store<'_>, (): ()| {
         let state = store.data_mut();
         state.trace.note(|| Read::Proposed);
-        let elements = state.facts.identity.as_ref().map(|identity| identity.elements.iter().map(Element::from).collect());
-        Ok((elements.unwrap_or_else(Vec::<Element>::new),))
+        let elements =
+            state.facts.identity.as_ref().map(|identity| identity.elements.iter().map(Element::from).collect());
+        let elements: Vec<Element> = elements.unwrap_or_default();
+        Ok((elements,))
     })?;
     linker.func_wrap("set-elements", |mut store: Store<'_>, (elements,): (Vec<Element>,)| {
         let elements: Vec<policy::Element> = elements.into_iter().map(Into::into).collect();
@@ -54,7 +56,9 @@ fn check(elements: &[policy::Element]) -> Result<(), EditError> {
     if elements.len() > MAX_ELEMENTS {
         return Err(EditError::Other(Some(format!("more than {MAX_ELEMENTS} elements"))));
     }
-    let plain = |text: &Option<String>| text.as_deref().is_none_or(|text| text.len() <= 512 && text.bytes().all(|b| (0x20..0x7f).contains(&b)));
+    let plain = |text: &Option<String>| {
+        text.as_deref().is_none_or(|text| text.len() <= 512 && text.bytes().all(|b| (0x20..0x7f).contains(&b)))
+    };
     if !elements.iter().all(|element| plain(&element.host) && plain(&element.proto)) {
         return Err(EditError::InvalidValue);
     }
@@ -64,7 +68,6 @@ fn check(elements: &[policy::Element]) -> Result<(), EditError> {
         return Err(EditError::InvalidValue);
     }
     if written.len() > 8192 {
-
         return Err(EditError::Other(Some("the chain is too long".to_owned())));
     }
     let read: Option<Vec<_>> = parse_forwarded(written.as_bytes()).into_iter().collect();

@@ -59,7 +59,9 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         let name = name.to_str(&store)?;
         let state = store.data();
         let value = match &state.facts.asked {
-            Some(asked) if state.granted(&name) => asked.request.headers.get(&*name).map(|value| value.as_bytes().to_vec()),
+            Some(asked) if state.granted(&name) => {
+                asked.request.headers.get(&*name).map(|value| value.as_bytes().to_vec())
+            }
             _ => None,
         };
         if state.trace.records() {
@@ -73,10 +75,14 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         let mut values: Vec<Vec<u8>> = Vec::new();
         if let Some(asked) = state.facts.asked.as_ref().filter(|_| state.granted(&name)) {
             let mut size = 0;
-            values.extend(asked.request.headers.get_all(&*name).iter().map(|value| value.as_bytes().to_vec()).take_while(|value| {
-                size += value.len();
-                size <= MAX_LIST
-            }));
+            values.extend(
+                asked.request.headers.get_all(&*name).iter().map(|value| value.as_bytes().to_vec()).take_while(
+                    |value| {
+                        size += value.len();
+                        size <= MAX_LIST
+                    },
+                ),
+            );
         }
         state.trace.note(|| Read::HeaderValues(name.into()));
         Ok((values,))
@@ -99,7 +105,8 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     })?;
     linker.func_wrap("cookie", |mut store: Store<'_>, (name,): (String,)| {
         let state = store.data_mut();
-        let cookie = state.facts.asked.as_ref().filter(|_| state.granted("cookie")).and_then(|asked| asked.cookie(&name));
+        let cookie =
+            state.facts.asked.as_ref().filter(|_| state.granted("cookie")).and_then(|asked| asked.cookie(&name));
         state.trace.note(|| Read::Cookie(name.into()));
         Ok((cookie.and_then(|value| String::from_utf8(value.to_vec()).ok()),))
     })?;

@@ -1,0 +1,180 @@
+//! Clusters: endpoints with their carried-over state, balancers, TLS.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tidegate_config::{BalanceBy, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey};
+use tidegate_policy::native::{HashOn, LeastRequest, Maglev, PeakEwma, RetryBudget, RoundRobin};
+use tidegate_policy::{Balancer, Endpoint, EndpointSet};
+use tidegate_proxy::snapshot::{Cluster, PoolSettings, UpstreamProtocol};
+use tidegate_proxy::{CertificatePair, ClientTls, ClientTlsSpec};
+
+use super::{Files, Scope};
+
+/// A cluster, and what its TLS was made of.
+pub(super) struct Kept {
+    pub(super) cluster: Arc<Cluster>,
+    tls: Option<TlsSource>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct TlsSource {
+    server_name: Option<String>,
+    verify: bool,
+    protocol: UpstreamProtocol,
+    own_roots: bool,
+    files: Files,
+}
+
+pub(super) fn compile(scope: &mut Scope<'_>) -> HashMap<String, Kept> {
+    let config = scope.config;
+    let mut clusters = HashMap::new();
+    for cluster in &config.clusters {
+        if let Some(kept) = compile_one(scope, cluster) {
+            clusters.insert(cluster.name.clone(), kept);
+        }
+    }
+    clusters
+}
+
+fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
+    let protocol = match config.protocol {
+        ClusterProtocol::Auto => UpstreamProtocol::Auto,
+        ClusterProtocol::Http1 => UpstreamProtocol::Http1,
+        ClusterProtocol::Http2 => UpstreamProtocol::Http2,
+    };
+    let (tls, source) = match &config.tls {
+        None => (None, None),
+        Some(tls) => {
+            let (tls, source) = client_tls(scope, config, tls, protocol)?;
+            (Some(tls), Some(source))
+        }
+    };
+    let set = endpoints(scope, config);
+    let on = match &config.balance.on {
+        HashKey::ClientIp => HashOn::ClientIp,
+        HashKey::Path => HashOn::Path,
+        HashKey::Header(name) => HashOn::Header(name.parse().ok()?),
+        HashKey::Cookie(name) => HashOn::Cookie(name.clone()),
+    };
+    let maglev = Arc::new(Maglev::new(&set, config.balance.table, on));
+    let balancer: Arc<dyn Balancer> = match config.balance.by {
+        BalanceBy::RoundRobin => Arc::new(RoundRobin::new(&set)),
+        BalanceBy::LeastRequest => Arc::new(LeastRequest),
+        BalanceBy::PeakEwma => Arc::new(PeakEwma),
+        BalanceBy::Maglev => maglev.clone(),
+    };
+    let plugin = scope.asked(config.balance.plugin.as_deref(), config.balance.line, "pick", |plugin| plugin.balancer());
+    let cluster = Cluster {
+        name: config.name.as_str().into(),
+        set,
+        pool: PoolSettings {
+            protocol,
+            connect_timeout: config.connect_timeout,
+            idle_timeout: config.idle_timeout,
+            max_connection_age: config.max_connection_age,
+            max_requests_per_connection: config.max_requests_per_connection,
+            max_connections: config.max_connections,
+            max_streams_per_connection: config.max_streams_per_connection,
+            max_pending: config.max_pending,
+            pending_timeout: config.pending_timeout,
+        },
+        tls,
+        balancer,
+        plugin,
+        maglev,
+        budget: Arc::new(RetryBudget::new(config.retry_percent, config.retry_min)),
+    };
+    Some(Kept { cluster: Arc::new(cluster), tls: source })
+}
+
+/// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on.
+fn endpoints(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<EndpointSet> {
+    let previous = scope.previous.and_then(|previous| previous.clusters.get(&config.name));
+    let known = |address| {
+        let endpoints = &previous?.cluster.set.endpoints;
+        endpoints.iter().find(|endpoint| endpoint.address == address).map(|endpoint| endpoint.state.clone())
+    };
+    let endpoints = config
+        .endpoints
+        .iter()
+        .map(|endpoint| Endpoint {
+            address: endpoint.address,
+            weight: endpoint.weight,
+            zone: endpoint.zone.as_deref().map(Into::into),
+            labels: endpoint.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
+            max_requests: config.max_requests,
+            state: known(endpoint.address).unwrap_or_default(),
+        })
+        .collect();
+    Arc::new(EndpointSet { cluster: config.name.as_str().into(), generation: scope.generation, endpoints })
+}
+
+/// The previous configuration's, where nothing it is made of has changed: then its connections and sessions stay.
+fn client_tls(
+    scope: &mut Scope<'_>,
+    cluster: &ClusterConfig,
+    tls: &ClusterTls,
+    protocol: UpstreamProtocol,
+) -> Option<(Arc<ClientTls>, TlsSource)> {
+    let mut files = Files::new();
+    let ca = match &tls.ca {
+        None => None,
+        Some(path) => {
+            let pem = scope.read(tls.line, path)?;
+            files.push((path.clone(), pem.clone()));
+            Some(pem)
+        }
+    };
+    let certificate = match &tls.certificate {
+        None => None,
+        Some((certificate, key)) => {
+            let pair = CertificatePair { chain: scope.read(tls.line, certificate)?, key: scope.read(tls.line, key)? };
+            files.push((certificate.clone(), pair.chain.clone()));
+            files.push((key.clone(), pair.key.clone()));
+            Some(pair)
+        }
+    };
+    let server_name = tls.server_name.clone();
+    let source = TlsSource { server_name, verify: tls.verify, protocol, own_roots: ca.is_some(), files };
+    if let Some(previous) = scope.previous.and_then(|previous| previous.clusters.get(&cluster.name))
+        && previous.tls.as_ref() == Some(&source)
+        && let Some(same) = &previous.cluster.tls
+    {
+        return Some((same.clone(), source));
+    }
+    let spec = ClientTlsSpec {
+        server_name: tls.server_name.clone(),
+        system_roots: if ca.is_none() && tls.verify {
+            system_roots()
+        } else {
+            Arc::new(rustls::RootCertStore::empty())
+        },
+        ca,
+        certificate,
+        verify: tls.verify,
+        protocol,
+    };
+    match ClientTls::new(spec) {
+        Ok(tls) => Some((Arc::new(tls), source)),
+        Err(error) => {
+            scope.error(tls.line, format!("cluster {:?}: tls: {error}", cluster.name));
+            None
+        }
+    }
+}
+
+/// The operating system's, read once.
+fn system_roots() -> Arc<rustls::RootCertStore> {
+    static ROOTS: std::sync::OnceLock<Arc<rustls::RootCertStore>> = std::sync::OnceLock::new();
+    let load = || {
+        let mut roots = rustls::RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        for error in found.errors {
+            tracing::warn!(%error, "some of the system's roots cannot be read");
+        }
+        roots.add_parsable_certificates(found.certs);
+        Arc::new(roots)
+    };
+    ROOTS.get_or_init(load).clone()
+}

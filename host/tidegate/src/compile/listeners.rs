@@ -1,0 +1,100 @@
+//! Listeners: addresses, limits, certificates.
+
+use std::sync::Arc;
+
+use tidegate_config::{ClientAuthMode, Listener as ListenerConfig, ListenerTls};
+use tidegate_proxy::snapshot::{Limits, Listener, Protocols};
+use tidegate_proxy::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec};
+
+use super::Scope;
+
+pub(super) fn compile(scope: &mut Scope<'_>) -> Option<Vec<Arc<Listener>>> {
+    let config = scope.config;
+    config.listeners.iter().map(|listener| compile_one(scope, listener)).collect()
+}
+
+fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Listener>> {
+    let tls = match &config.tls {
+        None => None,
+        Some(tls) => Some(Arc::new(server_tls(scope, config, tls)?)),
+    };
+    // Port 0 is known only once it is bound: such a listener announces nothing.
+    let announces = config.alt_svc && config.http3 && config.address.port() != 0;
+    let alt_svc = announces.then(|| format!("h3=\":{}\"; ma=86400", config.address.port()));
+    Some(Arc::new(Listener {
+        name: config.name.as_str().into(),
+        address: config.address,
+        protocols: Protocols { http1: config.http1, http2: config.http2, http3: config.http3 },
+        limits: Limits {
+            max_connections: config.max_connections,
+            max_header_bytes: config.max_header_bytes,
+            max_headers: config.max_headers,
+            max_streams: config.max_streams,
+            header_timeout: config.header_timeout,
+            idle_timeout: config.idle_timeout,
+            body_idle_timeout: config.body_idle_timeout,
+            handshake_timeout: config.handshake_timeout,
+            max_requests_per_connection: config.max_requests_per_connection,
+        },
+        trusted_proxies: config.trusted_proxies.clone().into(),
+        tls,
+        alt_svc: alt_svc.and_then(|value| value.parse().ok()),
+    }))
+}
+
+fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTls) -> Option<ServerTls> {
+    let mut certificates = Vec::new();
+    let mut whole = true;
+    for pair in &tls.certificates {
+        let chain = scope.read(pair.line, &pair.certificate);
+        let key = scope.read(pair.line, &pair.key);
+        match (chain, key) {
+            (Some(chain), Some(key)) => {
+                let pair_of = |pair: &CertificatePair| ServerTlsSpec {
+                    certificates: vec![pair.clone()],
+                    tls13_only: false,
+                    client_ca: None,
+                    http1: true,
+                    http2: true,
+                    http3: false,
+                };
+                let files = CertificatePair { chain, key };
+                // One by one first, so that the error names the pair.
+                if let Err(error) = ServerTls::new(pair_of(&files)) {
+                    scope.error(pair.line, format!("{}: {error}", pair.certificate.display()));
+                    whole = false;
+                }
+                certificates.push(files);
+            }
+            _ => whole = false,
+        }
+    }
+    let client_ca = match &tls.client_ca {
+        None => None,
+        Some((path, mode)) => {
+            let auth = match mode {
+                ClientAuthMode::Required => ClientAuth::Required,
+                ClientAuthMode::Optional => ClientAuth::Optional,
+            };
+            Some((scope.read(tls.client_ca_line, path)?, auth))
+        }
+    };
+    if !whole {
+        return None;
+    }
+    let spec = ServerTlsSpec {
+        certificates,
+        tls13_only: tls.tls13_only,
+        client_ca,
+        http1: listener.http1,
+        http2: listener.http2,
+        http3: listener.http3,
+    };
+    match ServerTls::new(spec) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            scope.error(tls.client_ca_line, format!("listener {:?}: tls: {error}", listener.name));
+            None
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The metrics page: workers and endpoints by `tidegate_proxy`, plugins and the process here.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+use tidegate_proxy::observe::{names, render as render_workers};
+use tidegate_wasm::{CustomMetric, Plugin, QUESTIONS, QuestionStats};
+
+use crate::boot::Control;
+
+// Writing to a String cannot fail.
+pub(crate) fn render(control: &Control, out: &mut String) {
+    let (workers, compiled) = control.metrics();
+    render_workers(&workers, &compiled.snapshot, out);
+    head(out, names::GENERATION, "gauge", "the configuration that is served");
+    let _ = writeln!(out, "{} {}", names::GENERATION, compiled.snapshot.generation);
+    head(out, names::RELOADS, "counter", "reloads, by outcome");
+    for (outcome, count) in [("ok", &control.reloads_ok), ("refused", &control.reloads_refused)] {
+        let _ = writeln!(out, "{}{{outcome=\"{outcome}\"}} {}", names::RELOADS, count.load(Ordering::Relaxed));
+    }
+    if let Some(dropped) = &control.log_dropped {
+        head(out, names::LOG_DROPPED, "counter", "access log lines dropped");
+        let _ = writeln!(out, "{} {}", names::LOG_DROPPED, dropped.load(Ordering::Relaxed));
+    }
+    let plugins: Vec<&Plugin> = compiled.plugins.iter().map(|(_, plugin)| &**plugin).collect();
+    if !plugins.is_empty() {
+        of_plugins(out, &plugins);
+    }
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
+    by_question(out, plugins, names::DECISIONS, "questions asked", QuestionStats::asked);
+    by_question(out, plugins, names::DECISIONS_MEMOISED, "answers that the memo knew", QuestionStats::memo_hits);
+    head(out, names::DECISION_FAULTS, "counter", "decisions that failed, by cause");
+    for (plugin, question, stats) in asked(plugins) {
+        for (cause, count) in stats.faults() {
+            let labels = format!("plugin=\"{plugin}\",question=\"{question}\",cause=\"{cause}\"");
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::DECISION_FAULTS);
+        }
+    }
+    let name = names::DECISION_SECONDS;
+    head(out, name, "histogram", "time a decision took");
+    for (plugin, question, stats) in asked(plugins) {
+        let labels = format!("plugin=\"{plugin}\",question=\"{question}\"");
+        let (buckets, count, sum) = stats.times();
+        for (bound, count) in buckets {
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+    }
+    by_plugin(out, plugins, names::PLUGIN_INSTANCES, "gauge", "live instances", |p| p.stats().live_instances());
+    by_plugin(out, plugins, names::PLUGIN_INSTANTIATIONS, "counter", "instances made", |p| p.stats().instantiations());
+    by_plugin(out, plugins, names::PLUGIN_QUARANTINED, "gauge", "1 while left alone", |p| p.quarantined().into());
+    let name = names::PLUGIN_CUSTOM;
+    head(out, name, "untyped", "what guests count themselves");
+    for plugin in plugins {
+        for (metric, value) in plugin.stats().custom() {
+            let labels = format!("plugin=\"{}\",name=\"{metric}\"", plugin.name());
+            let _ = match value {
+                CustomMetric::Counter(count) => writeln!(out, "{name}{{{labels}}} {count}"),
+                CustomMetric::Gauge(value) => writeln!(out, "{name}{{{labels}}} {value}"),
+                CustomMetric::Histogram(count, sum) => {
+                    writeln!(out, "{name}{{{labels},of=\"count\"}} {count}\n{name}{{{labels},of=\"sum\"}} {sum}")
+                }
+            };
+        }
+    }
+}
+
+/// Every question that a plugin answers, with its counts.
+fn asked<'a>(plugins: &'a [&'a Plugin]) -> impl Iterator<Item = (&'a str, &'static str, &'a QuestionStats)> {
+    plugins.iter().flat_map(|plugin| {
+        let answers = plugin.questions();
+        let answers = [answers.route, answers.pick, answers.identify, answers.decide];
+        let questions = QUESTIONS.iter().zip(&plugin.stats().questions).zip(answers);
+        questions.filter(|(_, answers)| *answers).map(|((name, stats), _)| (&**plugin.name(), *name, stats))
+    })
+}
+
+fn by_question(out: &mut String, plugins: &[&Plugin], name: &str, help: &str, of: impl Fn(&QuestionStats) -> u64) {
+    head(out, name, "counter", help);
+    for (plugin, question, stats) in asked(plugins) {
+        let _ = writeln!(out, "{name}{{plugin=\"{plugin}\",question=\"{question}\"}} {}", of(stats));
+    }
+}
+
+fn by_plugin(out: &mut String, plugins: &[&Plugin], name: &str, kind: &str, help: &str, of: impl Fn(&Plugin) -> u64) {
+    head(out, name, kind, help);
+    for plugin in plugins {
+        let _ = writeln!(out, "{name}{{plugin=\"{}\"}} {}", plugin.name(), of(plugin));
+    }
+}
