@@ -1,1 +1,13 @@
-//!
+//! The harness of the black-box tests: the real program on free ports, origins that do as they are told, clients of all
+//! three versions of HTTP. It knows nothing of the crates under `host/`.
+
+pub mod certs;
+pub mod client;
+pub mod eventually;
+pub mod gateway;
+pub mod origin;
+
+pub use client::{Answer, Client, RawClient};
+pub use eventually::eventually;
+pub use gateway::{Gateway, program};
+pub use origin::{Origin, RawOrigin, Recorded};

@@ -10,9 +10,10 @@ mod client;
 mod framing;
 mod head;
 mod server;
+mod target;
 mod wire;
 
 pub(crate) use body::{BodyReader, BodyWriter};
 pub(crate) use client::{Awaiting, ClientConnection};
-pub(crate) use head::{checked_authority, checked_target};
 pub(crate) use server::{Reply, serve};
+pub(crate) use target::{checked_authority, checked_target};

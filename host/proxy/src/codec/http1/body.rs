@@ -187,11 +187,16 @@ impl BodyWriter {
 const READ_AHEAD: usize = 16 * 1024;
 
 pub(super) fn poll_closed(conn: &Conn, cx: &mut Context<'_>) -> Poll<SinkGone> {
+    let mut wire = conn.wire.borrow_mut();
+    if wire.unsent() > 0
+        && let Poll::Ready(Err(error)) = wire.poll_send(cx, 0)
+    {
+        return Poll::Ready(gone(error));
+    }
     if !conn.received.get() {
         // Its reader will notice.
         return Poll::Pending;
     }
-    let mut wire = conn.wire.borrow_mut();
     while wire.read.len() < READ_AHEAD {
         match wire.poll_fill(cx) {
             Poll::Pending => return Poll::Pending,
@@ -211,9 +216,9 @@ impl Drop for BodyWriter {
     fn drop(&mut self) {
         if !self.conn.sent.get() {
             self.conn.keep_alive.set(false);
-            // A message that ends with the connection looks whole after an orderly close; only a reset says it is not.
-            // The other framings are cut short by any close, but a reset ends it at once.
-            if self.framing == Framing::UntilClose
+            // A message that ends with the connection looks whole after an orderly close, and so does one that broke off
+            // after its last byte; only a reset says it is not. The other framings are cut short by any close.
+            if matches!(self.framing, Framing::UntilClose | Framing::Length(0))
                 && let Ok(wire) = self.conn.wire.try_borrow()
             {
                 wire.stream.reset_on_close();

@@ -3,10 +3,13 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
-use super::head;
+use super::head::{Section, SectionScan, parse_fields};
 
-/// Longest size line, extensions included: they mean nothing to us and are dropped.
+/// Longest size line, its extensions and CRLF included: they mean nothing to us and are dropped.
 const MAX_SIZE_LINE: usize = 1024;
+/// Bytes of extensions that a body may have beyond its bytes of data: one that is all extension costs the receiver much
+/// and counts as little.
+const MAX_EXTENSIONS: usize = 16 * 1024;
 
 #[derive(Debug)]
 enum State {
@@ -21,6 +24,9 @@ enum State {
 #[derive(Debug)]
 pub(super) struct ChunkDecoder {
     state: State,
+    scan: SectionScan,
+    /// What is left of `MAX_EXTENSIONS`.
+    extensions: usize,
     max_trailers: usize,
     max_fields: usize,
 }
@@ -35,7 +41,8 @@ pub(super) enum Piece {
 
 impl ChunkDecoder {
     pub(super) fn new(max_trailers: usize, max_fields: usize) -> Self {
-        Self { state: State::Size, max_trailers, max_fields }
+        let scan = SectionScan::default();
+        Self { state: State::Size, scan, extensions: MAX_EXTENSIONS, max_trailers, max_fields }
     }
 
     /// The next piece of what is in `read`. An error is final.
@@ -44,7 +51,10 @@ impl ChunkDecoder {
             match self.state {
                 State::Size => {
                     let Some(line) = take_line(read, MAX_SIZE_LINE)? else { return Ok(Piece::More) };
-                    self.state = match chunk_size(&line)? {
+                    let (size, extension) = chunk_size(&line)?;
+                    let left = self.extensions.checked_sub(extension);
+                    self.extensions = left.ok_or("more chunk extensions than data")?;
+                    self.state = match size {
                         0 => State::Trailers,
                         size => State::Data(size),
                     };
@@ -55,6 +65,7 @@ impl ChunkDecoder {
                     }
                     let take = read.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                     let data = read.split_to(take).freeze();
+                    self.extensions = (self.extensions + take).min(MAX_EXTENSIONS);
                     self.state = match left - take as u64 {
                         0 => State::DataEnd,
                         left => State::Data(left),
@@ -76,14 +87,13 @@ impl ChunkDecoder {
                     self.state = State::Size;
                 }
                 State::Trailers => {
-                    let Some(end) = head::fields_end(read)? else {
-                        if read.len() > self.max_trailers {
-                            return Err("the trailers are too large".to_owned());
-                        }
-                        return Ok(Piece::More);
+                    let end = match self.scan.find(read, self.max_trailers)? {
+                        Section::Whole(end) => end,
+                        Section::More => return Ok(Piece::More),
+                        Section::TooLarge => return Err("the trailers are too large".to_owned()),
                     };
                     let text = read.split_to(end).freeze();
-                    let trailers = head::parse_fields(&text, self.max_fields)?;
+                    let trailers = parse_fields(&text, self.max_fields)?;
                     self.state = State::Done;
                     return Ok(Piece::End((!trailers.is_empty()).then_some(trailers)));
                 }
@@ -99,8 +109,8 @@ fn no_crlf() -> String {
 
 /// A line without its CRLF; a line feed of its own is an error (RFC 9112, section 2.2 lets only lines of heads be lax).
 fn take_line(read: &mut BytesMut, most: usize) -> Result<Option<Bytes>, String> {
-    let Some(at) = read.iter().take(most + 2).position(|b| *b == b'\n') else {
-        return if read.len() > most { Err("a chunk size line is too long".to_owned()) } else { Ok(None) };
+    let Some(at) = memchr::memchr(b'\n', &read[..read.len().min(most)]) else {
+        return if read.len() >= most { Err("a chunk size line is too long".to_owned()) } else { Ok(None) };
     };
     if at == 0 || read[at - 1] != b'\r' {
         return Err("a chunk size line ends with a bare line feed".to_owned());
@@ -110,8 +120,8 @@ fn take_line(read: &mut BytesMut, most: usize) -> Result<Option<Bytes>, String> 
     Ok(Some(line))
 }
 
-/// `chunk-size [ chunk-ext ]`.
-fn chunk_size(line: &[u8]) -> Result<u64, String> {
+/// `chunk-size [ chunk-ext ]`: the size, and the length of the rest.
+fn chunk_size(line: &[u8]) -> Result<(u64, usize), String> {
     let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
     let bad = || format!("{:?} is no chunk size", String::from_utf8_lossy(&line[..line.len().min(40)]));
     let rest = &line[digits..];
@@ -125,7 +135,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, String> {
         return Err(bad());
     }
     let text = std::str::from_utf8(&line[..digits]).map_err(|_| bad())?;
-    u64::from_str_radix(text, 16).map_err(|_| bad())
+    let size = u64::from_str_radix(text, 16).map_err(|_| bad())?;
+    Ok((size, rest.len()))
 }
 
 #[cfg(test)]
@@ -183,7 +194,38 @@ mod tests {
         }
     }
 
+    /// Extensions are dropped, so a body of nothing else would be free for its sender.
+    #[test]
+    fn a_body_of_extensions_is_refused() {
+        let chunk = |data: &str| format!("{:x};{}\r\n{data}\r\n", data.len(), "x".repeat(900));
+        let thin = format!("{}0\r\n\r\n", chunk("y").repeat(100));
+        assert_eq!(decode(thin.as_bytes(), 4096), Err("more chunk extensions than data".to_owned()));
+        let signed = format!("{}0\r\n\r\n", chunk(&"y".repeat(900)).repeat(100));
+        assert!(decode(signed.as_bytes(), 4096).is_ok());
+    }
+
+    /// RFC 9112, section 7.1.2: trailers are bounded, however they arrive.
+    #[test]
+    fn trailers_are_bounded() {
+        let large = format!("0\r\nX: {}\r\n\r\n", "y".repeat(1024));
+        let many = format!("0\r\n{}\r\n", "X: y\r\n".repeat(11));
+        for split in [1, 7, 4096] {
+            assert!(decode(large.as_bytes(), split).is_err_and(|e| e.contains("too large")), "{split}");
+            assert!(decode(many.as_bytes(), split).is_err_and(|e| e != "cut off"), "{split}");
+        }
+    }
+
     proptest! {
+        /// Two parsers that differ by how the bytes arrived are two parsers.
+        #[test]
+        fn any_split_of_anything_is_judged_the_same(
+            text in r"([0-9a-f]{0,2}|;x|\r\n|\n|\r|[ -~]{0,3}|5\r\nhello\r\n|0\r\n\r\n|A: b\r\n){0,12}",
+            split in 1_usize..12,
+        ) {
+            let verdict = |split| decode(text.as_bytes(), split).map_err(|error| error == "cut off");
+            prop_assert_eq!(verdict(split), verdict(usize::MAX));
+        }
+
         #[test]
         fn any_split_reads_the_same(bytes in proptest::collection::vec(any::<u8>(), 0..300), split in 1_usize..40) {
             let input = [format!("{:x}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n0\r\n\r\n"].concat();

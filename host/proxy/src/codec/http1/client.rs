@@ -11,7 +11,7 @@ use tidegate_policy::{Cause, Fault};
 
 use super::body::{BodyReader, BodyWriter, put_field};
 use super::framing::Framing;
-use super::head;
+use super::head::{self, BadResponse};
 use super::wire::Conn;
 use crate::body::{Arrived, Incoming, Length, Outgoing};
 use crate::exchange::OutgoingHead;
@@ -134,12 +134,13 @@ pub(crate) struct Awaiting {
 impl Awaiting {
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, Fault>> {
         let invalid = |reason: String| Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, reason)));
-        let mut wire = self.conn.wire.borrow_mut();
+        let wire = &mut *self.conn.wire.borrow_mut();
         loop {
-            match head::take_response(&mut wire.read, MAX_FIELDS, &self.method) {
-                Err(reason) => return invalid(reason),
-                Ok(None) if wire.read.len() > self.max_head_bytes => {
-                    return Poll::Ready(Err(Fault::new(Cause::ResponseHeadTooLarge, "the response head is too large")));
+            match head::take_response(&mut wire.read, &mut wire.scan, self.max_head_bytes, MAX_FIELDS, &self.method) {
+                Err(BadResponse::Invalid(reason)) => return invalid(reason),
+                Err(BadResponse::TooLarge) => {
+                    let detail = format!("the response head is longer than {} bytes", self.max_head_bytes);
+                    return Poll::Ready(Err(Fault::new(Cause::ResponseHeadTooLarge, detail)));
                 }
                 Ok(None) => {}
                 Ok(Some(parsed)) if parsed.head.status == StatusCode::SWITCHING_PROTOCOLS => {
@@ -175,7 +176,11 @@ impl Awaiting {
                 Poll::Ready(Err(error)) => error.to_string(),
             };
             self.conn.keep_alive.set(false);
-            return Poll::Ready(Err(Fault::new(Cause::Reset, failed)));
+            let fault = Fault::new(Cause::Reset, failed);
+            return Poll::Ready(Err(if wire.written { fault } else { fault.nothing_written() }));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

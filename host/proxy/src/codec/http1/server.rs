@@ -1,8 +1,6 @@
 //! The client's side: requests in, responses out, in order, until either side has had enough.
 
-use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,12 +8,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{HttpVersion, ResponseHead, Scheme};
-use tokio::io::AsyncWrite;
 
 use super::body::{BodyReader, BodyWriter, gone, poll_closed, put_field};
 use super::framing::Framing;
 use super::head::{self, ParsedRequest, Refusal};
-use super::wire::Conn;
+use super::wire::{Conn, WRITE_AHEAD};
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::{Served, date};
 use crate::stream::Stream;
@@ -40,7 +37,7 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
                 refuse(&conn, &refusal, &timers).await;
                 break;
             }
-            Next::End => return,
+            Next::End => return goodbye(&conn, &timers).await,
         };
         count += 1;
         let ParsedRequest { head, framing, keep_alive } = *parsed;
@@ -54,8 +51,9 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
         let reply = Reply { conn: conn.clone(), served: served.clone(), http10: head.version == HttpVersion::Http10 };
         served.exchange(head, body, crate::body::Reply::Http1(reply)).await;
         if !conn.sent.get() {
-            // Cut short, or never answered: the close tells the client.
-            return;
+            // Cut short, or never answered: the close tells the client. It gets what there was, above all the head: a
+            // client that sees nothing of a response takes its request for unprocessed and may send it again.
+            return flush(&conn, &timers).await;
         }
         if !conn.received.get() || !conn.keep_alive.get() {
             break;
@@ -77,34 +75,43 @@ async fn next_request(conn: &Conn, served: &Served, timers: &Timers, first: bool
     let limits = &served.listener.limits;
     let scheme = if served.connection.tls { Scheme::Https } else { Scheme::Http };
     let mut deadline = Deadline::after(timers, Some(if first { limits.header_timeout } else { limits.idle_timeout }));
-    let begun = Cell::new(first && !conn.wire.borrow().read.is_empty());
+    let mut begun = false;
     loop {
         {
-            let mut wire = conn.wire.borrow_mut();
-            if !wire.read.is_empty() {
-                match head::take_request(&mut wire.read, limits.max_header_bytes, limits.max_headers, scheme) {
-                    Ok(Some(parsed)) => return Next::Request(Box::new(parsed)),
-                    Ok(None) => {}
-                    Err(refusal) => return Next::Refused(refusal),
-                }
-                if !begun.replace(true) && !first {
+            let wire = &mut *conn.wire.borrow_mut();
+            let (most, fields) = (limits.max_header_bytes, limits.max_headers);
+            match head::take_request(&mut wire.read, &mut wire.scan, most, fields, scheme) {
+                Ok(Some(parsed)) => return Next::Request(Box::new(parsed)),
+                Ok(None) => {}
+                Err(refusal) => return Next::Refused(refusal),
+            }
+            if !begun && !head::is_blank(&wire.read) {
+                begun = true;
+                if !first {
                     deadline = Deadline::after(timers, Some(limits.header_timeout));
                 }
-            } else {
-                wire.release();
             }
         }
-        let idle = !begun.get();
         // A pooled client connection that is idle when the drain begins ends; one that has begun a head may finish.
         let read = tokio::select! {
             biased;
-            read = poll_fn(|cx| conn.wire.borrow_mut().poll_fill(cx)) => read,
+            read = poll_fn(|cx| {
+                let mut wire = conn.wire.borrow_mut();
+                let read = wire.poll_fill(cx);
+                if read.is_pending() {
+                    // Ten thousand idle clients need no buffers.
+                    wire.release();
+                }
+                read
+            }) => read,
             () = deadline.elapsed() => {
-                return if idle { Next::End } else {
+                return if begun {
                     Next::Refused(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the head did not come in time"))
+                } else {
+                    Next::End
                 };
             }
-            () = served.drained(), if idle => return Next::End,
+            () = served.drained(), if !begun => return Next::End,
         };
         match read {
             Ok(1..) => {}
@@ -126,10 +133,23 @@ async fn refuse(conn: &Conn, refusal: &Refusal, timers: &Timers) {
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(body.as_bytes());
     });
+    flush(conn, timers).await;
+}
+
+/// Sends what is queued. A client that does not take it in time has lost it.
+async fn flush(conn: &Conn, timers: &Timers) {
     let mut limit = Deadline::after(timers, Some(LINGER_TIME));
     tokio::select! {
-        // A client that does not take the answer has lost it.
         _ = poll_fn(|cx| conn.wire.borrow_mut().poll_send(cx, 0)) => {}
+        () = limit.elapsed() => {}
+    }
+}
+
+/// Ends a connection on which nothing is under way: over TLS not without saying so (RFC 8446, section 6.1).
+async fn goodbye(conn: &Conn, timers: &Timers) {
+    let mut limit = Deadline::after(timers, Some(LINGER_TIME));
+    tokio::select! {
+        _ = poll_fn(|cx| conn.wire.borrow_mut().poll_shutdown(cx)) => {}
         () = limit.elapsed() => {}
     }
 }
@@ -138,8 +158,7 @@ async fn refuse(conn: &Conn, refusal: &Refusal, timers: &Timers) {
 async fn linger(conn: &Conn, timers: &Timers) {
     let mut limit = Deadline::after(timers, Some(LINGER_TIME));
     let closing = async {
-        // One owner is left: nothing else polls the wire.
-        let shut = poll_fn(|cx| Pin::new(&mut conn.wire.borrow_mut().stream).poll_shutdown(cx)).await;
+        let shut = poll_fn(|cx| conn.wire.borrow_mut().poll_shutdown(cx)).await;
         let mut read = 0;
         while shut.is_ok() && read < LINGER_BYTES {
             conn.wire.borrow_mut().read.clear();
@@ -188,7 +207,16 @@ impl Reply {
             put_fields(out, &head.headers);
             out.extend_from_slice(b"\r\n");
         });
-        poll_fn(|cx| self.conn.wire.borrow_mut().poll_send(cx, 0)).await.map_err(gone)
+        // A client that reads slowly must not hold up the exchange: what does not leave now follows in `poll_closed`.
+        poll_fn(|cx| {
+            let mut wire = self.conn.wire.borrow_mut();
+            match wire.poll_send(cx, 0) {
+                Poll::Pending if wire.unsent() <= WRITE_AHEAD => Poll::Ready(Ok(())),
+                sent => sent,
+            }
+        })
+        .await
+        .map_err(gone)
     }
 
     pub(crate) async fn head(self, head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
@@ -226,3 +254,6 @@ impl Reply {
         poll_closed(&self.conn, cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

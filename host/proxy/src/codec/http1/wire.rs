@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use super::head::SectionScan;
 use crate::stream::Stream;
 
 /// A first read; grows for bodies that keep filling it.
@@ -22,6 +23,8 @@ pub(super) const WRITE_AHEAD: usize = 64 * 1024;
 pub(super) struct Wire {
     pub(super) stream: Stream,
     pub(super) read: BytesMut,
+    /// How far `read` was searched for the end of a head.
+    pub(super) scan: SectionScan,
     read_size: usize,
     queue: VecDeque<Bytes>,
     tail: BytesMut,
@@ -36,6 +39,7 @@ impl Wire {
         Self {
             stream,
             read: BytesMut::new(),
+            scan: SectionScan::default(),
             read_size: SMALL_READ,
             queue: VecDeque::new(),
             tail: BytesMut::new(),
@@ -122,6 +126,11 @@ impl Wire {
         }
         // TLS keeps records of its own.
         if keep == 0 { Pin::new(&mut self.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Ends what we send, and says so.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -1,0 +1,34 @@
+//! The graceful stop: no new work, work in flight finishes.
+
+use tidegate_tests::origin::read_head;
+use tidegate_tests::{Client, RawClient, RawOrigin, eventually};
+use tokio::io::AsyncWriteExt;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_lets_work_in_flight_finish() {
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let origin = RawOrigin::start(move |mut stream, _| {
+        let mut wait = wait.clone();
+        async move {
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi").await.expect("sent");
+            wait.wait_for(|go| *go).await.expect("the test goes on");
+            stream.write_all(b"ne").await.expect("sent");
+        }
+    })
+    .await;
+    let mut gateway = crate::gateway_to(origin.address).await;
+    let mut client = RawClient::connect(gateway.edge()).await;
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.until("fi").await;
+    let idle = RawClient::connect(gateway.edge()).await;
+    gateway.signal(libc::SIGTERM);
+    let edge = gateway.edge();
+    eventually("new connections are refused", async || Client::http1(edge).get("/").await.err()).await;
+    assert_eq!(gateway.admin_get("/readyz").await.status, 503);
+    go.send(true).expect("the origin waits");
+    assert_eq!(client.rest().await, "ne");
+    drop(idle);
+    assert!(gateway.ended().await.success());
+    assert_eq!(gateway.access_log().len(), 1);
+}

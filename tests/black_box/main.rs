@@ -1,0 +1,33 @@
+//! Black-box tests: a module per subject, each test starts the real program. See `tidegate_tests` for the harness.
+
+mod admin;
+mod cli;
+mod drain;
+mod faults;
+mod framing;
+mod http1;
+mod matrix;
+mod plugins;
+mod pooling;
+mod reload;
+mod retry;
+mod streaming;
+mod timeouts;
+mod tls;
+
+use tidegate_tests::Gateway;
+
+/// A clear-text listener, one cluster of these endpoints, one route to it; `more` goes into the cluster.
+fn simple(endpoints: &[std::net::SocketAddr], more: &str) -> String {
+    let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
+    format!(
+        "[[listener]]\nname = \"edge\"\naddress = \"127.0.0.1:0\"\n\
+         [[cluster]]\nname = \"api\"\nendpoints = [{}]\n{more}\n\
+         [[route]]\nname = \"all\"\ncluster = \"api\"\n",
+        endpoints.join(", ")
+    )
+}
+
+async fn gateway_to(endpoint: std::net::SocketAddr) -> Gateway {
+    Gateway::start(&simple(&[endpoint], "")).await
+}

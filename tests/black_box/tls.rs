@@ -1,0 +1,77 @@
+//! TLS on both sides.
+
+use http::Version;
+use tidegate_tests::certs::Authority;
+use tidegate_tests::{Client, Gateway, Origin, RawClient};
+
+/// RFC 6066, section 3 and RFC 7301: certificates by SNI, protocols by ALPN, client certificates where they are asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_by_sni_and_clients_by_certificate() {
+    let origin = Origin::http1().await;
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["a.example"]).write(folder.path(), "a");
+    authority.issue(&["*.b.example"]).write(folder.path(), "b");
+    std::fs::write(folder.path().join("clients.pem"), clients.pem()).expect("written");
+    let pairs = "tls.certificates = [{ certificate = \"a.pem\", key = \"a.key\" }, { certificate = \"b.pem\", key = \"b.key\" }]";
+    let mutual = format!(
+        "[[listener]]\nname = \"mutual\"\naddress = \"127.0.0.1:0\"\n{pairs}\ntls.client_ca = \"clients.pem\"\n"
+    );
+    let config =
+        crate::simple(&[origin.address], "").replacen("name = \"edge\"", &format!("name = \"edge\"\n{pairs}"), 1);
+    let gateway = Gateway::start_in(folder, &format!("{mutual}{config}")).await;
+    let ask = async |listener: &str, name: &str, alpn: &[u8], version, identity| {
+        let config = authority.client(&[alpn], identity);
+        Client::tls(gateway.address(listener), version, config, name)
+            .get("/")
+            .await
+            .map(|answer| answer.status.as_u16())
+    };
+    for name in ["a.example", "x.b.example"] {
+        assert_eq!(ask("edge", name, b"h2", Version::HTTP_2, None).await.expect(name), 200);
+        assert_eq!(ask("edge", name, b"http/1.1", Version::HTTP_11, None).await.expect(name), 200);
+        assert_eq!(ask("edge", name, b"h3", Version::HTTP_3, None).await.expect(name), 200);
+    }
+    assert!(ask("edge", "c.example", b"h2", Version::HTTP_2, None).await.is_err(), "no certificate has this name");
+    assert!(ask("edge", "a.example", b"spdy/3", Version::HTTP_11, None).await.is_err(), "no_application_protocol");
+    let (identity, stranger) = (clients.issue(&["client"]), authority.issue(&["client"]));
+    for (version, alpn) in [(Version::HTTP_2, &b"h2"[..]), (Version::HTTP_3, b"h3")] {
+        assert_eq!(ask("mutual", "a.example", alpn, version, Some(&identity)).await.expect("let in"), 200);
+        assert!(ask("mutual", "a.example", alpn, version, None).await.is_err());
+        assert!(ask("mutual", "a.example", alpn, version, Some(&stranger)).await.is_err());
+    }
+    // Clear text on the port ends, and takes nothing along.
+    let mut plain = RawClient::connect(gateway.edge()).await;
+    plain.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    plain.rest().await;
+    assert!(gateway.metric("tidegate_handshakes_failed_total").await >= 4.0);
+}
+
+/// RFC 9110, section 4.3.4: origins are verified by default, by the configured name and roots.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn origins_are_verified() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["origin.example"]);
+    let one = Origin::tls(false, pair.server(&[b"http/1.1"], None)).await;
+    let two = Origin::tls(true, pair.server(&[b"h2"], None)).await;
+    let mutual = Origin::tls(false, pair.server(&[b"http/1.1"], Some(&authority))).await;
+    let start = async |address, tls: &str| {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
+        authority.issue(&["gateway"]).write(folder.path(), "client");
+        let gateway = Gateway::start_in(folder, &crate::simple(&[address], &format!("tls = {{ {tls} }}"))).await;
+        let answer = Client::http1(gateway.edge()).get("/").await.expect("an answer");
+        (answer.status.as_u16(), answer.header("proxy-status").unwrap_or_default().replace("tidegate; error=", ""))
+    };
+    let good = "server_name = \"origin.example\", ca = \"ca.pem\"";
+    assert_eq!(start(one.address, good).await.0, 200);
+    assert_eq!(start(two.address, good).await.0, 200);
+    assert_eq!(two.last().version, Version::HTTP_2, "by ALPN");
+    let refused = (502, "tls_certificate_error".to_owned());
+    assert_eq!(start(one.address, "server_name = \"other.example\", ca = \"ca.pem\"").await, refused);
+    assert_eq!(start(one.address, "ca = \"ca.pem\"").await, refused, "the certificate does not name the address");
+    assert_eq!(start(one.address, "verify = false").await.0, 200);
+    assert_eq!(start(mutual.address, good).await.0, 502);
+    let identity = format!("{good}, certificate = \"client.pem\", key = \"client.key\"");
+    assert_eq!(start(mutual.address, &identity).await.0, 200);
+}

@@ -1,0 +1,204 @@
+//! Origins that do as they are told, and remember what they were asked.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, Version};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub type Body = BoxBody<Bytes, std::io::Error>;
+
+/// A request as an origin saw it.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub method: Method,
+    pub path: String,
+    pub version: Version,
+    pub authority: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Counts from 0.
+    pub connection: usize,
+}
+
+impl Recorded {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// An origin on hyper.
+pub struct Origin {
+    pub address: SocketAddr,
+    record: Arc<Mutex<Vec<Recorded>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+/// Makes a response body of bytes at hand.
+pub fn full(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).map_err(|never| match never {}).boxed()
+}
+
+type Answer = dyn Fn(&Recorded) -> Response<Body> + Send + Sync;
+
+impl Origin {
+    /// Answers 200 `ok`, over HTTP/1.1.
+    pub async fn http1() -> Self {
+        Self::answering(false, |_| Response::new(full("ok"))).await
+    }
+
+    /// Answers 200 `ok`, over HTTP/2 by prior knowledge.
+    pub async fn http2() -> Self {
+        Self::answering(true, |_| Response::new(full("ok"))).await
+    }
+
+    /// Answers as `answer` says, once it has the whole request.
+    pub async fn answering(http2: bool, answer: impl Fn(&Recorded) -> Response<Body> + Send + Sync + 'static) -> Self {
+        Self::start(http2, None, Arc::new(answer)).await
+    }
+
+    /// The same over TLS.
+    pub async fn tls(http2: bool, tls: rustls::ServerConfig) -> Self {
+        Self::start(http2, Some(Arc::new(tls)), Arc::new(|_| Response::new(full("ok")))).await
+    }
+
+    async fn start(http2: bool, tls: Option<Arc<rustls::ServerConfig>>, answer: Arc<Answer>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let record = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (records, count) = (record.clone(), connections.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = count.fetch_add(1, Ordering::SeqCst);
+                let (answer, record, tls) = (answer.clone(), records.clone(), tls.clone());
+                tokio::spawn(async move {
+                    let service =
+                        service_fn(move |request| respond(request, connection, answer.clone(), record.clone()));
+                    // A connection that its peer gives up is part of many tests.
+                    match tls {
+                        None => serve(TokioIo::new(stream), http2, service).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tokio_rustls::TlsAcceptor::from(tls).accept(stream).await {
+                                serve(TokioIo::new(stream), http2, service).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, record, connections }
+    }
+
+    /// What it was asked so far.
+    pub fn record(&self) -> Vec<Recorded> {
+        self.record.lock().expect("no panic").clone()
+    }
+
+    pub fn last(&self) -> Recorded {
+        self.record().pop().expect("the origin was asked")
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+async fn serve<I, S, F>(io: I, http2: bool, service: S)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = F>,
+    F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+{
+    if http2 {
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
+    } else {
+        let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    connection: usize,
+    answer: Arc<Answer>,
+    record: Arc<Mutex<Vec<Recorded>>>,
+) -> Result<Response<Body>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let host = parts.headers.get("host").and_then(|host| host.to_str().ok());
+    let recorded = Recorded {
+        method: parts.method,
+        path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        version: parts.version,
+        authority: parts.uri.authority().map(ToString::to_string).or(host.map(str::to_owned)).unwrap_or_default(),
+        headers: parts.headers,
+        body,
+        connection,
+    };
+    let response = answer(&recorded);
+    record.lock().expect("no panic").push(recorded);
+    Ok(response)
+}
+
+/// An origin that reads and writes raw bytes as a test's closure says, a task per connection.
+pub struct RawOrigin {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl RawOrigin {
+    /// `serve` gets each connection and its number, from 0.
+    pub async fn start<F>(serve: impl Fn(TcpStream, usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, count.fetch_add(1, Ordering::SeqCst)));
+            }
+        });
+        Self { address, connections }
+    }
+
+    /// Answers each request head with these bytes, and closes the connection.
+    pub async fn saying(bytes: &'static [u8]) -> Self {
+        Self::start(move |mut stream, _| async move {
+            read_head(&mut stream).await;
+            // A gateway that has hung up is the test's to notice.
+            let _ = stream.write_all(bytes).await;
+            let _ = stream.shutdown().await;
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+        })
+        .await
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+/// Reads up to the empty line; less when the peer hangs up.
+pub async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
