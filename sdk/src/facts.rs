@@ -13,11 +13,16 @@ pub use source::{log, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::{Cause, EditError, Element, Families, HttpVersion, Proof, Scheme};
+use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Proof, Scheme};
 
 /// Since any fixed point.
 pub fn now() -> Duration {
     source::now()
+}
+
+/// Since 1970-01-01T00:00:00Z.
+pub fn wall() -> Duration {
+    source::wall()
 }
 
 /// The next number of the instance's own generator.
@@ -101,21 +106,41 @@ impl Request {
 pub struct Connection(());
 
 impl Connection {
+    /// The other end of the socket.
     pub fn peer(&self) -> SocketAddr {
         source::peer()
+    }
+
+    /// Whom the gateway takes for the client of this connection.
+    pub fn client(&self) -> SocketAddr {
+        source::connection_client()
+    }
+
+    pub fn local(&self) -> SocketAddr {
+        source::local()
     }
 
     pub fn listener(&self) -> String {
         source::listener()
     }
 
+    /// The name in the TLS ClientHello, lower case.
     pub fn server_name(&self) -> Option<String> {
         source::server_name()
+    }
+
+    pub fn alpn(&self) -> Option<String> {
+        source::alpn()
     }
 
     /// DER of the client certificate that the gateway verified.
     pub fn client_certificate(&self) -> Option<Vec<u8>> {
         source::client_certificate()
+    }
+
+    /// A value of the PROXY v2 header, by type.
+    pub fn proxy_tlv(&self, kind: u8) -> Option<Vec<u8>> {
+        source::proxy_tlv(kind)
     }
 }
 
@@ -128,8 +153,14 @@ impl Forward {
         Self(())
     }
 
+    /// Without a query; starts with `/`.
     pub fn set_path(&mut self, path: &str) -> Result<(), EditError> {
         source::set_path(path)
+    }
+
+    /// `None` removes it.
+    pub fn set_query(&mut self, query: Option<&str>) -> Result<(), EditError> {
+        source::set_query(query)
     }
 
     pub fn set_authority(&mut self, authority: &str) -> Result<(), EditError> {
@@ -140,6 +171,10 @@ impl Forward {
         source::set_header(name, value)
     }
 
+    pub fn append_header(&mut self, name: &str, value: &[u8]) -> Result<(), EditError> {
+        source::append_header(name, value)
+    }
+
     pub fn remove_header(&mut self, name: &str) -> Result<(), EditError> {
         source::remove_header(name)
     }
@@ -148,8 +183,22 @@ impl Forward {
         source::set_response_header(name, value)
     }
 
+    pub fn remove_response_header(&mut self, name: &str) -> Result<(), EditError> {
+        source::remove_response_header(name)
+    }
+
+    /// Until the response head, all attempts together.
     pub fn set_timeout(&mut self, total: Duration) {
         source::set_timeout(total);
+    }
+
+    /// The same for each attempt.
+    pub fn set_attempt_timeout(&mut self, each: Duration) {
+        source::set_attempt_timeout(each);
+    }
+
+    pub fn set_buffering(&mut self, mode: Buffering) {
+        source::set_buffering(mode);
     }
 
     /// For later questions of the same exchange.
@@ -167,6 +216,11 @@ impl Endpoints {
         Self(())
     }
 
+    pub fn cluster(&self) -> String {
+        source::cluster()
+    }
+
+    /// Grows with every change: rebuild derived tables only then.
     pub fn generation(&self) -> u64 {
         source::generation()
     }
@@ -175,12 +229,20 @@ impl Endpoints {
         source::size()
     }
 
+    pub fn address(&self, index: u32) -> SocketAddr {
+        source::address(index)
+    }
+
     pub fn weight(&self, index: u32) -> u32 {
         source::weight(index)
     }
 
     pub fn zone(&self, index: u32) -> Option<String> {
         source::zone(index)
+    }
+
+    pub fn label(&self, index: u32, key: &str) -> Option<String> {
+        source::label(index, key)
     }
 
     /// Healthy, below its limits, and not tried yet by this exchange.
@@ -193,12 +255,21 @@ impl Endpoints {
         source::availables()
     }
 
+    pub fn in_flight(&self, index: u32) -> u32 {
+        source::in_flight(index)
+    }
+
+    /// Moving average of the time to the response head; zero before the first.
+    pub fn latency(&self, index: u32) -> Duration {
+        source::latency(index)
+    }
+
     /// Of all, in one copy.
     pub fn in_flights(&self) -> Vec<u32> {
         source::in_flights()
     }
 
-    /// Moving averages of the time to the response head; zero before the first.
+    /// Of all, in one copy.
     pub fn latencies(&self) -> Vec<Duration> {
         source::latencies()
     }
@@ -245,6 +316,11 @@ impl Attempt {
     /// 1 for the first.
     pub fn number(&self) -> u32 {
         source::number()
+    }
+
+    /// The index of the endpoint that was tried.
+    pub fn endpoint(&self) -> u32 {
+        source::endpoint()
     }
 
     pub fn failure(&self) -> Cause {

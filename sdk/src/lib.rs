@@ -47,8 +47,8 @@ mod types;
 
 #[doc(hidden)]
 pub use export::Holder;
-pub use facts::{Attempt, Connection, Endpoints, Forward, Identity, Request, log, metrics, now, random};
+pub use facts::{Attempt, Connection, Endpoints, Forward, Identity, Request, log, metrics, now, random, wall};
 pub use questions::{Balancer, Forwarding, Policy, Retry, Router};
 pub use types::{
-    Cause, Choice, EditError, Element, Families, HttpVersion, Level, Node, Proof, Response, Route, Scheme, Verdict,
+    Buffering, Cause, Choice, EditError, Element, Families, HttpVersion, Level, Node, Proof, Response, Route, Scheme, Verdict,
 };

@@ -1,17 +1,19 @@
 //! Made-up questions, to test a policy natively: build one, ask it, look at the answer and the edits.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::{
-    Attempt, Balancer, Cause, Choice, Element, Endpoints, Families, Forward, Forwarding, HttpVersion, Identity, Node,
+    Attempt, Balancer, Buffering, Cause, Choice, Element, Endpoints, Families, Forward, Forwarding, HttpVersion, Identity, Node,
     Proof, Request, Retry, Route, Router, Scheme, Verdict,
 };
 
 /// An endpoint of a made-up cluster.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
+    pub address: SocketAddr,
+    pub labels: Vec<(String, String)>,
     pub weight: u32,
     pub zone: Option<String>,
     pub available: bool,
@@ -21,7 +23,15 @@ pub struct Endpoint {
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self { weight: 1, zone: None, available: true, in_flight: 0, latency: Duration::ZERO }
+        Self {
+            address: SocketAddr::from(([192, 0, 2, 80], 80)),
+            labels: Vec::new(),
+            weight: 1,
+            zone: None,
+            available: true,
+            in_flight: 0,
+            latency: Duration::ZERO,
+        }
     }
 }
 
@@ -29,11 +39,17 @@ impl Default for Endpoint {
 #[derive(Clone, Debug, Default)]
 pub struct Edited {
     pub path: Option<String>,
+    /// `Some(None)`: removed.
+    pub query: Option<Option<String>>,
     pub authority: Option<String>,
-    /// `None`: removed.
+    /// Set; `None`: removed.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
-    pub response_headers: Vec<(String, Vec<u8>)>,
+    pub appended: Vec<(String, Vec<u8>)>,
+    /// Set; `None`: removed.
+    pub response_headers: Vec<(String, Option<Vec<u8>>)>,
     pub timeout: Option<Duration>,
+    pub attempt_timeout: Option<Duration>,
+    pub buffering: Option<Buffering>,
     pub elements: Option<Vec<Element>>,
     pub families: Option<Families>,
 }
@@ -51,12 +67,19 @@ pub struct Question {
     pub headers: Vec<(String, Vec<u8>)>,
     pub notes: Vec<(String, String)>,
     pub listener: String,
+    pub local: SocketAddr,
     pub server_name: Option<String>,
+    pub alpn: Option<String>,
+    pub client_certificate: Option<Vec<u8>>,
+    pub proxy_tlvs: Vec<(u8, Vec<u8>)>,
+    pub cluster: String,
     pub generation: u64,
     pub endpoints: Vec<Endpoint>,
     pub received: Vec<Element>,
     pub proposed: Vec<Element>,
     pub number: u32,
+    /// The endpoint that was tried.
+    pub tried: u32,
     pub failure: Cause,
     pub safety: Proof,
     pub response_headers: Vec<(String, Vec<u8>)>,
@@ -64,6 +87,7 @@ pub struct Question {
     pub time_left: Duration,
     pub retries_left: u32,
     pub now: Duration,
+    pub wall: Duration,
     pub random: u64,
     pub edited: Edited,
 }
@@ -88,12 +112,18 @@ impl Question {
             headers: Vec::new(),
             notes: Vec::new(),
             listener: "edge".to_owned(),
+            local: SocketAddr::from(([192, 0, 2, 1], 443)),
             server_name: None,
+            alpn: None,
+            client_certificate: None,
+            proxy_tlvs: Vec::new(),
+            cluster: "api".to_owned(),
             generation: 1,
             endpoints: Vec::new(),
             received: Vec::new(),
             proposed: vec![own],
             number: 1,
+            tried: 0,
             failure: Cause::Connect,
             safety: Proof::Unprocessed,
             response_headers: Vec::new(),
@@ -101,6 +131,7 @@ impl Question {
             time_left: Duration::from_secs(30),
             retries_left: 3,
             now: Duration::from_secs(1),
+            wall: Duration::from_secs(1_800_000_000),
             random: 1,
             edited: Edited::default(),
         }

@@ -37,6 +37,15 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
+/// How bodies pass.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Buffering {
+    Stream,
+    /// The request's is whole in memory before an upstream is engaged, within the route's limit.
+    Request,
+    Both,
+}
+
 /// Which endpoint takes an attempt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Choice {

@@ -82,8 +82,7 @@ async fn fresh_memory_has_no_past() {
     let origin = Origin::http1().await;
     let counts = async |isolation: &str| {
         let more = format!("isolation = \"{isolation}\"");
-        let gateway =
-            Gateway::start(&config(origin.address, "router", "count", &more).replacen("[[listener]]", "", 0)).await;
+        let gateway = Gateway::start(&config(origin.address, "router", "count", &more)).await;
         let mut counts = Vec::new();
         for _ in 0..6 {
             let answer = Client::http1(gateway.edge()).get("/faulty").await.expect("an answer");

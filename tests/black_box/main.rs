@@ -3,6 +3,7 @@
 mod admin;
 mod cli;
 mod drain;
+mod examples;
 mod faults;
 mod framing;
 mod http1;

@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 
+use bytestring::ByteString;
+
 use crate::{Asked, Decision, EndpointsView};
 
 /// Picks an endpoint of a cluster. Asked for every attempt of an exchange.
 pub trait Balancer: Send + Sync {
-    fn name(&self) -> &str;
+    fn name(&self) -> ByteString;
 
     /// The core re-checks the answer: an index out of range or an endpoint that is not available is invalid, is
     /// counted, and the cluster's own algorithm picks.

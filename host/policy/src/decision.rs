@@ -23,6 +23,11 @@ impl<T> Answered<T> {
     pub fn native(value: T) -> Self {
         Self { value, origin: Origin::Native }
     }
+
+    /// Another value of the same origin.
+    pub fn with<U>(self, value: U) -> Answered<U> {
+        Answered { value, origin: self.origin }
+    }
 }
 
 /// What asking a policy gives.

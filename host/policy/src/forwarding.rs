@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 
+use bytestring::ByteString;
+
 use crate::{Asked, Decision, Identity};
 
 /// Decides the identity fields of the upstream request. Asked once per exchange, after routing.
 pub trait Forwarding: Send + Sync {
-    fn name(&self) -> &str;
+    fn name(&self) -> ByteString;
 
     /// `identity` comes in as the configured rule would send it; what is in it afterwards is sent. On an error the
     /// core restores the configured rule's.

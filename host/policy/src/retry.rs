@@ -3,12 +3,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytestring::ByteString;
+
 use crate::{Asked, AttemptFacts, Decision, EndpointsView};
 
 /// Decides whether a failed attempt is followed by another. Asked while nothing has been sent to the client, and only
 /// when the core could try again at all (attempts, time, budget and a replayable body are left).
 pub trait Retry: Send + Sync {
-    fn name(&self) -> &str;
+    fn name(&self) -> ByteString;
 
     /// The core refuses what is unsafe whatever the answer: see [`crate::Proof`].
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict>;

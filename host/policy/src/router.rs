@@ -4,14 +4,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 
 use crate::{Asked, Decision, RequestEdits};
 
 /// Answers where a request goes. Asked once per exchange, at its head, before any upstream is touched.
 pub trait Router: Send + Sync {
-    /// The name in configuration, logs and metrics.
-    fn name(&self) -> &str;
+    /// The name in configuration, logs and metrics. Cheap to clone: every record keeps it.
+    fn name(&self) -> ByteString;
 
     /// `edits` is empty when asked; what is put there is applied only if the answer is `Forward` or `Pass`.
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer>;

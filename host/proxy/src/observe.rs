@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use smallvec::SmallVec;
-use tidegate_policy::{Asked, Cause, HttpVersion, Origin};
+use tidegate_policy::{Asked, Cause, HttpVersion};
 
 mod access_log;
+mod decision;
 mod metrics;
 pub mod names;
 
 pub use access_log::line as access_log_line;
+pub use decision::{Decided, DecisionRecord, Question};
 pub use metrics::{Counter, Histogram, WorkerMetrics, protocol, render};
 
 use crate::codec::Served;
@@ -23,37 +25,6 @@ use crate::worker::Worker;
 /// must not block.
 pub trait RecordSink: Send + Sync {
     fn write(&self, record: &Record);
-}
-
-/// The four questions, for records and labels.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Question {
-    Route,
-    Pick,
-    Identify,
-    Decide,
-}
-
-impl Question {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Route => "route",
-            Self::Pick => "pick",
-            Self::Identify => "identify",
-            Self::Decide => "decide",
-        }
-    }
-}
-
-/// What one plugin decided in one exchange.
-#[derive(Debug)]
-pub struct DecisionRecord {
-    pub question: Question,
-    pub by: String,
-    pub origin: Origin,
-    /// In words, or the fault.
-    pub answer: String,
-    pub took: Duration,
 }
 
 /// The record of one exchange.

@@ -48,7 +48,7 @@ impl RecordSink for Commentary {
         let decisions = record
             .decisions
             .iter()
-            .map(|d| (d.question.name(), d.by.clone(), d.answer.clone(), d.took.as_nanos()))
+            .map(|d| (d.question.name(), d.by.to_string(), d.decided.to_string(), d.took.as_nanos()))
             .collect();
         // A demo that is ending needs no commentary.
         let _ = self.0.send(Seen { line, decisions, attempts: record.attempts, status: record.status });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{
     self as policy, Answered, Asked, AttemptFacts, Balancer, Decision, DirectResponse, EndpointsView, Forwarding,
@@ -129,8 +130,8 @@ fn absent(name: &str) -> Failed {
 }
 
 impl Router for Asker {
-    fn name(&self) -> &str {
-        &self.0.name
+    fn name(&self) -> ByteString {
+        self.0.name.clone()
     }
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<policy::RouteAnswer> {
@@ -191,8 +192,8 @@ fn respond(response: &Response) -> Result<DirectResponse, String> {
 }
 
 impl Balancer for Asker {
-    fn name(&self) -> &str {
-        &self.0.name
+    fn name(&self) -> ByteString {
+        self.0.name.clone()
     }
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<policy::Choice> {
@@ -220,8 +221,8 @@ impl Balancer for Asker {
 }
 
 impl Forwarding for Asker {
-    fn name(&self) -> &str {
-        &self.0.name
+    fn name(&self) -> ByteString {
+        self.0.name.clone()
     }
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
@@ -251,8 +252,8 @@ impl Forwarding for Asker {
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 impl Retry for Asker {
-    fn name(&self) -> &str {
-        &self.0.name
+    fn name(&self) -> ByteString {
+        self.0.name.clone()
     }
 
     fn decide(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytestring::ByteString;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -45,7 +46,7 @@ pub struct Grants {
 /// What a plugin is made of.
 #[derive(Clone, Debug)]
 pub struct PluginSpec {
-    pub name: Arc<str>,
+    pub name: ByteString,
     pub bytes: Arc<[u8]>,
     pub settings: serde_json::Value,
     /// On failure: refuse the request in place of the native answer.
@@ -133,7 +134,7 @@ impl Exports {
 pub(crate) struct Core {
     /// Never used twice in a process.
     pub(crate) id: u64,
-    pub(crate) name: Arc<str>,
+    pub(crate) name: ByteString,
     pub(crate) limits: Limits,
     pub(crate) grants: Grants,
     pub(crate) isolation: Isolation,
@@ -169,10 +170,10 @@ impl Runtime {
         let exports = Exports::of(&component);
         let answers = |index: usize| exports.questions[index].is_some();
         let questions = Questions { route: answers(0), pick: answers(1), identify: answers(2), decide: answers(3) };
+        check_imports(self, &component, questions, spec.grants.wasi)?;
         if questions == Questions::default() {
             return Err(LoadError::NoQuestion);
         }
-        check_imports(self, &component, questions, spec.grants.wasi)?;
         let mut linker = Linker::new(&self.engine);
         let linked = host::link(&mut linker, questions.list())
             .and_then(|()| if spec.grants.wasi { wasmtime_wasi::p2::add_to_linker_sync(&mut linker) } else { Ok(()) });
@@ -239,7 +240,7 @@ fn check_settings(core: &Arc<Core>, settings: &serde_json::Value) -> Result<(), 
 }
 
 impl Plugin {
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &ByteString {
         &self.core.name
     }
 

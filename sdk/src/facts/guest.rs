@@ -4,10 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::bindings::facts::tidegate::policy as wit;
-use crate::{Cause, EditError, Element, Families, HttpVersion, Level, Node, Proof, Scheme};
+use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Node, Proof, Scheme};
 
 pub fn now() -> Duration {
     Duration::from_nanos(wit::clock::monotonic())
+}
+
+pub fn wall() -> Duration {
+    Duration::from_nanos(wit::clock::wall())
 }
 
 pub fn random() -> u64 {
@@ -123,9 +127,20 @@ pub fn note(name: &str) -> Option<String> {
     wit::request::note(name)
 }
 
-pub fn peer() -> SocketAddr {
-    let address = wit::connection::peer();
+fn socket(address: wit::types::SocketAddress) -> SocketAddr {
     SocketAddr::new(ip(address.ip), address.port)
+}
+
+pub fn peer() -> SocketAddr {
+    socket(wit::connection::peer())
+}
+
+pub fn connection_client() -> SocketAddr {
+    socket(wit::connection::client())
+}
+
+pub fn local() -> SocketAddr {
+    socket(wit::connection::local())
 }
 
 pub fn listener() -> String {
@@ -136,12 +151,24 @@ pub fn server_name() -> Option<String> {
     wit::connection::server_name()
 }
 
+pub fn alpn() -> Option<String> {
+    wit::connection::alpn()
+}
+
+pub fn proxy_tlv(kind: u8) -> Option<Vec<u8>> {
+    wit::connection::proxy_tlv(kind)
+}
+
 pub fn client_certificate() -> Option<Vec<u8>> {
     wit::connection::client_certificate()
 }
 
 pub fn set_path(path: &str) -> Result<(), EditError> {
     edited(wit::forward::set_path(path))
+}
+
+pub fn set_query(query: Option<&str>) -> Result<(), EditError> {
+    edited(wit::forward::set_query(query))
 }
 
 pub fn set_authority(authority: &str) -> Result<(), EditError> {
@@ -152,6 +179,10 @@ pub fn set_header(name: &str, value: &[u8]) -> Result<(), EditError> {
     edited(wit::forward::set_header(name, value))
 }
 
+pub fn append_header(name: &str, value: &[u8]) -> Result<(), EditError> {
+    edited(wit::forward::append_header(name, value))
+}
+
 pub fn remove_header(name: &str) -> Result<(), EditError> {
     edited(wit::forward::remove_header(name))
 }
@@ -160,12 +191,52 @@ pub fn set_response_header(name: &str, value: &[u8]) -> Result<(), EditError> {
     edited(wit::forward::set_response_header(name, value))
 }
 
+pub fn remove_response_header(name: &str) -> Result<(), EditError> {
+    edited(wit::forward::remove_response_header(name))
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 pub fn set_timeout(total: Duration) {
-    wit::forward::set_timeout(u64::try_from(total.as_nanos()).unwrap_or(u64::MAX));
+    wit::forward::set_timeout(nanos(total));
+}
+
+pub fn set_attempt_timeout(each: Duration) {
+    wit::forward::set_attempt_timeout(nanos(each));
+}
+
+pub fn set_buffering(mode: Buffering) {
+    wit::forward::set_buffering(match mode {
+        Buffering::Stream => wit::forward::Buffering::Stream,
+        Buffering::Request => wit::forward::Buffering::Request,
+        Buffering::Both => wit::forward::Buffering::Both,
+    });
 }
 
 pub fn set_note(name: &str, value: &str) {
     wit::forward::set_note(name, value);
+}
+
+pub fn cluster() -> String {
+    wit::endpoints::cluster()
+}
+
+pub fn address(index: u32) -> SocketAddr {
+    socket(wit::endpoints::address(index))
+}
+
+pub fn label(index: u32, key: &str) -> Option<String> {
+    wit::endpoints::label(index, key)
+}
+
+pub fn in_flight(index: u32) -> u32 {
+    wit::endpoints::in_flight(index)
+}
+
+pub fn latency(index: u32) -> Duration {
+    Duration::from_nanos(wit::endpoints::latency(index))
 }
 
 pub fn generation() -> u64 {
@@ -202,7 +273,7 @@ pub fn latencies() -> Vec<Duration> {
 
 fn node(node: wit::identity::Node) -> Node {
     match node {
-        wit::identity::Node::Address(address) => Node::Address(SocketAddr::new(ip(address.ip), address.port)),
+        wit::identity::Node::Address(address) => Node::Address(socket(address)),
         wit::identity::Node::Ip(address) => Node::Ip(ip(address)),
         wit::identity::Node::Unknown => Node::Unknown,
         wit::identity::Node::Obfuscated(name) => Node::Obfuscated(name),
@@ -265,6 +336,10 @@ pub fn set_families(families: Families) {
 
 pub fn number() -> u32 {
     wit::attempt::number()
+}
+
+pub fn endpoint() -> u32 {
+    wit::attempt::endpoint()
 }
 
 pub fn failure() -> Cause {

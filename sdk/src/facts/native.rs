@@ -4,10 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::testing::{with_question, with_question_mut};
-use crate::{Cause, EditError, Element, Families, HttpVersion, Level, Proof, Scheme};
+use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Proof, Scheme};
 
 pub fn now() -> Duration {
     with_question(|q| q.now)
+}
+
+pub fn wall() -> Duration {
+    with_question(|q| q.wall)
 }
 
 /// A fixed sequence: tests repeat.
@@ -65,6 +69,30 @@ pub fn zone(index: u32) -> Option<String> {
     with_question(|q| q.endpoints.get(index as usize)?.zone.clone())
 }
 
+pub fn address(index: u32) -> SocketAddr {
+    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+    with_question(|q| q.endpoints.get(index as usize).map_or(unknown, |endpoint| endpoint.address))
+}
+
+pub fn label(index: u32, key: &str) -> Option<String> {
+    with_question(|q| {
+        let labels = &q.endpoints.get(index as usize)?.labels;
+        labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+    })
+}
+
+pub fn in_flight(index: u32) -> u32 {
+    with_question(|q| q.endpoints.get(index as usize).map_or(0, |endpoint| endpoint.in_flight))
+}
+
+pub fn latency(index: u32) -> Duration {
+    with_question(|q| q.endpoints.get(index as usize).map_or(Duration::ZERO, |endpoint| endpoint.latency))
+}
+
+pub fn cluster() -> String {
+    with_question(|q| q.cluster.clone())
+}
+
 pub fn available(index: u32) -> bool {
     with_question(|q| q.endpoints.get(index as usize).is_some_and(|endpoint| endpoint.available))
 }
@@ -81,6 +109,11 @@ pub fn set_path(path: &str) -> Result<(), EditError> {
     Ok(())
 }
 
+pub fn set_query(query: Option<&str>) -> Result<(), EditError> {
+    with_question_mut(|q| q.edited.query = Some(query.map(str::to_owned)));
+    Ok(())
+}
+
 pub fn set_authority(authority: &str) -> Result<(), EditError> {
     with_question_mut(|q| q.edited.authority = Some(authority.to_owned()));
     Ok(())
@@ -91,18 +124,36 @@ pub fn set_header(name: &str, value: &[u8]) -> Result<(), EditError> {
     Ok(())
 }
 
+pub fn append_header(name: &str, value: &[u8]) -> Result<(), EditError> {
+    with_question_mut(|q| q.edited.appended.push((name.to_owned(), value.to_owned())));
+    Ok(())
+}
+
 pub fn remove_header(name: &str) -> Result<(), EditError> {
     with_question_mut(|q| q.edited.headers.push((name.to_owned(), None)));
     Ok(())
 }
 
 pub fn set_response_header(name: &str, value: &[u8]) -> Result<(), EditError> {
-    with_question_mut(|q| q.edited.response_headers.push((name.to_owned(), value.to_owned())));
+    with_question_mut(|q| q.edited.response_headers.push((name.to_owned(), Some(value.to_owned()))));
+    Ok(())
+}
+
+pub fn remove_response_header(name: &str) -> Result<(), EditError> {
+    with_question_mut(|q| q.edited.response_headers.push((name.to_owned(), None)));
     Ok(())
 }
 
 pub fn set_timeout(total: Duration) {
     with_question_mut(|q| q.edited.timeout = Some(total));
+}
+
+pub fn set_attempt_timeout(each: Duration) {
+    with_question_mut(|q| q.edited.attempt_timeout = Some(each));
+}
+
+pub fn set_buffering(mode: Buffering) {
+    with_question_mut(|q| q.edited.buffering = Some(mode));
 }
 
 pub fn set_note(name: &str, value: &str) {
@@ -154,6 +205,14 @@ pub fn peer() -> SocketAddr {
     with_question(|q| SocketAddr::new(q.client, 40_000))
 }
 
+pub fn connection_client() -> SocketAddr {
+    peer()
+}
+
+pub fn local() -> SocketAddr {
+    with_question(|q| q.local)
+}
+
 pub fn listener() -> String {
     with_question(|q| q.listener.clone())
 }
@@ -162,8 +221,16 @@ pub fn server_name() -> Option<String> {
     with_question(|q| q.server_name.clone())
 }
 
+pub fn alpn() -> Option<String> {
+    with_question(|q| q.alpn.clone())
+}
+
 pub fn client_certificate() -> Option<Vec<u8>> {
-    with_question(|_| None)
+    with_question(|q| q.client_certificate.clone())
+}
+
+pub fn proxy_tlv(kind: u8) -> Option<Vec<u8>> {
+    with_question(|q| q.proxy_tlvs.iter().find(|(k, _)| *k == kind).map(|(_, value)| value.clone()))
 }
 
 pub fn generation() -> u64 {
@@ -192,6 +259,10 @@ pub fn proposed() -> Vec<Element> {
 
 pub fn number() -> u32 {
     with_question(|q| q.number)
+}
+
+pub fn endpoint() -> u32 {
+    with_question(|q| q.tried)
 }
 
 pub fn failure() -> Cause {

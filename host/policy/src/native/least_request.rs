@@ -3,14 +3,15 @@
 use std::rc::Rc;
 
 use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointsView};
+use bytestring::ByteString;
 
 /// Picks the endpoint with fewer requests in flight per weight, of two drawn at random.
 #[derive(Debug, Default)]
 pub struct LeastRequest;
 
 impl Balancer for LeastRequest {
-    fn name(&self) -> &str {
-        "least_request"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("least_request")
     }
 
     fn pick(&self, _: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytestring::ByteString;
 use http::HeaderName;
 use rustc_hash::FxBuildHasher;
 
@@ -153,8 +154,8 @@ fn table(set: &EndpointSet, size: usize) -> Box<[u32]> {
 }
 
 impl Balancer for Maglev {
-    fn name(&self) -> &str {
-        "maglev"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("maglev")
     }
 
     fn pick(&self, asked: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {

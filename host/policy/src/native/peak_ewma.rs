@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::least_request::of_two;
 use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointsView};
+use bytestring::ByteString;
 
 /// Costs an endpoint by its peak-sensitive average latency times the requests it would have in flight.
 #[derive(Debug, Default)]
@@ -14,8 +15,8 @@ pub struct PeakEwma;
 const UNKNOWN: Duration = Duration::from_millis(1);
 
 impl Balancer for PeakEwma {
-    fn name(&self) -> &str {
-        "peak_ewma"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("peak_ewma")
     }
 
     fn pick(&self, _: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use bytestring::ByteString;
 use http::{HeaderMap, StatusCode, header};
 
 use crate::{Answered, Asked, AttemptFacts, Cause, Decision, EndpointsView, Proof, Retry, Verdict};
@@ -82,8 +83,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 impl Retry for RetryRules {
-    fn name(&self) -> &str {
-        "rules"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("rules")
     }
 
     fn decide(&self, _: &Rc<Asked>, attempt: &Rc<AttemptFacts>, view: &EndpointsView) -> Decision<Verdict> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointSet, EndpointsView};
+use bytestring::ByteString;
 
 /// Longest sequence that is laid out; larger weight sums are scaled down to it.
 const MAX_SEQUENCE: u64 = 4096;
@@ -55,8 +56,8 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 impl Balancer for RoundRobin {
-    fn name(&self) -> &str {
-        "round_robin"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("round_robin")
     }
 
     fn pick(&self, _: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytestring::ByteString;
 use http::{HeaderName, Method};
 use rustc_hash::FxHashMap;
 
@@ -167,8 +168,8 @@ impl Paths {
 }
 
 impl Router for RouteTable {
-    fn name(&self) -> &str {
-        "route_table"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("route_table")
     }
 
     fn route(&self, asked: &Rc<Asked>, _: &mut RequestEdits) -> Decision<RouteAnswer> {

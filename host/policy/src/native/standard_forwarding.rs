@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 
@@ -216,8 +217,8 @@ fn bare(node: &Node) -> String {
 }
 
 impl Forwarding for StandardForwarding {
-    fn name(&self) -> &str {
-        "standard"
+    fn name(&self) -> ByteString {
+        ByteString::from_static("standard")
     }
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {

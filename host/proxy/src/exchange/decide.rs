@@ -3,15 +3,16 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
     Asked, AttemptFacts, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
     RouteAnswer, Verdict,
 };
 
-use crate::observe::{DecisionRecord, Question, Record};
+use crate::observe::{Decided, DecisionRecord, Question, Record};
 use crate::snapshot::{Cluster, Route, RouteAction, Snapshot};
 
 /// Where the request goes.
@@ -24,18 +25,18 @@ pub(super) enum Destination {
 fn asked_plugin<T>(
     record: &mut Record,
     question: Question,
-    by: &str,
+    by: &ByteString,
     ask: impl FnOnce() -> Decision<T>,
-    words: impl FnOnce(&T) -> String,
+    decided: impl FnOnce(&T) -> Decided,
 ) -> Decision<T> {
     let begun = Instant::now();
     let decision = ask();
     let took = begun.elapsed();
-    let (origin, answer) = match &decision {
-        Ok(answered) => (answered.origin, words(&answered.value)),
-        Err(fault) => (Origin::Wasm, format!("failed: {}", fault.kind.name())),
+    let (origin, decided) = match &decision {
+        Ok(answered) => (answered.origin, decided(&answered.value)),
+        Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind)),
     };
-    record.decisions.push(DecisionRecord { question, by: by.to_owned(), origin, answer, took });
+    record.decisions.push(DecisionRecord { question, by: by.clone(), origin, decided, took });
     decision
 }
 
@@ -54,8 +55,8 @@ pub(super) fn route(
     record: &mut Record,
 ) -> Result<Destination, Fault> {
     if let Some(router) = &route.router {
-        let by = router.name();
-        match asked_plugin(record, Question::Route, by, || router.route(asked, edits), route_words) {
+        let by = &router.name();
+        match asked_plugin(record, Question::Route, by, || router.route(asked, edits), |answer| answer.into()) {
             Ok(answered) => match answered.value {
                 RouteAnswer::Pass => {}
                 RouteAnswer::Forward(name) => match snapshot.cluster(&name) {
@@ -90,14 +91,6 @@ pub(super) fn route(
     }
 }
 
-fn route_words(answer: &RouteAnswer) -> String {
-    match answer {
-        RouteAnswer::Pass => "pass".to_owned(),
-        RouteAnswer::Forward(cluster) => format!("forward {cluster}"),
-        RouteAnswer::Respond(response) => format!("respond {}", response.status.as_u16()),
-    }
-}
-
 /// Question three: the fields that tell the upstream of the client.
 pub(super) fn identify(
     route: &Route,
@@ -106,16 +99,11 @@ pub(super) fn identify(
 ) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
     let mut identity = route.forwarding.identity(asked);
     if let Some(plugin) = &route.forwarding_plugin {
-        let by = plugin.name();
+        let by = &plugin.name();
         let mut edited = identity.clone();
-        let ask = || plugin.identify(asked, &mut edited);
-        match asked_plugin(record, Question::Identify, by, ask, |()| String::new()) {
-            Ok(_) => {
-                if let Some(written) = record.decisions.last_mut() {
-                    written.answer = format!("{} of {} elements", edited.elements.len(), identity.elements.len());
-                }
-                identity = edited;
-            }
+        let ask = || plugin.identify(asked, &mut edited).map(|answered| answered.with(edited));
+        match asked_plugin(record, Question::Identify, by, ask, |sent| Decided::Identify(sent.elements.len())) {
+            Ok(answered) => identity = answered.value,
             Err(fault) => fall_back(by, &fault)?,
         }
     }
@@ -131,9 +119,9 @@ pub(super) fn pick(
 ) -> Result<u32, Fault> {
     let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
     if let Some(plugin) = &cluster.plugin {
-        let by = plugin.name();
-        match asked_plugin(record, Question::Pick, by, || plugin.pick(asked, view), |choice| pick_words(*choice, view))
-        {
+        let by = &plugin.name();
+        let decided = |choice: &Choice| Decided::of_choice(*choice, view);
+        match asked_plugin(record, Question::Pick, by, || plugin.pick(asked, view), decided) {
             Ok(answered) => match answered.value {
                 Choice::Pass => {}
                 Choice::Endpoint(index) if view.available(index) => return Ok(index),
@@ -159,18 +147,6 @@ pub(super) fn pick(
     }
 }
 
-fn pick_words(choice: Choice, view: &EndpointsView) -> String {
-    match choice {
-        Choice::Pass => "pass".to_owned(),
-        Choice::Endpoint(index) => match view.get(index) {
-            Some(endpoint) => format!("endpoint {index} ({})", endpoint.address),
-            None => format!("endpoint {index}"),
-        },
-        Choice::Hash(key) => format!("hash {key:016x}"),
-        Choice::None => "none".to_owned(),
-    }
-}
-
 /// Question four. Asked only when the core could try again.
 pub(super) fn again(
     route: &Route,
@@ -181,8 +157,14 @@ pub(super) fn again(
 ) -> Result<Verdict, Fault> {
     use tidegate_policy::Retry;
     if let Some(plugin) = &route.retry_plugin {
-        let by = plugin.name();
-        match asked_plugin(record, Question::Decide, by, || plugin.decide(asked, attempt, view), verdict_words) {
+        let by = &plugin.name();
+        match asked_plugin(
+            record,
+            Question::Decide,
+            by,
+            || plugin.decide(asked, attempt, view),
+            |verdict| verdict.into(),
+        ) {
             Ok(answered) => return Ok(answered.value),
             Err(fault) => fall_back(by, &fault)?,
         }
@@ -190,14 +172,5 @@ pub(super) fn again(
     match route.retry.decide(asked, attempt, view) {
         Ok(answered) => Ok(answered.value),
         Err(fault) => Err(Fault::new(Cause::Internal, fault)),
-    }
-}
-
-fn verdict_words(verdict: &Verdict) -> String {
-    let ms = |pause: &Duration| pause.as_secs_f64() * 1e3;
-    match verdict {
-        Verdict::Stop => "stop".to_owned(),
-        Verdict::Again(pause) => format!("again after {:.1} ms", ms(pause)),
-        Verdict::Elsewhere(pause) => format!("elsewhere after {:.1} ms", ms(pause)),
     }
 }

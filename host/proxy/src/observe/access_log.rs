@@ -2,10 +2,10 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tidegate_policy::Origin;
 
-use super::{DecisionRecord, Record, protocol};
+use super::{Decided, DecisionRecord, Record, protocol};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -38,7 +38,8 @@ struct Decision<'a> {
     question: &'static str,
     by: &'a str,
     origin: &'static str,
-    answer: &'a str,
+    #[serde(serialize_with = "words")]
+    answer: &'a Decided,
     ns: u64,
 }
 
@@ -50,8 +51,12 @@ impl<'a> From<&'a DecisionRecord> for Decision<'a> {
             Origin::Memo => "memo",
         };
         let ns = record.took.as_nanos() as u64;
-        Self { question: record.question.name(), by: &record.by, origin, answer: &record.answer, ns }
+        Self { question: record.question.name(), by: &record.by, origin, answer: &record.decided, ns }
     }
+}
+
+fn words<S: Serializer>(decided: &&Decided, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(decided)
 }
 
 /// Appends the line of `record`, its line feed included. JSON escapes every control character, so nothing a client

@@ -57,7 +57,9 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         HashKey::Header(name) => HashOn::Header(name.parse().ok()?),
         HashKey::Cookie(name) => HashOn::Cookie(name.clone()),
     };
-    let maglev = Arc::new(Maglev::new(&set, config.balance.table, on));
+    // Only these two ever look at the table: others need not pay for one.
+    let hashes = config.balance.by == BalanceBy::Maglev || config.balance.plugin.is_some();
+    let maglev = Arc::new(Maglev::new(&set, if hashes { config.balance.table } else { 1 }, on));
     let balancer: Arc<dyn Balancer> = match config.balance.by {
         BalanceBy::RoundRobin => Arc::new(RoundRobin::new(&set)),
         BalanceBy::LeastRequest => Arc::new(LeastRequest),

@@ -1,0 +1,200 @@
+//! Real components under the runtime: the contract suite, memoisation against the plain guest, loading and its errors.
+//! The components are the committed ones, which a test of the repository compares with their sources.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::json;
+use tidegate_policy::contract::{self, asked, asked_with};
+use tidegate_policy::{Asked, Origin, PolicyFaultKind, RequestEdits, RouteAnswer};
+use tidegate_wasm::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions};
+
+fn runtime() -> Arc<Runtime> {
+    Runtime::new(RuntimeOptions { cache: None, max_instances: 50 }).expect("an engine")
+}
+
+fn component(path: &str) -> Arc<[u8]> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::fs::read(root.join(path)).expect("a committed component").into()
+}
+
+fn spec(path: &str, settings: serde_json::Value) -> PluginSpec {
+    PluginSpec {
+        name: "p".into(),
+        bytes: component(path),
+        settings,
+        deny: false,
+        limits: Limits { time: Duration::from_millis(50), memory: 8 << 20 },
+        grants: Grants { headers: None, wasi: false },
+        isolation: Isolation::Worker,
+        memoise: false,
+    }
+}
+
+fn load(spec: &PluginSpec) -> Arc<Plugin> {
+    runtime().load(spec, None).expect("it loads")
+}
+
+const READER: &str = "tests/guests/built/reader.wasm";
+const CANARY: &str = "plugins/tenant-canary/tenant_canary.wasm";
+const ROUTER: &str = "tests/guests/built/misbehave_router.wasm";
+
+fn canary_settings() -> serde_json::Value {
+    json!({
+        "tenant_from": [{ "header": "x-tenant" }, { "cookie": "tenant" }],
+        "tenants": [{ "name": "a", "cluster": "a", "canary": { "cluster": "b", "percent": 40, "sticky_by": { "cookie": "sid" } } }],
+        "default": "c",
+    })
+}
+
+#[test]
+fn components_keep_the_contract_of_their_questions() {
+    let router = load(&spec(CANARY, canary_settings())).router().expect("it routes");
+    contract::router(&*router, &["a", "b", "c"]);
+    let mut memoised = spec(CANARY, canary_settings());
+    memoised.memoise = true;
+    contract::router(&*load(&memoised).router().expect("it routes"), &["a", "b", "c"]);
+    let balancer = load(&spec("plugins/latency-aware/latency_aware.wasm", json!({}))).balancer().expect("it picks");
+    contract::balancer(&|_| balancer.clone());
+    let settings = json!({ "secret": "0123456789abcdef", "keep_chain": true });
+    let forwarding = spec("plugins/private-forwarding/private_forwarding.wasm", settings);
+    contract::forwarding(&*load(&forwarding).forwarding().expect("it identifies"));
+    let retry = load(&spec("plugins/careful-retry/careful_retry.wasm", json!({}))).retry().expect("it decides");
+    contract::retry(&*retry);
+}
+
+fn answer(plugin: &Plugin, asked: &Rc<Asked>) -> (String, RequestEdits, Origin) {
+    let mut edits = RequestEdits::default();
+    let answered = plugin.router().expect("it routes").route(asked, &mut edits).expect("it answers");
+    (format!("{:?}", answered.value), edits, answered.origin)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// A memoised policy and the same policy unmemoised agree on every request, edits included.
+    #[test]
+    fn memo_and_guest_agree(requests in proptest::collection::vec(
+        (0_usize..6, proptest::option::of(0_usize..4), proptest::option::of(0_usize..3), proptest::option::of(0_usize..4)), 1..60)
+    ) {
+        for (path, settings) in [(READER, json!({})), (CANARY, canary_settings())] {
+            let plain = spec(path, settings);
+            let mut memoised = plain.clone();
+            memoised.memoise = true;
+            let runtime = runtime();
+            let (plain, memoised) = (runtime.load(&plain, None).expect("it loads"), runtime.load(&memoised, None).expect("it loads"));
+            let mut remembered = 0;
+            for (target, tenant, env, sid) in &requests {
+                let target = ["/", "/v1/a", "/v1/b?x", "/edit/1", "/edit/2", "/v2"][*target];
+                let mut fields = Vec::new();
+                if let Some(tenant) = tenant {
+                    fields.push(("x-tenant", ["a", "b", "", "unknown"][*tenant]));
+                }
+                if let Some(env) = env {
+                    fields.push(("x-env", ["beta", "prod", ""][*env]));
+                }
+                if let Some(sid) = sid {
+                    fields.push(("cookie", ["sid=1", "sid=2; tenant=a", "tenant=a", "x"][*sid]));
+                }
+                let question = asked_with("GET", target, &fields);
+                let (expected, edits, _) = answer(&plain, &question);
+                let (got, same, origin) = answer(&memoised, &question);
+                prop_assert_eq!(got, expected);
+                prop_assert_eq!(same, edits);
+                remembered += usize::from(origin == Origin::Memo);
+            }
+            let distinct: std::collections::HashSet<_> = requests.iter().collect();
+            prop_assert!(remembered >= requests.len() - distinct.len(), "a repeated request is remembered");
+        }
+    }
+}
+
+#[test]
+fn ungranted_fields_read_as_absent_and_cannot_be_edited() {
+    let mut limited = spec(READER, json!({}));
+    limited.grants.headers = Some(vec!["x-env".to_owned()]);
+    let question = asked_with("GET", "/v1", &[("x-tenant", "t")]);
+    assert!(answer(&load(&limited), &question).0.contains("shared"));
+    assert!(answer(&load(&spec(READER, json!({}))), &question).0.contains("\"t\""));
+    let (_, edits, _) = answer(&load(&limited), &asked("GET", "/edit"));
+    assert!(edits.headers.is_empty() && !edits.notes.is_empty());
+}
+
+#[test]
+fn faults_are_told_apart_and_quarantine_by_cause() {
+    for (behave, kind) in
+        [("loop", PolicyFaultKind::Deadline), ("trap", PolicyFaultKind::Trap), ("hog", PolicyFaultKind::Memory)]
+    {
+        for isolation in [Isolation::Worker, Isolation::Request] {
+            let mut spec = spec(ROUTER, json!({ "behave": behave }));
+            spec.isolation = isolation;
+            let plugin = load(&spec);
+            let router = plugin.router().expect("it routes");
+            for _ in 0..5 {
+                let fault = router.route(&asked("GET", "/"), &mut RequestEdits::default()).expect_err("it fails");
+                assert_eq!(fault.kind, kind, "{behave}: {}", fault.detail);
+            }
+            let fault = router.route(&asked("GET", "/"), &mut RequestEdits::default()).expect_err("it is left alone");
+            assert_eq!(fault.kind, PolicyFaultKind::Quarantined);
+            assert!(plugin.quarantined() && plugin.stats().live_instances() == 0);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_loaded_says_why() {
+    let runtime = runtime();
+    let error = |spec: &PluginSpec| runtime.load(spec, None).err().expect("it is refused");
+    let with = |bytes: &[u8]| {
+        let mut spec = spec(READER, json!({}));
+        spec.bytes = bytes.into();
+        spec
+    };
+    assert!(matches!(error(&with(b"junk")), LoadError::NotAComponent(_)));
+    let text = |source: &str| wat::parse_str(source).expect("a component");
+    assert!(matches!(error(&with(&text("(component)"))), LoadError::NoQuestion));
+    let empty = r#"(component (import "wasi:clocks/wall-clock@0.2.0" (instance)))"#;
+    assert!(
+        matches!(error(&with(&text(empty))), LoadError::Import { import, .. } if import.starts_with("wasi:clocks"))
+    );
+    let unknown = r#"(component (import "tidegate:policy/future@0.9.0" (instance)))"#;
+    assert!(
+        matches!(error(&with(&text(unknown))), LoadError::Import { import, why } if import.contains("future") && why.contains("does not have"))
+    );
+    let refused = error(&spec(ROUTER, json!({ "behave": "refuse_settings" })));
+    assert!(matches!(refused, LoadError::Settings(reason) if reason.contains("on purpose")));
+    let schema = error(&spec(CANARY, json!({ "tenant_from": [], "tenants": [], "x": 1 })));
+    assert!(matches!(schema, LoadError::Settings(reason) if reason.contains('x') && reason.contains("tenant_from")));
+    let mut small = spec(READER, json!({}));
+    small.limits.memory = 64 << 10;
+    assert!(matches!(error(&small), LoadError::Start(_)));
+}
+
+#[test]
+fn an_unchanged_plugin_is_taken_over_and_the_cache_serves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = folder.path().join("cache");
+    let runtime = || Runtime::new(RuntimeOptions { cache: Some(cache.clone()), max_instances: 10 }).expect("an engine");
+    let spec = spec(READER, json!({}));
+    let first = runtime().load(&spec, None).expect("it loads");
+    assert!(Arc::ptr_eq(&first, &runtime().load(&spec, Some(&first)).expect("it loads")));
+    let mut changed = spec.clone();
+    changed.limits.time = Duration::from_millis(7);
+    assert!(!Arc::ptr_eq(&first, &runtime().load(&changed, Some(&first)).expect("it loads")));
+    let files = || {
+        std::fs::read_dir(&cache).expect("the cache").map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
+    };
+    assert_eq!(files().len(), 2, "the code and its digest");
+    for file in files() {
+        std::fs::write(&file, b"damaged").expect("written");
+    }
+    let question = asked("GET", "/v1");
+    let again = runtime().load(&spec, None).expect("it is compiled again");
+    assert_eq!(answer(&again, &question).0, answer(&first, &question).0);
+    assert!(
+        matches!(again.router().expect("it routes").route(&question, &mut RequestEdits::default()), Ok(a) if matches!(a.value, RouteAnswer::Forward(_)))
+    );
+}

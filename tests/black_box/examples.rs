@@ -1,0 +1,125 @@
+//! Every folder of `examples/` serves as its README says.
+
+use std::path::Path;
+
+use http::{Method, Response, Version};
+use tidegate_tests::certs::Authority;
+use tidegate_tests::gateway::{root, run};
+use tidegate_tests::origin::full;
+use tidegate_tests::{Client, Gateway, Origin};
+
+const EXAMPLES: [&str; 4] = ["edge-tls", "first-steps", "rust-policy", "tenants"];
+
+/// No example without a test, and no test without its example.
+#[test]
+fn every_example_is_tested() {
+    let mut found: Vec<String> = std::fs::read_dir(root().join("examples"))
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry"))
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().expect("a name"))
+        .collect();
+    found.sort();
+    assert_eq!(found, EXAMPLES);
+    for name in EXAMPLES {
+        let readme = std::fs::read_to_string(root().join("examples").join(name).join("README.md"));
+        assert!(readme.is_ok_and(|text| text.len() > 300), "{name} has no README");
+    }
+}
+
+/// The example's file with free ports, and `origins` in place of the endpoints it names, in their order.
+fn example(name: &str, origins: &[&Origin]) -> (tempfile::TempDir, String) {
+    let from = root().join("examples").join(name);
+    let mut text = std::fs::read_to_string(from.join("gateway.toml")).expect("a configuration");
+    for port in ["8080", "8443"] {
+        text = text.replace(&format!("address = \"127.0.0.1:{port}\""), "address = \"127.0.0.1:0\"");
+    }
+    let ports = if text.contains(":9443") { vec![9443] } else { vec![9001, 9002, 9003] };
+    for (port, origin) in ports.iter().zip(origins) {
+        text = text.replace(&format!("127.0.0.1:{port}"), &origin.address.to_string());
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(&from).expect("the example").flatten() {
+        if entry.path().extension() == Some(Path::new("wasm").as_os_str()) {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("copied");
+        }
+    }
+    (folder, text)
+}
+
+async fn named(name: &'static str) -> Origin {
+    Origin::answering(false, move |_| Response::new(full(name))).await
+}
+
+/// `tidegate check` takes the files as they are.
+#[test]
+fn the_files_pass_the_check() {
+    for name in EXAMPLES.into_iter().filter(|name| *name != "edge-tls") {
+        let file = root().join("examples").join(name).join("gateway.toml");
+        let output = run(&["check", &file.to_string_lossy()]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_steps() {
+    let (one, two, site) = (named("api").await, named("api").await, named("site").await);
+    let (folder, config) = example("first-steps", &[&one, &two, &site]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let client = Client::http1(gateway.edge());
+    for (path, expected) in [("/", "site"), ("/api/x", "api"), ("/ping", "pong\n")] {
+        let answer = client.get(path).await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, expected), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_tls() {
+    let authority = Authority::new();
+    let origin = Origin::tls(true, authority.issue(&["origin.internal"]).server(&[b"h2"], None)).await;
+    let (folder, config) = example("edge-tls", &[&origin]);
+    authority.issue(&["edge.example"]).write(folder.path(), "edge");
+    authority.issue(&["other.example"]).write(folder.path(), "other");
+    std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
+    let gateway = Gateway::start_in(folder, &config).await;
+    for name in ["edge.example", "other.example"] {
+        for (version, alpn) in
+            [(Version::HTTP_11, &b"http/1.1"[..]), (Version::HTTP_2, b"h2"), (Version::HTTP_3, b"h3")]
+        {
+            let client = Client::tls(gateway.edge(), version, authority.client(&[alpn], None), name);
+            let answer = client.get("/").await.expect("an answer");
+            assert_eq!((answer.status.as_u16(), answer.version), (200, version), "{name}");
+            let seen = origin.last();
+            assert_eq!(seen.version, Version::HTTP_2);
+            let forwarded = format!("for=127.0.0.1;by=_edge;host={name};proto=https");
+            assert_eq!(seen.header("forwarded"), Some(forwarded.as_str()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants() {
+    let (one, two, next) = (named("stable").await, named("stable").await, named("next").await);
+    let (folder, config) = example("tenants", &[&one, &two, &next]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let client = Client::http1(gateway.edge());
+    let ask =
+        async |fields: &[(&str, &str)]| client.send(Method::GET, "/", fields, "").await.expect("an answer").text();
+    assert_eq!(ask(&[]).await, "stable");
+    assert_eq!(ask(&[("x-tenant", "blue"), ("x-canary", "always")]).await, "next");
+    let session = [("x-tenant", "blue"), ("cookie", "sid=7")];
+    let first = ask(&session).await;
+    assert_eq!(ask(&session).await, first, "a session stays where it is");
+    assert!(next.last().header("forwarded").is_some_and(|value| value.starts_with("for=_")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rust_policy() {
+    let (stable, beta) = (named("stable").await, named("beta").await);
+    let (folder, config) = example("rust-policy", &[&stable, &beta]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let client = Client::http1(gateway.edge());
+    assert_eq!(client.get("/").await.expect("an answer").text(), "stable");
+    let answer = client.send(Method::GET, "/", &[("cookie", "beta=yes")], "").await.expect("an answer");
+    assert_eq!((answer.text().as_str(), beta.last().header("x-beta")), ("beta", Some("yes")));
+}
