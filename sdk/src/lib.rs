@@ -50,5 +50,6 @@ pub use export::Holder;
 pub use facts::{Attempt, Connection, Endpoints, Forward, Identity, Request, log, metrics, now, random, wall};
 pub use questions::{Balancer, Forwarding, Policy, Retry, Router};
 pub use types::{
-    Buffering, Cause, Choice, EditError, Element, Families, HttpVersion, Level, Node, Proof, Response, Route, Scheme, Verdict,
+    Buffering, Cause, Choice, EditError, Element, Families, HttpVersion, Level, Node, Proof, Response, Route, Scheme,
+    Verdict,
 };

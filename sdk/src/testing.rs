@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::{
-    Attempt, Balancer, Buffering, Cause, Choice, Element, Endpoints, Families, Forward, Forwarding, HttpVersion, Identity, Node,
-    Proof, Request, Retry, Route, Router, Scheme, Verdict,
+    Attempt, Balancer, Buffering, Cause, Choice, Element, Endpoints, Families, Forward, Forwarding, HttpVersion,
+    Identity, Node, Proof, Request, Retry, Route, Router, Scheme, Verdict,
 };
 
 /// An endpoint of a made-up cluster.

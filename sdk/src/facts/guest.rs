@@ -282,10 +282,9 @@ fn node(node: wit::identity::Node) -> Node {
 
 fn node_out(node: Node) -> wit::identity::Node {
     match node {
-        Node::Address(address) => wit::identity::Node::Address(wit::types::SocketAddress {
-            ip: ip_out(address.ip()),
-            port: address.port(),
-        }),
+        Node::Address(address) => {
+            wit::identity::Node::Address(wit::types::SocketAddress { ip: ip_out(address.ip()), port: address.port() })
+        }
         Node::Ip(address) => wit::identity::Node::Ip(ip_out(address)),
         Node::Unknown => wit::identity::Node::Unknown,
         Node::Obfuscated(name) => wit::identity::Node::Obfuscated(name),
@@ -293,12 +292,7 @@ fn node_out(node: Node) -> wit::identity::Node {
 }
 
 fn element(element: wit::identity::Element) -> Element {
-    Element {
-        r#for: element.for_.map(node),
-        by: element.by.map(node),
-        host: element.host,
-        proto: element.proto,
-    }
+    Element { r#for: element.for_.map(node), by: element.by.map(node), host: element.host, proto: element.proto }
 }
 
 pub fn received() -> Vec<Element> {
