@@ -1,6 +1,7 @@
 //! Black-box tests: a module per subject, each test starts the real program. See `tidegate_tests` for the harness.
 
 mod admin;
+mod buffering;
 mod cli;
 mod drain;
 mod examples;

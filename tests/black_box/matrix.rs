@@ -81,23 +81,40 @@ async fn http2_by_prior_knowledge_shares_the_port_with_http1() {
     }
 }
 
-/// RFC 7838: clients on TCP learn of HTTP/3 where the port is known.
+/// RFC 7838: clients on TCP learn of HTTP/3 at the port they came to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alt_svc_announces_http3() {
     let origin = Origin::http1().await;
     let authority = Authority::new();
     let folder = tempfile::tempdir().expect("a folder");
     authority.issue(&["edge.example"]).write(folder.path(), "edge");
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-    let tls = format!(
-        "address = \"127.0.0.1:{port}\"\ntls.certificates = [{{ certificate = \"edge.pem\", key = \"edge.key\" }}]"
-    );
-    let config = crate::simple(&[origin.address], "").replacen("address = \"127.0.0.1:0\"", &tls, 1);
+    let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]";
+    let config = crate::simple(&[origin.address], "").replacen("name = \"edge\"", tls, 1);
     let gateway = Gateway::start_in(folder, &config).await;
+    let port = gateway.edge().port();
     let client =
         |version, alpn: &[u8]| Client::tls(gateway.edge(), version, authority.client(&[alpn], None), "edge.example");
     let over_tcp = client(Version::HTTP_2, b"h2").get("/").await.expect("an answer");
     assert_eq!(over_tcp.header("alt-svc"), Some(format!("h3=\":{port}\"; ma=86400").as_str()));
     let over_quic = client(Version::HTTP_3, b"h3").get("/").await.expect("an answer");
     assert_eq!(over_quic.header("alt-svc"), None);
+}
+
+/// A listener speaks what it is told to, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn protocols_that_are_not_listed_are_not_spoken() {
+    let origin = Origin::http1().await;
+    let only = |protocol: &str| {
+        crate::simple(&[origin.address], "").replacen(
+            "name = \"edge\"",
+            &format!("name = \"edge\"\nprotocols = [\"{protocol}\"]"),
+            1,
+        )
+    };
+    let gateway = Gateway::start(&only("http2")).await;
+    assert_eq!(Client::http2(gateway.edge()).get("/").await.expect("an answer").status, 200);
+    assert!(Client::http1(gateway.edge()).get("/").await.is_err());
+    let gateway = Gateway::start(&only("http1")).await;
+    assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").status, 200);
+    assert!(Client::http2(gateway.edge()).get("/").await.is_err());
 }

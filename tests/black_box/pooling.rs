@@ -102,3 +102,54 @@ async fn http2_streams_share_connections_up_to_a_cap() {
     assert_eq!(origin.record().len(), 24);
     assert!(origin.connections() < 24, "{} connections", origin.connections());
 }
+
+/// Conduct "HTTP/2 HOL", RFC 9113, section 5.2: readers that stall hold up nobody else on the shared upstream connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_readers_do_not_block_a_shared_connection() {
+    let origin = Origin::answering(true, |request| {
+        let size = if request.path == "/large" { 8 << 20 } else { 2 };
+        http::Response::new(tidegate_tests::origin::full(vec![b'x'; size]))
+    })
+    .await;
+    let gateway = Gateway::start(&crate::simple(&[origin.address], "protocol = \"http2\"")).await;
+    let mut stalled = Vec::new();
+    for _ in 0..24 {
+        let mut client = RawClient::connect(gateway.edge()).await;
+        client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        // The head, and no byte more.
+        assert!(client.until("\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+        stalled.push(client);
+    }
+    for _ in 0..8 {
+        assert_eq!(Client::http1(gateway.edge()).get("/small").await.expect("an answer").text(), "xx");
+    }
+    assert!(origin.connections() <= 2, "a connection a worker: {}", origin.connections());
+}
+
+/// RFC 9110, section 10.1.4: `TE` is passed on in the one form that HTTP/2 takes, and costs no connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn te_trailers_passes_in_any_spelling() {
+    let origin = Origin::http2().await;
+    let gateway = Gateway::start(&crate::simple(&[origin.address], "protocol = \"http2\"")).await;
+    let client = Client::http1(gateway.edge());
+    for value in ["Trailers", "trailers", "gzip"] {
+        let answer = client.send(Method::GET, "/", &[("te", value)], "").await.expect("an answer");
+        assert_eq!(answer.status, 200);
+        assert_eq!(origin.last().header("te"), (value != "gzip").then_some("trailers"));
+    }
+    assert!(origin.connections() <= 2, "a connection a worker: {}", origin.connections());
+}
+
+/// RFC 3986 knows no such path, HTTP/1 senders do: HTTP/2's `:path` cannot carry it, which is the client's to learn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn targets_that_http2_cannot_carry_are_400() {
+    let origin = Origin::http2().await;
+    let gateway = Gateway::start(&crate::simple(&[origin.address], "protocol = \"http2\"")).await;
+    let mut client = RawClient::connect(gateway.edge()).await;
+    client.send(b"GET /?q=<a> HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    let answer = client.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let mut old = RawClient::connect(gateway.edge()).await;
+    old.send(b"GET / HTTP/1.0\r\n\r\n").await;
+    assert!(old.rest().await.starts_with("HTTP/1.1 200"), "no authority to name is no reason to refuse");
+}

@@ -162,31 +162,32 @@ pub(crate) enum Outgoing {
 }
 
 impl Outgoing {
-    /// Waits until the receiver has room, then hands the frame over. May keep it in a buffer until `flush`.
-    pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), SinkGone> {
+    /// Waits until the receiver has room, then hands the frame over. May keep it in a buffer until `flush`. Every part
+    /// that the receiver takes meanwhile is noted in `activity`: a slow one is not an idle one.
+    pub(crate) async fn send(&mut self, frame: Frame, activity: &Activity) -> Result<(), SinkGone> {
         match self {
             Self::Ended => Ok(()),
-            Self::Http1(body) => body.send(frame).await,
-            Self::Http2(body) => body.send(frame).await,
-            Self::Http3(body) => body.send(frame).await,
+            Self::Http1(body) => body.send(frame, activity).await,
+            Self::Http2(body) => body.send(frame, activity).await,
+            Self::Http3(body) => body.send(frame, activity).await,
         }
     }
 
     /// Sees to it that all that was handed over leaves the process. Called when the source has nothing at hand.
-    pub(crate) async fn flush(&mut self) -> Result<(), SinkGone> {
+    pub(crate) async fn flush(&mut self, activity: &Activity) -> Result<(), SinkGone> {
         match self {
             Self::Ended => Ok(()),
-            Self::Http1(body) => body.flush().await,
+            Self::Http1(body) => body.flush(activity).await,
             // Their connection tasks flush.
             Self::Http2(_) | Self::Http3(_) => Ok(()),
         }
     }
 
     /// Ends the message cleanly, and flushes. Without effect after trailers were sent, which end it too.
-    pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
+    pub(crate) async fn finish(&mut self, activity: &Activity) -> Result<(), SinkGone> {
         match self {
             Self::Ended => Ok(()),
-            Self::Http1(body) => body.finish().await,
+            Self::Http1(body) => body.finish(activity).await,
             Self::Http2(body) => body.finish().await,
             Self::Http3(body) => body.finish().await,
         }
@@ -289,7 +290,8 @@ impl Activity {
         Self(Cell::new(Instant::now()))
     }
 
-    fn moved(&self) {
+    /// Notes that something moved.
+    pub(crate) fn moved(&self) {
         self.0.set(Instant::now());
     }
 }
@@ -301,22 +303,25 @@ pub(crate) struct PumpRules<'a> {
     pub(crate) activity: &'a Activity,
     /// Most bytes of data.
     pub(crate) limit: Option<u64>,
-    /// Longest time without a byte in either direction.
-    pub(crate) idle: Option<Duration>,
+    /// Longest wait for the sender without a byte in either direction.
+    pub(crate) source_idle: Option<Duration>,
+    /// The same for the receiver.
+    pub(crate) sink_idle: Option<Duration>,
     pub(crate) timers: &'a Timers,
 }
 
-/// Moves one body from `from` to `to` until it ends, breaks, or nothing moves for `rules.idle`.
+/// Moves one body from `from` to `to` until it ends, breaks, or nothing moves for too long.
 ///
 /// Back-pressure is the await on `send`: the next frame is not asked for before the last was taken. While the source is
 /// silent the sink is flushed and watched, so that a client that leaves a quiet event stream is noticed at once.
 pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRules<'_>) -> Result<(), PumpError> {
-    let mut quiet = Quiet::new(&rules);
+    let mut silent = Quiet::new(&rules, rules.source_idle);
+    let mut full = Quiet::new(&rules, rules.sink_idle);
     loop {
         let frame = match poll_fn(|cx| Poll::Ready(from.poll_frame(cx))).await {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                quiet.unless(to.flush()).await??;
+                full.unless(to.flush(rules.activity)).await??;
                 poll_fn(|cx| {
                     if let Poll::Ready(frame) = from.poll_frame(cx) {
                         return Poll::Ready(Ok(frame));
@@ -324,13 +329,13 @@ pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRule
                     if let Poll::Ready(gone) = to.poll_closed(cx) {
                         return Poll::Ready(Err(PumpError::Sink(gone)));
                     }
-                    quiet.poll(cx).map(|idle| Err(PumpError::SourceIdle(idle)))
+                    silent.poll(cx).map(|idle| Err(PumpError::SourceIdle(idle)))
                 })
                 .await?
             }
         };
         let Some(frame) = frame else {
-            return Ok(quiet.unless(to.finish()).await??);
+            return Ok(full.unless(to.finish(rules.activity)).await??);
         };
         let frame = match frame? {
             Frame::Trailers(mut trailers) => {
@@ -345,12 +350,13 @@ pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRule
                 return Err(BodyError::TooLarge(limit).into());
             }
         }
-        quiet.unless(to.send(frame)).await??;
         rules.activity.moved();
+        full.unless(to.send(frame, rules.activity)).await??;
     }
 }
 
-/// The idle time of a pump: armed only while it waits, put off by every byte of either direction.
+/// The idle time of one side of a pump: armed only while that side is waited for, put off by every byte of either
+/// direction.
 struct Quiet<'a> {
     idle: Option<Duration>,
     activity: &'a Activity,
@@ -359,9 +365,8 @@ struct Quiet<'a> {
 }
 
 impl<'a> Quiet<'a> {
-    fn new(rules: &PumpRules<'a>) -> Self {
-        let deadline = Deadline::after(rules.timers, rules.idle);
-        Self { idle: rules.idle, activity: rules.activity, deadline, timers: rules.timers }
+    fn new(rules: &PumpRules<'a>, idle: Option<Duration>) -> Self {
+        Self { idle, activity: rules.activity, deadline: Deadline::after(rules.timers, idle), timers: rules.timers }
     }
 
     /// Ready with the idle time when nothing moved for that long.

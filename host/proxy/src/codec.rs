@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use tidegate_policy::{ConnectionHead, HttpVersion, RequestHead};
 use tokio::io::AsyncReadExt;
 
 use crate::body::{Incoming, Reply};
 use crate::snapshot::{Listener, Protocols};
-use crate::stream::{Stream, Transport};
+use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 use crate::worker::Worker;
 
@@ -25,9 +26,19 @@ pub(crate) struct Served {
     pub(crate) worker: Rc<Worker>,
     pub(crate) listener: Arc<Listener>,
     pub(crate) connection: Rc<ConnectionHead>,
+    /// The `Alt-Svc` of responses: HTTP/3 is to be had at the port that this client came to over TCP (RFC 7838).
+    pub(crate) alt_svc: Option<HeaderValue>,
 }
 
 impl Served {
+    pub(crate) fn new(worker: Rc<Worker>, listener: Arc<Listener>, connection: ConnectionHead) -> Self {
+        let over_tcp = connection.tls && connection.alpn.as_deref() != Some("h3");
+        let announced =
+            (listener.alt_svc && over_tcp).then(|| format!("h3=\":{}\"; ma=86400", connection.local.port()));
+        let alt_svc = announced.and_then(|value| HeaderValue::try_from(value).ok());
+        Self { worker, listener, connection: Rc::new(connection), alt_svc }
+    }
+
     /// Runs one exchange to its end. The reply is always used up: answered, or ended as an error.
     pub(crate) async fn exchange(&self, head: RequestHead, body: Incoming, reply: Reply) {
         crate::exchange::serve(self, head, body, reply).await;
@@ -52,12 +63,13 @@ impl Served {
 /// What an HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves a connection without TLS: HTTP/2 by prior knowledge if it begins with the preface, else HTTP/1.
-pub(crate) async fn serve_clear_text(transport: Transport, protocols: Protocols, served: Rc<Served>, timers: Timers) {
-    if !protocols.http2 {
-        return http1::serve(Stream::new(transport), served, timers).await;
+/// Serves a connection without TLS: HTTP/2 by prior knowledge if it begins with the preface, else HTTP/1, each only where
+/// the listener speaks it.
+pub(crate) async fn serve_clear_text(mut stream: Stream, served: Rc<Served>, timers: Timers) {
+    let Protocols { http1, http2, .. } = served.listener.protocols;
+    if !http2 {
+        return http1::serve(stream, served, timers).await;
     }
-    let mut stream = Stream::new(transport);
     let mut ahead = BytesMut::with_capacity(PREFACE.len());
     let mut deadline = Deadline::after(&timers, Some(served.listener.limits.header_timeout));
     while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {
@@ -78,7 +90,9 @@ pub(crate) async fn serve_clear_text(transport: Transport, protocols: Protocols,
     let stream = stream.put_back(ahead.freeze());
     if is_http2 {
         http2::serve(stream, served, timers).await;
-    } else {
+    } else if http1 {
         http1::serve(stream, served, timers).await;
+    } else {
+        served.refused(HttpVersion::Http11, 0, "this listener does not speak HTTP/1");
     }
 }

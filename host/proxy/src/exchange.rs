@@ -100,7 +100,7 @@ impl Exchange<'_> {
             return self.fail(Fault::new(Cause::RequestBodyTooLarge, format!("{length} bytes")), reply).await;
         }
         let mut reply = Some(reply);
-        let mut body = match RequestBody::receive(&self, &plan, body, &mut reply).await {
+        let mut body = match RequestBody::receive(&self, &mut plan, body, &mut reply).await {
             Ok(body) => body,
             Err(fault) => return self.fail_with(fault, reply).await,
         };

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytestring::ByteString;
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_policy::ConnectionHead;
+use tidegate_policy::{ConnectionHead, HttpVersion};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::codec::{self, Served};
 use crate::snapshot::{Listener, Snapshot};
-use crate::stream::Transport;
+use crate::stream::{Stream, Transport};
 use crate::timer::Deadline;
 use crate::worker::Worker;
 
@@ -109,11 +109,21 @@ pub(crate) struct Serving {
     listener: Rc<RefCell<Arc<Listener>>>,
     endpoint: Option<quinn::Endpoint>,
     stop: Rc<Notify>,
+    accepting: JoinHandle<()>,
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
         self.stop.notify_one();
+    }
+}
+
+impl Serving {
+    /// Accepts no more, once those are accepted that the kernel completed for us already.
+    pub(crate) async fn stop(mut self) {
+        self.stop.notify_one();
+        // It ends by itself; should it have panicked, there is nothing left to accept.
+        let _ = (&mut self.accepting).await;
     }
 }
 
@@ -154,7 +164,7 @@ impl Serving {
         let gate = Gate { connections: share.connections };
         let tcp = TcpListener::from_std(share.tcp)?;
         let accepting = Accepting { worker: worker.clone(), listener: current.clone(), gate: gate.clone() };
-        tokio::task::spawn_local(accepting.run(tcp, stop.clone()));
+        let accepting = tokio::task::spawn_local(accepting.run(tcp, stop.clone()));
         let endpoint = match (share.udp, &listener.tls) {
             (Some(udp), Some(tls)) => {
                 let endpoint = quic::endpoint(udp, worker.index, worker.workers, tls, &listener.limits)?;
@@ -164,7 +174,7 @@ impl Serving {
             }
             _ => None,
         };
-        Ok(Self { listener: current, endpoint, stop })
+        Ok(Self { listener: current, endpoint, stop, accepting })
     }
 }
 
@@ -281,14 +291,20 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer
             }
         },
     };
-    let is_h2 = head.alpn == Some(ByteString::from_static("h2"));
-    let (protocols, timers) = (listener.protocols, worker.timers.clone());
-    let served = Rc::new(Served { worker, listener, connection: Rc::new(head) });
-    if is_h2 {
-        codec::http2::serve(crate::stream::Stream::new(transport), served, timers).await;
-    } else if served.connection.tls {
-        codec::http1::serve(crate::stream::Stream::new(transport), served, timers).await;
-    } else {
-        codec::serve_clear_text(transport, protocols, served, timers).await;
+    let agreed = head.alpn.clone();
+    let timers = worker.timers.clone();
+    let served = Rc::new(Served::new(worker, listener, head));
+    let stream = Stream::new(transport);
+    match agreed.as_deref() {
+        Some("h2") => codec::http2::serve(stream, served, timers).await,
+        Some(_) => codec::http1::serve(stream, served, timers).await,
+        // Over TLS only ALPN agrees on HTTP/2 (RFC 9113, section 3.2).
+        None if served.connection.tls && served.listener.protocols.http1 => {
+            codec::http1::serve(stream, served, timers).await;
+        }
+        None if served.connection.tls => {
+            served.refused(HttpVersion::Http2, 0, "no ALPN, and this listener does not speak HTTP/1");
+        }
+        None => codec::serve_clear_text(stream, served, timers).await,
     }
 }

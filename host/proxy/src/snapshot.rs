@@ -65,8 +65,8 @@ pub struct Listener {
     /// Peers whose forwarding fields are believed.
     pub trusted_proxies: Box<[IpNet]>,
     pub tls: Option<Arc<ServerTls>>,
-    /// The `Alt-Svc` value to send on TLS connections over TCP, when HTTP/3 is served on the same port (RFC 7838).
-    pub alt_svc: Option<http::HeaderValue>,
+    /// Whether TLS clients over TCP are told that HTTP/3 is served on the same port (RFC 7838).
+    pub alt_svc: bool,
 }
 
 /// Which HTTP version to speak to a cluster.

@@ -1,8 +1,9 @@
 //! Deadlines by the thousand: a coarse wheel per worker instead of a runtime timer per request.
 //!
 //! Almost every deadline is dropped unused. A runtime's timer costs a request 5 % of its CPU; here arming is a push to
-//! a vector, and only when something has to wait. The wheel sleeps until its next occupied slot, so an idle worker
-//! does not wake up.
+//! a vector and disarming a swap out of it, and only when something has to wait. What is due within a turn sits in a slot
+//! of its tick; what is due later sits in a slot of its turn, and comes down when that turn begins. The driver sleeps
+//! until the next occupied slot, so an idle worker does not wake up.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,8 +14,8 @@ use tokio::sync::Notify;
 
 /// Resolution: a deadline fires within this time after it is due.
 const TICK: Duration = Duration::from_millis(5);
-/// Slots of a turn; deadlines beyond a turn (5.12 s) stay in their slot for further turns.
-const SLOTS: usize = 1024;
+/// Slots of a level: a turn of ticks is 5.12 s, a turn of turns 87 minutes. What is due beyond stays for another round.
+const SLOTS: u64 = 1024;
 
 /// The worker's wheel. Clones share it.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ pub(crate) struct Timers(Rc<Wheel>);
 
 struct Wheel {
     zero: Instant,
+    /// A level of ticks, then a level of turns.
     slots: RefCell<Box<[Vec<Rc<Entry>>]>>,
     /// The last tick that was worked off.
     done: Cell<u64>,
@@ -31,19 +33,34 @@ struct Wheel {
     earlier: Notify,
 }
 
+/// Not in any slot.
+const NOWHERE: u32 = u32::MAX;
+
 struct Entry {
-    /// Due tick; 0 when disarmed or fired.
+    /// Due tick; 0 when fired.
     due: Cell<u64>,
-    /// Whether the entry sits in a slot.
-    placed: Cell<bool>,
+    /// Where it sits, and at which place of that slot: so that it can leave at once.
+    slot: Cell<u32>,
+    index: Cell<u32>,
     waker: RefCell<Option<Waker>>,
+}
+
+impl Entry {
+    fn new(waker: Waker) -> Rc<Self> {
+        Rc::new(Self {
+            due: Cell::new(0),
+            slot: Cell::new(NOWHERE),
+            index: Cell::new(0),
+            waker: RefCell::new(Some(waker)),
+        })
+    }
 }
 
 impl Timers {
     pub(crate) fn new() -> Self {
         Self(Rc::new(Wheel {
             zero: Instant::now(),
-            slots: RefCell::new((0..SLOTS).map(|_| Vec::new()).collect()),
+            slots: RefCell::new((0..2 * SLOTS).map(|_| Vec::new()).collect()),
             done: Cell::new(0),
             next: Cell::new(u64::MAX),
             armed: Cell::new(0),
@@ -55,17 +72,38 @@ impl Timers {
         (at.saturating_duration_since(self.0.zero).as_nanos() / TICK.as_nanos()) as u64
     }
 
-    /// Places `entry` for `due`. Entries already placed stay where they are when they fire later than their slot: the
-    /// driver moves them on when it gets there.
-    fn place(&self, entry: &Rc<Entry>, due: u64) {
-        entry.due.set(due);
-        if !entry.placed.replace(true) {
-            self.0.slots.borrow_mut()[due as usize % SLOTS].push(entry.clone());
-            self.0.armed.set(self.0.armed.get() + 1);
-            if due < self.0.next.get() {
-                self.0.earlier.notify_one();
-            }
+    /// Puts an entry that sits nowhere where it is found in time for its due tick.
+    fn place(&self, entry: &Rc<Entry>) {
+        let due = entry.due.get();
+        let done = self.0.done.get();
+        // A tick of this turn; or a turn, whose entries come down when it begins.
+        let (slot, wake) =
+            if due < done + SLOTS { (due % SLOTS, due) } else { (SLOTS + due / SLOTS % SLOTS, due / SLOTS * SLOTS) };
+        let mut slots = self.0.slots.borrow_mut();
+        let entries = &mut slots[slot as usize];
+        entry.slot.set(slot as u32);
+        entry.index.set(entries.len() as u32);
+        entries.push(entry.clone());
+        self.0.armed.set(self.0.armed.get() + 1);
+        if wake < self.0.next.get() {
+            self.0.earlier.notify_one();
         }
+    }
+
+    /// Takes an entry out of its slot; the last of the slot takes its place.
+    fn remove(&self, entry: &Entry) {
+        let slot = entry.slot.replace(NOWHERE);
+        if slot == NOWHERE {
+            return;
+        }
+        let mut slots = self.0.slots.borrow_mut();
+        let entries = &mut slots[slot as usize];
+        let index = entry.index.get() as usize;
+        entries.swap_remove(index);
+        if let Some(moved) = entries.get(index) {
+            moved.index.set(index as u32);
+        }
+        self.0.armed.set(self.0.armed.get() - 1);
     }
 
     /// Runs the wheel until the worker ends. One task per worker.
@@ -85,44 +123,52 @@ impl Timers {
         }
     }
 
-    /// The first tick after `done` whose slot holds anything.
+    /// The first tick after `done` at which there is something to do.
     fn next_occupied(&self) -> u64 {
         if self.0.armed.get() == 0 {
             return u64::MAX;
         }
         let slots = self.0.slots.borrow();
         let done = self.0.done.get();
-        (done + 1..=done + SLOTS as u64).find(|tick| !slots[*tick as usize % SLOTS].is_empty()).unwrap_or(u64::MAX)
+        let occupied = |slot: u64| !slots[slot as usize].is_empty();
+        let tick = (done + 1..done + SLOTS).find(|tick| occupied(tick % SLOTS));
+        let turn = (done / SLOTS + 1..=done / SLOTS + SLOTS).find(|turn| occupied(SLOTS + turn % SLOTS));
+        tick.into_iter().chain(turn.map(|turn| turn * SLOTS)).min().unwrap_or(u64::MAX)
     }
 
-    /// Fires what is due up to `now`, and moves on what was pushed back.
+    /// Fires what was due before `now`, and brings down the turns that have begun.
     fn work_off(&self, now: u64) {
-        let from = self.0.done.get() + 1;
-        let from = from.max(now.saturating_sub(SLOTS as u64 - 1));
+        let done = self.0.done.get();
+        let until = now.saturating_sub(1).max(done);
+        self.0.done.set(until);
         let mut later = Vec::new();
-        for tick in from..now {
-            let slot = std::mem::take(&mut self.0.slots.borrow_mut()[tick as usize % SLOTS]);
-            for entry in slot {
-                self.0.armed.set(self.0.armed.get() - 1);
-                entry.placed.set(false);
-                let due = entry.due.get();
-                if due == 0 {
-                    continue;
-                }
-                if due >= now {
-                    later.push((entry, due));
-                    continue;
-                }
-                entry.due.set(0);
-                if let Some(waker) = entry.waker.borrow_mut().take() {
-                    waker.wake();
-                }
+        // After a long sleep every slot is looked at once.
+        for turn in (done / SLOTS + 1..=until / SLOTS).rev().take(SLOTS as usize) {
+            later.extend(self.take_slot(SLOTS + turn % SLOTS));
+        }
+        for tick in (done + 1..=until).rev().take(SLOTS as usize) {
+            later.extend(self.take_slot(tick % SLOTS));
+        }
+        for entry in later {
+            if entry.due.get() > until {
+                // Pushed back, or brought down.
+                self.place(&entry);
+                continue;
+            }
+            entry.due.set(0);
+            if let Some(waker) = entry.waker.borrow_mut().take() {
+                waker.wake();
             }
         }
-        self.0.done.set(now.saturating_sub(1).max(self.0.done.get()));
-        for (entry, due) in later {
-            self.place(&entry, due);
+    }
+
+    fn take_slot(&self, slot: u64) -> Vec<Rc<Entry>> {
+        let entries = std::mem::take(&mut self.0.slots.borrow_mut()[slot as usize]);
+        self.0.armed.set(self.0.armed.get() - entries.len());
+        for entry in &entries {
+            entry.slot.set(NOWHERE);
         }
+        entries
     }
 }
 
@@ -159,28 +205,20 @@ impl Deadline {
         if Instant::now() >= at {
             return Poll::Ready(());
         }
-        let entry = self.entry.get_or_insert_with(|| {
-            Rc::new(Entry { due: Cell::new(0), placed: Cell::new(false), waker: RefCell::new(None) })
-        });
+        let entry = self.entry.get_or_insert_with(|| Entry::new(cx.waker().clone()));
         let mut waker = entry.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
         drop(waker);
         let due = self.timers.tick_at(at).max(self.timers.0.done.get() + 1);
-        // An entry that sits in a slot for an earlier time is only pushed back: its slot comes round first and moves it.
-        if entry.due.get() == 0 || due >= entry.due.get() {
-            self.timers.place(entry, due);
-        } else {
-            entry.due.set(0);
-            *entry.waker.borrow_mut() = None;
-            let fresh = Rc::new(Entry {
-                due: Cell::new(0),
-                placed: Cell::new(false),
-                waker: RefCell::new(Some(cx.waker().clone())),
-            });
-            self.timers.place(&fresh, due);
-            self.entry = Some(fresh);
+        // One that was pushed back stays where it is: its slot comes round first and moves it.
+        let earlier = due < entry.due.replace(due);
+        if earlier {
+            self.timers.remove(entry);
+        }
+        if entry.slot.get() == NOWHERE {
+            self.timers.place(entry);
         }
         Poll::Pending
     }
@@ -194,8 +232,7 @@ impl Deadline {
 impl Drop for Deadline {
     fn drop(&mut self) {
         if let Some(entry) = &self.entry {
-            entry.due.set(0);
-            entry.waker.borrow_mut().take();
+            self.timers.remove(entry);
         }
     }
 }
@@ -255,14 +292,67 @@ mod tests {
                 () = never.elapsed() => panic!("never means never"),
                 () = soon.elapsed() => {}
             }
-            drop(soon);
-            // The slot is emptied when its turn comes.
-            let emptied = async {
-                while timers.next_occupied() != u64::MAX {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(5), emptied).await.expect("an empty wheel");
+            drop((soon, never));
+            assert_eq!(timers.next_occupied(), u64::MAX, "who leaves takes the entry along");
         });
+    }
+
+    /// By hand, without a clock: every deadline fires once, at its tick, whichever level it began on.
+    #[test]
+    fn near_and_far_deadlines_fire_at_their_tick() {
+        let timers = Timers::new();
+        let dues = [1, 2, 5, SLOTS - 1, SLOTS, SLOTS + 1, 3 * SLOTS, 3 * SLOTS + 7, 700 * SLOTS + 3, 1500 * SLOTS + 5];
+        let entries: Vec<_> = dues
+            .iter()
+            .map(|due| {
+                let entry = Entry::new(Waker::noop().clone());
+                entry.due.set(*due);
+                timers.place(&entry);
+                entry
+            })
+            .collect();
+        let mut woken = 0;
+        loop {
+            let next = timers.next_occupied();
+            if next == u64::MAX {
+                break;
+            }
+            woken += 1;
+            timers.work_off(next + 1);
+            for (due, entry) in dues.iter().zip(&entries) {
+                assert_eq!(entry.due.get() == 0, *due <= next, "{due} at {next}");
+            }
+        }
+        assert!(woken < 3 * dues.len(), "the wheel turned {woken} times");
+        assert_eq!(timers.0.armed.get(), 0);
+    }
+
+    #[test]
+    fn leaving_and_long_sleeps_lose_nothing() {
+        let timers = Timers::new();
+        let mut entries: Vec<_> = (1..4000_u64)
+            .map(|due| {
+                let entry = Entry::new(Waker::noop().clone());
+                entry.due.set(due);
+                timers.place(&entry);
+                entry
+            })
+            .collect();
+        for (index, entry) in entries.iter().enumerate() {
+            if index % 3 == 0 {
+                timers.remove(entry);
+            }
+        }
+        let mut index = 0;
+        entries.retain(|_| {
+            index += 1;
+            (index - 1) % 3 != 0
+        });
+        assert_eq!(timers.0.armed.get(), entries.len());
+        timers.work_off(3500);
+        assert_eq!(entries.iter().filter(|entry| entry.due.get() != 0).count(), timers.0.armed.get());
+        assert!(entries.iter().all(|entry| entry.due.get() == 0 || entry.due.get() >= 3500));
+        timers.work_off(9000);
+        assert!(timers.0.armed.get() == 0 && entries.iter().all(|entry| entry.due.get() == 0));
     }
 }

@@ -289,8 +289,10 @@ impl Start {
                 Command::Drain => break,
             }
         }
-        serving.borrow_mut().clear();
         worker.drain.begin();
+        for (_, serving) in serving.into_inner() {
+            serving.stop().await;
+        }
         worker.upstreams.close_idle();
         let mut timeout = Deadline::after(&worker.timers, Some(options.drain_timeout));
         tokio::select! {

@@ -13,7 +13,7 @@ use tidegate_policy::native::permitted;
 use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Verdict};
 
 use super::request_body::{RequestBody, from_body};
-use super::{Exchange, Plan, decide, shape};
+use super::{Exchange, Plan, decide, reply, shape};
 use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
 use crate::timer::Deadline;
 
@@ -151,9 +151,11 @@ impl Exchange<'_> {
             moved: &moved,
             activity: &activity,
             limit: plan.route.max_request_body,
-            idle: Some(self.served.listener.limits.body_idle_timeout),
+            source_idle: Some(self.served.listener.limits.body_idle_timeout),
+            sink_idle: plan.route.idle_timeout,
             timers: &worker.timers,
         };
+        let sending = Instant::now();
         let mut upload = Upload::Running;
         let broke = {
             let mut uploading = pin!(pump(&mut incoming, &mut out, rules));
@@ -186,14 +188,14 @@ impl Exchange<'_> {
                 match event {
                     Event::Uploaded => {
                         if moved.get() > 0 {
-                            plan.total = plan.total.and_then(|total| total.checked_add(begun.elapsed()));
+                            plan.total = plan.total.and_then(|total| total.checked_add(sending.elapsed()));
                         }
                         clocks = Clocks::new(self, plan);
                     }
                     Event::Arrived(Ok(Arrived::Interim(mut head))) => {
                         shape::strip_hop_by_hop(&mut head.headers);
                         if let Some(reply) = reply.as_mut()
-                            && let Err(gone) = reply.interim(head).await
+                            && let Err(gone) = reply::taken(self.served, reply.interim(head)).await
                         {
                             break Fault::new(Cause::ClientGone, gone);
                         }
@@ -201,6 +203,7 @@ impl Exchange<'_> {
                     Event::Arrived(Ok(Arrived::Final(head, response))) => {
                         let took = begun.elapsed();
                         self.record.upstream = Some(took);
+                        lease.answered();
                         endpoint.state.sample_latency(worker.now(), took);
                         // What was read of the body is lost to another attempt unless a whole copy is kept.
                         let pause = self.after_status(plan, body, view, index, &head);
@@ -222,7 +225,10 @@ impl Exchange<'_> {
                     }
                     Event::RequestBroke(error) => break Fault::new(Cause::IdleTimeout, error),
                     Event::ClientGone(detail) => break Fault::new(Cause::ClientGone, detail),
-                    Event::Over(fault) => break fault,
+                    Event::Over(fault) => {
+                        lease.timed_out(begun);
+                        break fault;
+                    }
                 }
             }
         };
@@ -246,13 +252,12 @@ impl Exchange<'_> {
         reply: &mut Option<Reply>,
     ) {
         let Some(reply) = reply.take() else { return };
-        let connection = &self.served.connection;
-        let tcp_tls = connection.tls && connection.alpn.as_deref() != Some("h3");
-        shape::response(&mut head, &plan.edits.response_headers, &self.served.listener, tcp_tls, &self.snapshot);
+        let alt_svc = self.served.alt_svc.as_ref();
+        shape::response(&mut head, &plan.edits.response_headers, alt_svc, &self.snapshot);
         let method = &self.asked.request.method;
         let length = shape::response_length(method, head.status, &mut head.headers, &response);
         self.record.status = head.status.as_u16();
-        let mut out = match reply.head(head, length).await {
+        let mut out = match reply::taken(self.served, reply.head(head, length)).await {
             Ok(out) => out,
             Err(gone) => return self.note(Cause::ClientGone, gone.to_string()),
         };
@@ -261,7 +266,8 @@ impl Exchange<'_> {
                 moved: &self.record.bytes_out,
                 activity,
                 limit: None,
-                idle: plan.route.idle_timeout,
+                source_idle: plan.route.idle_timeout,
+                sink_idle: Some(self.served.listener.limits.body_idle_timeout),
                 timers: &self.served.worker.timers,
             };
             let mut download = pin!(pump(&mut response, &mut out, rules));
@@ -360,7 +366,10 @@ impl Exchange<'_> {
         let metrics = &self.served.worker.metrics;
         let proof = Proof::of(fault.unprocessed, &self.asked.request.method);
         if !permitted(proof, body.replayable(), false) {
-            metrics.retries_unsafe.add(1);
+            // Counted where somebody would have tried again, not for every 404 to a POST.
+            let wanted =
+                response.is_none_or(|(status, _)| status.is_server_error() || route.retry.retries_status(status));
+            metrics.retries_unsafe.add(wanted.into());
             return None;
         }
         let now = self.served.worker.now();

@@ -2,14 +2,19 @@
 //!
 //! The client learns the kind of failure (RFC 9209), never its details: those go to the log.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use tidegate_policy::{Cause, DirectResponse, HttpVersion, RequestHead, ResponseHead};
 
-use crate::body::{Frame, Length, Reply, SinkGone};
+use crate::body::{Activity, Frame, Length, Reply, SinkGone};
 use crate::codec::Served;
 use crate::exchange::shape;
 use crate::snapshot::Snapshot;
+use crate::timer::Deadline;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -93,9 +98,7 @@ pub(super) async fn send(
     reply: Reply,
 ) -> Result<u64, SinkGone> {
     let DirectResponse { status, mut headers, body } = response;
-    let connection = &served.connection;
-    let tcp_tls = connection.tls && connection.alpn.as_deref() != Some("h3");
-    shape::complete(&mut headers, &served.listener, tcp_tls);
+    shape::complete(&mut headers, served.alt_svc.as_ref());
     headers.remove(header::CONTENT_LENGTH);
     let bodiless = method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let length = if bodiless { Length::None } else { Length::Known(body.len() as u64) };
@@ -104,14 +107,33 @@ pub(super) async fn send(
     }
     // The codec knows its own version; this one is only for interim bookkeeping.
     let head = ResponseHead { version: HttpVersion::Http11, status, headers };
-    let mut out = reply.head(head, length).await?;
-    let mut sent = 0;
-    if !bodiless && !body.is_empty() {
-        sent = body.len() as u64;
-        out.send(Frame::Data(body)).await?;
-    }
-    out.finish().await?;
-    Ok(sent)
+    let sending = async {
+        let activity = Activity::now();
+        let mut out = reply.head(head, length).await?;
+        let mut sent = 0;
+        if !bodiless && !body.is_empty() {
+            sent = body.len() as u64;
+            out.send(Frame::Data(body), &activity).await?;
+        }
+        out.finish(&activity).await?;
+        Ok(sent)
+    };
+    taken(served, sending).await
+}
+
+/// Runs what the client must take: one that takes nothing for its idle time is given up, whatever it holds (a zero
+/// window, no stream credit, an unread socket).
+pub(super) async fn taken<T>(served: &Served, work: impl Future<Output = Result<T, SinkGone>>) -> Result<T, SinkGone> {
+    let idle = served.listener.limits.body_idle_timeout;
+    let mut limit = Deadline::after(&served.worker.timers, Some(idle));
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(done),
+        Poll::Pending => {
+            limit.poll_elapsed(cx).map(|()| Err(SinkGone(format!("the client took nothing for {idle:?}"))))
+        }
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::future::poll_fn;
 
-use tidegate_policy::{Cause, Fault};
+use http::{HeaderMap, StatusCode, header};
+use tidegate_policy::{Cause, Fault, HttpVersion, RequestHead, ResponseHead};
 
 use super::{Exchange, Plan, attempt};
 use crate::body::{BodyError, Frame, Held, Incoming, Length, Reply};
@@ -22,7 +23,7 @@ impl RequestBody {
     /// can be replayed; of a larger one the beginning is held and the rest streams.
     pub(super) async fn receive(
         exchange: &Exchange<'_>,
-        plan: &Plan,
+        plan: &mut Plan,
         mut body: Incoming,
         reply: &mut Option<Reply>,
     ) -> Result<Self, Fault> {
@@ -37,6 +38,16 @@ impl RequestBody {
         }
         if most == 0 || matches!(length, Length::Known(length) if length > most) {
             return Ok(Self::Streaming(Some(body)));
+        }
+        if expects_continue(&exchange.asked.request)
+            && let Some(reply) = reply.as_mut()
+        {
+            // Whoever waits for a 100 would wait for the upstream's, which is not asked before the body is here.
+            let head =
+                ResponseHead { version: HttpVersion::Http11, status: StatusCode::CONTINUE, headers: HeaderMap::new() };
+            let told = super::reply::taken(exchange.served, reply.interim(head)).await;
+            told.map_err(|gone| Fault::new(Cause::ClientGone, gone))?;
+            plan.head.continued = true;
         }
         let idle = exchange.served.listener.limits.body_idle_timeout;
         let mut held = Held::new(length);
@@ -97,6 +108,14 @@ impl RequestBody {
             Self::Streaming(incoming) => incoming.is_some(),
         }
     }
+}
+
+fn expects_continue(request: &RequestHead) -> bool {
+    request.version != HttpVersion::Http10
+        && request
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// What a router's `set-buffering(request)` keeps where the route says nothing, in bytes.

@@ -14,7 +14,7 @@ use tidegate_policy::{Asked, HeaderEdit, HeaderEdits, HttpVersion, RequestEdits,
 
 use crate::body::{Incoming, Length};
 use crate::codec::date;
-use crate::snapshot::{Listener, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// The request as an upstream gets it. One per exchange, the same for every attempt.
 pub(crate) struct OutgoingHead {
@@ -23,6 +23,8 @@ pub(crate) struct OutgoingHead {
     edits: HeaderEdits,
     /// What the gateway says itself: identity, `Via`.
     added: SmallVec<[(HeaderName, HeaderValue); 8]>,
+    /// The gateway itself told the client to go on (RFC 9110, section 10.1.1): nobody else need be asked.
+    pub(crate) continued: bool,
     pub(crate) method: Method,
     /// What the client used: origins build links from it.
     pub(crate) scheme: Scheme,
@@ -49,6 +51,7 @@ impl OutgoingHead {
             nominated: Nominated::from(&request.headers),
             edits: edits.headers.clone(),
             added,
+            continued: false,
             method: request.method.clone(),
             scheme: request.scheme,
             authority: edits.authority.clone().unwrap_or_else(|| request.authority.clone()),
@@ -60,7 +63,12 @@ impl OutgoingHead {
     /// (RFC 9110, section 10.1.4).
     pub(crate) fn for_each(&self, mut write: impl FnMut(&HeaderName, &HeaderValue)) {
         for (name, value) in &self.asked.request.headers {
-            if self.passes(name, value) {
+            if name == header::TE {
+                // The only coding that means something beyond this hop, in the one spelling that HTTP/2 takes.
+                if value.as_bytes().eq_ignore_ascii_case(b"trailers") {
+                    write(name, &HeaderValue::from_static("trailers"));
+                }
+            } else if self.passes(name) {
                 write(name, value);
             }
         }
@@ -77,13 +85,11 @@ impl OutgoingHead {
         }
     }
 
-    fn passes(&self, name: &HeaderName, value: &HeaderValue) -> bool {
-        if name == header::TE {
-            // The only coding that means something beyond this hop.
-            return value.as_bytes().eq_ignore_ascii_case(b"trailers");
-        }
+    fn passes(&self, name: &HeaderName) -> bool {
+        let answered = self.continued && name == header::EXPECT;
         name != header::HOST
             && name != header::CONTENT_LENGTH
+            && !answered
             && !is_hop_by_hop(name)
             && !is_identity_field(name)
             && !self.nominated.contains(name)
@@ -128,23 +134,22 @@ fn via(version: HttpVersion, snapshot: &Snapshot) -> Option<HeaderValue> {
 pub(crate) fn response(
     head: &mut ResponseHead,
     edits: &HeaderEdits,
-    listener: &Listener,
-    tcp_tls: bool,
+    alt_svc: Option<&HeaderValue>,
     snapshot: &Snapshot,
 ) {
     strip_hop_by_hop(&mut head.headers);
     if let Some(via) = via(head.version, snapshot) {
         head.headers.append(header::VIA, via);
     }
-    complete(&mut head.headers, listener, tcp_tls);
+    complete(&mut head.headers, alt_svc);
     edits.apply(&mut head.headers);
 }
 
 /// What every final response of the gateway carries, its own ones too.
-pub(crate) fn complete(headers: &mut HeaderMap, listener: &Listener, tcp_tls: bool) {
+pub(crate) fn complete(headers: &mut HeaderMap, alt_svc: Option<&HeaderValue>) {
     // RFC 9110, section 6.6.1: a recipient with a clock adds Date where the origin sent none.
     headers.entry(header::DATE).or_insert_with(date::value);
-    if let Some(alt_svc) = listener.alt_svc.as_ref().filter(|_| tcp_tls) {
+    if let Some(alt_svc) = alt_svc {
         headers.insert(header::ALT_SVC, alt_svc.clone());
     }
 }
@@ -152,8 +157,11 @@ pub(crate) fn complete(headers: &mut HeaderMap, listener: &Listener, tcp_tls: bo
 /// Takes out the fields that speak of one connection only (RFC 9110, section 7.6.1), named ones included.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let nominated = Nominated::from(headers);
-    let leaving: SmallVec<[HeaderName; 4]> =
-        headers.keys().filter(|name| is_hop_by_hop(name) || nominated.contains(name)).cloned().collect();
+    let leaving: SmallVec<[HeaderName; 4]> = headers
+        .keys()
+        .filter(|name| is_hop_by_hop(name) || *name == header::TE || nominated.contains(name))
+        .cloned()
+        .collect();
     for name in leaving {
         headers.remove(name);
     }

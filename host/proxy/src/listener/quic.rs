@@ -220,6 +220,6 @@ async fn connection(worker: Rc<Worker>, listener: Arc<Listener>, incoming: quinn
         client_certificate,
     };
     let timers = worker.timers.clone();
-    let served = Rc::new(Served { worker, listener, connection: Rc::new(head) });
+    let served = Rc::new(Served::new(worker, listener, head));
     http3::serve(connection, served, timers).await;
 }

@@ -18,6 +18,8 @@ use crate::upstream::tls::ClientTls;
 const MAX_RESPONSE_HEAD: usize = 64 * 1024;
 /// When the kernel begins to probe a silent connection.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long what was sent may go unacknowledged before the kernel gives the connection up.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// A fresh connection, by the protocol it speaks.
 pub(crate) enum Connected {
@@ -34,14 +36,15 @@ pub(crate) async fn connect(
 ) -> Result<Connected, Fault> {
     let mut deadline = Deadline::after(timers, Some(settings.connect_timeout));
     tokio::select! {
-        connected = dial(address, settings.protocol, tls) => connected,
+        connected = dial(address, settings, tls) => connected,
         () = deadline.elapsed() => {
             Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
         }
     }
 }
 
-async fn dial(address: SocketAddr, protocol: UpstreamProtocol, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
+async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
+    let protocol = settings.protocol;
     let tcp = TcpStream::connect(address).await.map_err(|error| {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => Cause::ConnectRefused,
@@ -52,12 +55,15 @@ async fn dial(address: SocketAddr, protocol: UpstreamProtocol, tls: Option<&Clie
     })?;
     // Without the first a request waits for acknowledgements, without the second a vanished origin is never noticed.
     let _ = tcp.set_nodelay(true);
-    let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+    let socket = socket2::SockRef::from(&tcp);
+    let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(3);
+    let _ = socket.set_tcp_keepalive(&probes);
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let Some(tls) = tls else {
         let stream = Stream::new(Transport::Tcp(tcp));
         return match protocol {
             // No ALPN in clear: HTTP/2 is spoken by prior knowledge only (RFC 9113, section 3.3).
-            UpstreamProtocol::Http2 => over_http2(stream).await,
+            UpstreamProtocol::Http2 => over_http2(stream, settings.max_streams_per_connection).await,
             UpstreamProtocol::Http1 | UpstreamProtocol::Auto => Ok(over_http1(stream)),
         };
     };
@@ -67,7 +73,7 @@ async fn dial(address: SocketAddr, protocol: UpstreamProtocol, tls: Option<&Clie
     let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     let stream = Stream::new(Transport::ClientTls(Box::new(stream)));
     match (agreed.as_deref(), protocol) {
-        (Some(b"h2"), _) => over_http2(stream).await,
+        (Some(b"h2"), _) => over_http2(stream, settings.max_streams_per_connection).await,
         (_, UpstreamProtocol::Http2) => {
             Err(Fault::new(Cause::TlsFailed, format!("{address}: the origin does not agree to h2 by ALPN")))
         }
@@ -79,8 +85,8 @@ fn over_http1(stream: Stream) -> Connected {
     Connected::Http1(http1::ClientConnection::new(stream, MAX_RESPONSE_HEAD))
 }
 
-async fn over_http2(stream: Stream) -> Result<Connected, Fault> {
-    http2::ClientConnection::connect(stream, MAX_RESPONSE_HEAD).await.map(Connected::Http2)
+async fn over_http2(stream: Stream, streams: u32) -> Result<Connected, Fault> {
+    http2::ClientConnection::connect(stream, MAX_RESPONSE_HEAD, streams).await.map(Connected::Http2)
 }
 
 /// A certificate that does not verify is told apart from a handshake that breaks.

@@ -55,31 +55,35 @@ struct State {
     speaks_http2: Option<bool>,
 }
 
-/// The right to be a connection of the pool.
-struct Seat(Weak<Pool>);
+/// The right to be a connection of the pool. Counts as dialling from the moment it is given: whoever comes meanwhile knows
+/// that a connection is on its way.
+struct Seat {
+    pool: Weak<Pool>,
+    dialling: Cell<bool>,
+}
 
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(pool) = self.0.upgrade() {
-            pool.state.borrow_mut().connections -= 1;
-            pool.serve_waiters();
+impl Seat {
+    fn take(pool: &Rc<Pool>, state: &mut State) -> Self {
+        state.connections += 1;
+        state.dialling += 1;
+        Self { pool: Rc::downgrade(pool), dialling: Cell::new(true) }
+    }
+
+    /// The connection is there.
+    fn connected(&self) {
+        if let Some(pool) = self.pool.upgrade().filter(|_| self.dialling.replace(false)) {
+            pool.state.borrow_mut().dialling -= 1;
         }
     }
 }
 
-/// Counts a dial under way.
-struct Dialling<'a>(&'a Rc<Pool>);
-
-impl<'a> Dialling<'a> {
-    fn begin(pool: &'a Rc<Pool>) -> Self {
-        pool.state.borrow_mut().dialling += 1;
-        Self(pool)
-    }
-}
-
-impl Drop for Dialling<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.state.borrow_mut().dialling -= 1;
+        self.connected();
+        if let Some(pool) = self.pool.upgrade() {
+            pool.state.borrow_mut().connections -= 1;
+            pool.serve_waiters();
+        }
     }
 }
 
@@ -108,7 +112,10 @@ struct Http2 {
     life: Life,
     streams: Cell<usize>,
     requests: Cell<u64>,
+    /// The last stream ended.
     since: Cell<Instant>,
+    /// The last response head came.
+    answered: Cell<Instant>,
 }
 
 /// What a waiter gets. Dropped unreceived, it goes on to the next.
@@ -173,8 +180,7 @@ impl Pool {
         if state.connections >= self.settings.max_connections || (shares && state.waiters.len() < awaited) {
             return None;
         }
-        state.connections += 1;
-        Some(Granted::Seat(Seat(Rc::downgrade(self))))
+        Some(Granted::Seat(Seat::take(self, &mut state)))
     }
 
     fn take_stream(self: &Rc<Self>) -> Option<Lease> {
@@ -222,7 +228,9 @@ impl Pool {
         let (sender, receiver) = oneshot::channel();
         {
             let mut state = self.state.borrow_mut();
-            state.waiters.retain(|waiter| !waiter.is_closed());
+            if state.waiters.len() >= self.settings.max_pending {
+                state.waiters.retain(|waiter| !waiter.is_closed());
+            }
             if state.waiters.len() >= self.settings.max_pending {
                 return Err(Fault::new(
                     Cause::PoolExhausted,
@@ -243,12 +251,11 @@ impl Pool {
     /// Gives what is to be had to those who wait, first come first.
     fn serve_waiters(self: &Rc<Self>) {
         loop {
-            let next = {
-                let mut state = self.state.borrow_mut();
-                state.waiters.retain(|waiter| !waiter.is_closed());
-                state.waiters.pop_front()
-            };
+            let next = self.state.borrow_mut().waiters.pop_front();
             let Some(waiter) = next else { return };
+            if waiter.is_closed() {
+                continue;
+            }
             match self.take() {
                 // A waiter that left meanwhile passes it on by dropping it.
                 Some(granted) => drop(waiter.send(granted)),
@@ -261,11 +268,10 @@ impl Pool {
     }
 
     async fn dial(self: &Rc<Self>, seat: Seat) -> Result<Lease, Fault> {
-        let dialling = Dialling::begin(self);
         let metrics = &self.shared.metrics;
         metrics.upstream_connections.add(1);
         let connected = connect(self.address, &self.settings, self.tls.as_deref(), &self.shared.timers).await;
-        drop(dialling);
+        seat.connected();
         let connected = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
         metrics.upstream_connections_active.add(1);
         let life = Life { born: Instant::now(), requests: 0, shared: self.shared.clone(), _seat: seat };
@@ -277,8 +283,9 @@ impl Pool {
                 Lease { pool: self.clone(), held }
             }
             Connected::Http2(connection) => {
-                let (streams, requests, since) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
-                let connection = Rc::new(Http2 { connection, life, streams, requests, since });
+                let (streams, requests) = (Cell::new(0), Cell::new(0));
+                let (since, answered) = (Cell::new(life.born), Cell::new(life.born));
+                let connection = Rc::new(Http2 { connection, life, streams, requests, since, answered });
                 self.state.borrow_mut().http2.push(connection.clone());
                 self.shared.idling.notify_one();
                 self.stream_of(connection)
@@ -386,6 +393,23 @@ impl Lease {
                 Ok((out, Awaiting::Http2(awaiting)))
             }
             None => Err(Fault::new(Cause::Internal, "the lease is over")),
+        }
+    }
+
+    /// A response head came.
+    pub(crate) fn answered(&self) {
+        if let Some(Held::Http2(shared)) = &self.held {
+            shared.answered.set(Instant::now());
+        }
+    }
+
+    /// No response head came in time to a request that began at `begun`. A shared connection on which nobody had an
+    /// answer since then is taken for dead: it would swallow the next requests too.
+    pub(crate) fn timed_out(&self, begun: Instant) {
+        if let Some(Held::Http2(shared)) = self.held.as_ref()
+            && shared.answered.get() <= begun
+        {
+            shared.connection.retire();
         }
     }
 

@@ -19,8 +19,6 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
         Some(tls) => Some(Arc::new(server_tls(scope, config, tls)?)),
     };
     // Port 0 is known only once it is bound: such a listener announces nothing.
-    let announces = config.alt_svc && config.http3 && config.address.port() != 0;
-    let alt_svc = announces.then(|| format!("h3=\":{}\"; ma=86400", config.address.port()));
     Some(Arc::new(Listener {
         name: config.name.as_str().into(),
         address: config.address,
@@ -38,7 +36,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
         },
         trusted_proxies: config.trusted_proxies.clone().into(),
         tls,
-        alt_svc: alt_svc.and_then(|value| value.parse().ok()),
+        alt_svc: config.alt_svc && config.http3,
     }))
 }
 

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use super::chunked::{ChunkDecoder, Piece};
 use super::framing::Framing;
 use super::wire::{Conn, WRITE_AHEAD};
-use crate::body::{BodyError, Frame, Length, SinkGone};
+use crate::body::{Activity, BodyError, Frame, Length, SinkGone};
 
 #[derive(Debug)]
 enum Decoder {
@@ -116,7 +116,7 @@ impl BodyWriter {
         Self { conn: conn.clone(), framing }
     }
 
-    pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), SinkGone> {
+    pub(crate) async fn send(&mut self, frame: Frame, activity: &Activity) -> Result<(), SinkGone> {
         match frame {
             Frame::Data(data) => {
                 let mut wire = self.conn.wire.borrow_mut();
@@ -139,20 +139,20 @@ impl BodyWriter {
                     }
                 }
             }
-            Frame::Trailers(trailers) => return self.end(Some(&trailers)).await,
+            Frame::Trailers(trailers) => return self.end(Some(&trailers), activity).await,
         }
-        if self.conn.wire.borrow().unsent() > WRITE_AHEAD { self.drain(WRITE_AHEAD).await } else { Ok(()) }
+        if self.conn.wire.borrow().unsent() > WRITE_AHEAD { self.drain(WRITE_AHEAD, activity).await } else { Ok(()) }
     }
 
-    pub(crate) async fn flush(&mut self) -> Result<(), SinkGone> {
-        self.drain(0).await
+    pub(crate) async fn flush(&mut self, activity: &Activity) -> Result<(), SinkGone> {
+        self.drain(0, activity).await
     }
 
-    pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
-        if self.conn.sent.get() { Ok(()) } else { self.end(None).await }
+    pub(crate) async fn finish(&mut self, activity: &Activity) -> Result<(), SinkGone> {
+        if self.conn.sent.get() { Ok(()) } else { self.end(None, activity).await }
     }
 
-    async fn end(&mut self, trailers: Option<&HeaderMap>) -> Result<(), SinkGone> {
+    async fn end(&mut self, trailers: Option<&HeaderMap>, activity: &Activity) -> Result<(), SinkGone> {
         match self.framing {
             Framing::Length(left) if left > 0 => {
                 return Err(SinkGone(format!("the body ended {left} bytes short of its content-length")));
@@ -167,13 +167,24 @@ impl BodyWriter {
             // Only chunked carries trailers (RFC 9112, section 7.1.2).
             _ => {}
         }
-        self.drain(0).await?;
+        self.drain(0, activity).await?;
         self.conn.sent.set(true);
         Ok(())
     }
 
-    async fn drain(&self, keep: usize) -> Result<(), SinkGone> {
-        poll_fn(|cx| self.conn.wire.borrow_mut().poll_send(cx, keep)).await.map_err(gone)
+    async fn drain(&self, keep: usize, activity: &Activity) -> Result<(), SinkGone> {
+        poll_fn(|cx| {
+            let mut wire = self.conn.wire.borrow_mut();
+            let before = wire.unsent();
+            let sent = wire.poll_send(cx, keep);
+            // Looking at the clock is for those who take it piece by piece.
+            if sent.is_pending() && wire.unsent() < before {
+                activity.moved();
+            }
+            sent
+        })
+        .await
+        .map_err(gone)
     }
 
     /// While a response is written, a client that closes or resets has left (RFC 9112, section 9.5). What it pipelines

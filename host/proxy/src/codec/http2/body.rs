@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
-use crate::body::{BodyError, Frame, Length, SinkGone};
+use crate::body::{Activity, BodyError, Frame, Length, SinkGone};
 
 /// The body of the message that comes in. Credit for a frame is given when the next is asked for: that is the
 /// back-pressure (RFC 9113, section 5.2).
@@ -84,7 +84,7 @@ impl BodyWriter {
         Self { stream, cut_off, ended: false }
     }
 
-    pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), SinkGone> {
+    pub(crate) async fn send(&mut self, frame: Frame, activity: &Activity) -> Result<(), SinkGone> {
         match frame {
             Frame::Data(mut data) => {
                 while !data.is_empty() {
@@ -98,6 +98,7 @@ impl BodyWriter {
                     let piece = data.split_to(room.min(data.len()));
                     if !piece.is_empty() {
                         self.stream.send_data(piece, false).map_err(|error| gone(&error))?;
+                        activity.moved();
                     }
                 }
                 Ok(())

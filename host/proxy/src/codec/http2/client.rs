@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -20,6 +20,8 @@ use crate::codec::pseudo::stated_length;
 use crate::exchange::OutgoingHead;
 use crate::stream::Stream;
 
+/// Most that HTTP/2 allows (RFC 9113, section 6.9.1).
+const MAX_WINDOW: u32 = i32::MAX as u32;
 /// Most interim responses before the final one.
 const MAX_INTERIM: usize = 16;
 
@@ -37,12 +39,16 @@ struct State {
 
 impl ClientConnection {
     /// Exchanges prefaces and runs the connection as a task of this worker.
-    pub(crate) async fn connect(stream: Stream, max_head_bytes: usize) -> Result<Self, Fault> {
+    ///
+    /// The connection's window has room for every stream's: however many readers stall, no other stream waits for them
+    /// (RFC 9113, section 5.2). What may be held is bounded by the number of streams.
+    pub(crate) async fn connect(stream: Stream, max_head_bytes: usize, streams: u32) -> Result<Self, Fault> {
+        let window = streams.saturating_mul(STREAM_WINDOW).clamp(CONNECTION_WINDOW, MAX_WINDOW);
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(window)
             .max_header_list_size(u32::try_from(max_head_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER);
         let (sender, connection) = builder
@@ -69,10 +75,13 @@ impl ClientConnection {
             // Nothing of this request was sent.
             Fault::new(if error.is_go_away() { Cause::GoAway } else { Cause::Reset }, error).nothing_written()
         })?;
-        let request = request(head, length).map_err(|error| Fault::new(Cause::Internal, error))?;
+        // HTTP/1 lets through targets that HTTP/2's `:path` does not take.
+        let request = request(head, length).map_err(|error| Fault::new(Cause::RequestInvalid, error))?;
         let ends = length == Length::None;
         let (response, stream) = sender.send_request(request, ends).map_err(|error| {
-            self.shared.open.set(false);
+            if error.is_io() || error.is_go_away() {
+                self.shared.open.set(false);
+            }
             fault(&error).nothing_written()
         })?;
         let out = if ends { Outgoing::Ended } else { Outgoing::Http2(BodyWriter::new(stream, Reason::CANCEL)) };
@@ -82,7 +91,8 @@ impl ClientConnection {
 
     /// Takes new streams: open, no GOAWAY seen.
     pub(crate) fn open(&self) -> bool {
-        self.shared.open.get()
+        let mut cx = Context::from_waker(Waker::noop());
+        self.shared.open.get() && !matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     /// The peer's limit on concurrent streams, as far as known.
@@ -101,9 +111,14 @@ fn request(head: &OutgoingHead, length: Length) -> Result<Request<()>, http::Err
     *request.method_mut() = head.method.clone();
     *request.version_mut() = http::Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(head.scheme.as_str().parse()?);
-    // An HTTP/1.0 request without Host has no authority to name; the field is then left empty as RFC 9113 asks.
-    uri.authority = Some(Authority::from_maybe_shared(head.authority.as_bytes().clone())?);
+    if head.authority.is_empty() {
+        // An HTTP/1.0 request without Host has no authority to name: none is made up (RFC 9113, section 8.3.1). The
+        // crate takes such a request as one of HTTP/1.
+        *request.version_mut() = http::Version::HTTP_11;
+    } else {
+        uri.scheme = Some(head.scheme.as_str().parse()?);
+        uri.authority = Some(Authority::from_maybe_shared(head.authority.as_bytes().clone())?);
+    }
     uri.path_and_query = Some(PathAndQuery::from_maybe_shared(head.target.as_bytes().clone())?);
     *request.uri_mut() = Uri::from_parts(uri)?;
     let headers = request.headers_mut();

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -22,6 +23,9 @@ use crate::timer::{Deadline, Timers};
 /// Resets of streams that were not yet accepted, and errors of the client's own making, before the connection is
 /// closed: CVE-2023-44487 (rapid reset) and CVE-2025-8671 (MadeYouReset).
 const MAX_RESETS: usize = 64;
+
+/// How long a client without a stream may take to answer a GOAWAY.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves one connection until it ends. `stream` starts with the client preface.
 pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
@@ -58,15 +62,21 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
                 // GOAWAY in two steps: the crate announces, waits a round trip, then names the last stream.
                 closing = true;
                 connection.graceful_shutdown();
+                idle = Deadline::after(&timers, Some(GOODBYE));
                 continue;
             }
             () = streams.ended.notified(), if busy => {
                 idle.restart();
                 continue;
             }
-            () = idle.elapsed(), if !busy && !closing => {
+            () = idle.elapsed(), if !busy => {
+                if closing {
+                    // GOAWAY was not answered: the client is gone, or keeps us waiting on purpose.
+                    return;
+                }
                 closing = true;
                 connection.graceful_shutdown();
+                idle = Deadline::after(&timers, Some(GOODBYE));
                 continue;
             }
         };
@@ -76,6 +86,7 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
                 if count >= limits.max_requests_per_connection && !closing {
                     closing = true;
                     connection.graceful_shutdown();
+                    idle = Deadline::after(&timers, Some(GOODBYE));
                 }
                 let exchange = Running::begin(&streams);
                 let served = served.clone();

@@ -7,7 +7,7 @@ use h3::error::{Code, StreamError};
 use h3::server::RequestStream;
 
 use super::transport::{RecvStream, SendStream, Stopped};
-use crate::body::{BodyError, Frame, Length, SinkGone};
+use crate::body::{Activity, BodyError, Frame, Length, SinkGone};
 
 /// The body of a request. Dropped before its end, the client is told to stop sending.
 pub(crate) struct BodyReader {
@@ -100,7 +100,7 @@ impl BodyWriter {
         Self { stream, stopped, ended: false }
     }
 
-    pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), SinkGone> {
+    pub(crate) async fn send(&mut self, frame: Frame, _: &Activity) -> Result<(), SinkGone> {
         match frame {
             Frame::Data(data) => self.stream.send_data(data).await.map_err(gone),
             Frame::Trailers(trailers) => {

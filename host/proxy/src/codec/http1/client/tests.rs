@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::body::{BodyError, Frame};
+use crate::body::{Activity, BodyError, Frame};
 use crate::snapshot::Snapshot;
 use crate::stream::Transport;
 
@@ -129,9 +129,9 @@ async fn seen(head: OutgoingHead, length: Length, frames: Vec<Frame>, end: &str)
     let (connection, mut origin) = connected().await;
     let (mut out, _awaiting) = connection.start(&head, length).await.expect("started");
     for frame in frames {
-        out.send(frame).await.expect("sent");
+        out.send(frame, &Activity::now()).await.expect("sent");
     }
-    out.finish().await.expect("finished");
+    out.finish(&Activity::now()).await.expect("finished");
     until(&mut origin, end).await
 }
 
@@ -175,9 +175,9 @@ fn a_large_body_arrives_whole() {
         let sending = async {
             let (mut out, _) = connection.start(&post, Length::Known(total as u64)).await.expect("started");
             for (index, size) in sizes.into_iter().enumerate() {
-                out.send(Frame::Data(vec![index as u8; size].into())).await.expect("sent");
+                out.send(Frame::Data(vec![index as u8; size].into()), &Activity::now()).await.expect("sent");
             }
-            out.finish().await.expect("finished");
+            out.finish(&Activity::now()).await.expect("finished");
             drop(connection);
         };
         let mut got = Vec::new();
@@ -305,8 +305,8 @@ fn an_early_answer_is_read_and_the_connection_given_up() {
         let (connection, mut origin) = connected().await;
         let post = head(Method::POST, HeaderMap::new());
         let (mut out, mut awaiting) = connection.start(&post, Length::Known(10)).await.expect("started");
-        out.send(Frame::Data("hello".into())).await.expect("sent");
-        out.flush().await.expect("flushed");
+        out.send(Frame::Data("hello".into()), &Activity::now()).await.expect("sent");
+        out.flush(&Activity::now()).await.expect("flushed");
         until(&mut origin, "hello").await;
         origin.write_all(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n").await.expect("written");
         let (status, body) = final_head(&mut awaiting).await;
@@ -325,9 +325,9 @@ fn a_body_of_another_length_than_announced_never_ends_well() {
             let (connection, mut origin) = connected().await;
             let post = head(Method::POST, HeaderMap::new());
             let (mut out, awaiting) = connection.start(&post, Length::Known(5)).await.expect("started");
-            let outcome = out.send(Frame::Data(sent.into())).await;
+            let outcome = out.send(Frame::Data(sent.into()), &Activity::now()).await;
             assert_eq!(outcome.is_err(), fails_on_send);
-            assert!(fails_on_send || out.finish().await.is_err());
+            assert!(fails_on_send || out.finish(&Activity::now()).await.is_err());
             drop((out, awaiting));
             assert!(!connection.reusable());
             drop(connection);

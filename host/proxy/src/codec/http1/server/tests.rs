@@ -152,7 +152,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         limits,
         trusted_proxies: Box::new([]),
         tls: None,
-        alt_svc: None,
+        alt_svc: false,
     };
     let snapshot = Snapshot {
         generation: 1,
