@@ -49,6 +49,10 @@ pub enum Cause {
     RequestBodyTimeout,
     // Ours.
     NoRoute,
+    /// A request for a name that the client's TLS connection is not for.
+    Misdirected,
+    /// It went through this gateway too often already.
+    Loop,
     /// A plugin with `on_failure = "deny"` failed.
     PolicyDenied,
     Overload,
@@ -61,7 +65,7 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | PolicyDenied | Overload | Draining | Internal => Side::Internal,
+            NoRoute | Misdirected | Loop | PolicyDenied | Overload | Draining | Internal => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -94,6 +98,8 @@ impl Cause {
             RequestBodyTooLarge => "request_body_too_large",
             RequestBodyTimeout => "request_body_timeout",
             NoRoute => "no_route",
+            Misdirected => "misdirected",
+            Loop => "loop",
             PolicyDenied => "policy_denied",
             Overload => "overload",
             Draining => "draining",

@@ -18,14 +18,17 @@ use crate::observe::Record;
 use crate::snapshot::{Cluster, Route, Snapshot};
 use crate::timer::Deadline;
 
+mod admit;
 mod attempt;
 mod decide;
+mod grpc;
 mod reply;
 mod request_body;
 mod shape;
 
 pub(crate) use shape::OutgoingHead;
 
+use admit::Hops;
 use attempt::Step;
 use decide::Destination;
 use request_body::RequestBody;
@@ -47,6 +50,8 @@ struct Plan {
     /// Until the final response head; moves on by the time that receiving the request took.
     total: Option<Instant>,
     attempt_timeout: Option<Duration>,
+    /// A gRPC call's own, until the end of its response.
+    deadline: Option<Instant>,
 }
 
 /// Runs one exchange to its end.
@@ -72,6 +77,11 @@ enum Planned {
 impl Exchange<'_> {
     /// Route, then identify. No byte is sent for a request that has no place to go.
     fn plan(&mut self) -> Result<Planned, Fault> {
+        admit::admit(self.served, &self.asked.request, &self.snapshot)?;
+        let hops = admit::max_forwards(&self.asked.request);
+        if let Hops::Ended(response) = hops {
+            return Ok(Planned::Respond(response));
+        }
         let Some(index) = self.snapshot.table.find(&self.asked.request) else {
             return Err(Fault::new(Cause::NoRoute, "no route matches"));
         };
@@ -86,10 +96,17 @@ impl Exchange<'_> {
         };
         self.record.cluster = Some(cluster.name.clone());
         let identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        if let Hops::Left(left) = hops {
+            // Room for it there is: a router's edits are far fewer than its bound.
+            let _ = edits.headers.set("max-forwards", left.to_string().as_bytes());
+        }
         let head = OutgoingHead::new(&self.asked, &edits, identity, &self.snapshot);
-        let total = edits.timeout.or(route.timeout).and_then(|timeout| self.record.begun.checked_add(timeout));
+        let timeout = edits.timeout.or(route.timeout);
+        let call = grpc::timeout(&self.asked.request);
+        let deadline = call.and_then(|call| self.record.begun.checked_add(call));
+        let total = timeout.into_iter().chain(call).min().and_then(|total| self.record.begun.checked_add(total));
         let attempt_timeout = edits.attempt_timeout.or(route.attempt_timeout);
-        Ok(Planned::Forward(Box::new(Plan { route, cluster, head, edits, total, attempt_timeout })))
+        Ok(Planned::Forward(Box::new(Plan { route, cluster, head, edits, total, attempt_timeout, deadline })))
     }
 
     /// Tries until there is an answer, or a reason not to try again.

@@ -16,6 +16,7 @@ use super::request_body::{RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape};
 use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
 use crate::timer::Deadline;
+use crate::upstream::Lease;
 
 /// What became of an attempt.
 pub(super) enum Step {
@@ -206,7 +207,7 @@ impl Exchange<'_> {
                         lease.answered();
                         endpoint.state.sample_latency(worker.now(), took);
                         // What was read of the body is lost to another attempt unless a whole copy is kept.
-                        let pause = self.after_status(plan, body, view, index, &head);
+                        let pause = self.after_status(plan, body, view, index, &head, &lease);
                         if let Some(pause) = pause {
                             return Step::Again(pause);
                         }
@@ -272,6 +273,7 @@ impl Exchange<'_> {
             };
             let mut download = pin!(pump(&mut response, &mut out, rules));
             let mut upload = upload;
+            let mut deadline = Deadline::at(&self.served.worker.timers, plan.deadline);
             poll_fn(|cx| {
                 if let Some(uploading) = &mut upload
                     && let Poll::Ready(end) = std::pin::Pin::new(uploading).poll(cx)
@@ -282,7 +284,11 @@ impl Exchange<'_> {
                         return Poll::Ready(Err(Err(from_body(&error))));
                     }
                 }
-                download.as_mut().poll(cx).map_err(Ok)
+                if let Poll::Ready(ended) = download.as_mut().poll(cx) {
+                    return Poll::Ready(ended.map_err(Ok));
+                }
+                let late = || Err(Err(Fault::new(Cause::TotalTimeout, "the call's own deadline is over")));
+                deadline.poll_elapsed(cx).map(|()| late())
             })
             .await
         };
@@ -309,9 +315,9 @@ impl Exchange<'_> {
         view: &mut EndpointsView,
         index: u32,
         head: &ResponseHead,
+        lease: &Lease,
     ) -> Option<Duration> {
-        // 421 and 425 are judged like other statuses; below 400 nothing failed. A gRPC failure hides in a 200 that has
-        // its status among the fields (trailers-only).
+        // Below 400 nothing failed. A gRPC failure hides in a 200 that has its status among the fields (trailers-only).
         let grpc = head.headers.get("grpc-status").is_some_and(|status| status.as_bytes() != b"0");
         if !grpc && head.status.as_u16() < 400 {
             return None;
@@ -319,8 +325,25 @@ impl Exchange<'_> {
         if head.status.is_server_error() {
             self.failed(view, index);
         }
-        let wanted = plan.route.retry_plugin.is_some() || plan.route.retry.retries_status(head.status);
-        let fault = Fault::new(Cause::Status, head.status);
+        let retry = &plan.route.retry;
+        if head.status == StatusCode::REQUEST_TIMEOUT && lease.reused() && retry.on.reset {
+            // The origin gave up an idle connection as the request was on its way (RFC 9110, section 15.5.9).
+            let raced = Fault::new(Cause::Reset, "408 on a connection that had idled");
+            return self.consider(plan, body, view, index, &raced, None);
+        }
+        let mut fault = Fault::new(Cause::Status, head.status);
+        match head.status {
+            // Not processed here: another connection may be the right one (RFC 9110, section 15.5.20).
+            StatusCode::MISDIRECTED_REQUEST => {
+                lease.misdirected();
+                fault.unprocessed = true;
+            }
+            // Who sent the request early is who has to hear of it (RFC 8470, section 5.2).
+            StatusCode::TOO_EARLY if self.asked.request.headers.contains_key("early-data") => return None,
+            StatusCode::TOO_EARLY => fault.unprocessed = true,
+            _ => {}
+        }
+        let wanted = plan.route.retry_plugin.is_some() || retry.retries_status(head.status);
         wanted.then(|| self.consider(plan, body, view, index, &fault, Some((head.status, &head.headers))))?
     }
 

@@ -403,6 +403,21 @@ impl Lease {
         }
     }
 
+    /// Whether the connection has served a request before this one.
+    pub(crate) fn reused(&self) -> bool {
+        matches!(&self.held, Some(Held::Http1 { life, .. }) if life.requests > 0)
+    }
+
+    /// The origin said that this connection is not for such a request: it is kept for no other, though a shared one is
+    /// left to the streams it has.
+    pub(crate) fn misdirected(&self) {
+        match &self.held {
+            Some(Held::Http1 { connection, .. }) => connection.retire(),
+            Some(Held::Http2(shared)) => shared.connection.retire(),
+            None => {}
+        }
+    }
+
     /// No response head came in time to a request that began at `begun`. A shared connection on which nobody had an
     /// answer since then is taken for dead: it would swallow the next requests too.
     pub(crate) fn timed_out(&self, begun: Instant) {
