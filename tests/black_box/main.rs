@@ -9,6 +9,7 @@ mod faults;
 mod framing;
 mod grpc;
 mod http1;
+mod http2;
 mod matrix;
 mod plugins;
 mod pooling;

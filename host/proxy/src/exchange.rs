@@ -157,9 +157,17 @@ impl Exchange<'_> {
     async fn respond(mut self, response: DirectResponse, reply: Reply) {
         self.record.status = response.status.as_u16();
         let method = &self.asked.request.method;
-        if let Ok(sent) = reply::send(self.served, method, response, reply).await {
-            self.record.bytes_out.set(sent);
-            self.record.complete = true;
+        match reply::send(self.served, method, response, reply).await {
+            Ok(sent) => {
+                self.record.bytes_out.set(sent);
+                self.record.complete = true;
+            }
+            // What there was to answer for is the better reason to keep.
+            Err(gone) if self.record.cause.is_none() => {
+                self.record.cause = Some(Cause::ClientGone);
+                self.record.detail = Some(gone.to_string());
+            }
+            Err(_) => {}
         }
     }
 
