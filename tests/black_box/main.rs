@@ -7,6 +7,8 @@ mod examples;
 mod faults;
 mod framing;
 mod http1;
+mod http3;
+mod http3_upstream;
 mod matrix;
 mod plugins;
 mod pooling;
