@@ -10,6 +10,8 @@ mod framing;
 mod grpc;
 mod http1;
 mod http2;
+mod http3;
+mod http3_upstream;
 mod matrix;
 mod plugins;
 mod pooling;

@@ -7,6 +7,7 @@ pub mod eventually;
 pub mod gateway;
 pub mod origin;
 pub mod peers;
+pub mod quic;
 
 pub use client::{Answer, Client, RawClient};
 pub use eventually::eventually;

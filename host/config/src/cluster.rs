@@ -40,6 +40,7 @@ pub enum ClusterProtocol {
     Auto,
     Http1,
     Http2,
+    Http3,
 }
 
 #[derive(Clone, Debug)]
@@ -81,16 +82,17 @@ impl Cluster {
         let protocol = match section.one_of("protocol").as_str() {
             "http1" => ClusterProtocol::Http1,
             "http2" => ClusterProtocol::Http2,
-            "http3" => {
-                let line = section.line_of("protocol");
-                section.error(
-                    line,
-                    "cluster: protocol = \"http3\": upstreams over QUIC are not there yet; use \"http2\" or \"auto\"",
-                );
-                ClusterProtocol::Auto
-            }
+            "http3" => ClusterProtocol::Http3,
             _ => ClusterProtocol::Auto,
         };
+        let tls = section.optional_section("tls").map(|tls| ClusterTls::read(&tls));
+        if protocol == ClusterProtocol::Http3 && tls.is_none() {
+            let line = section.line_of("protocol");
+            section.error(
+                line,
+                "cluster: protocol = \"http3\" needs tls: QUIC has no clear text (RFC 9001); add tls = {}",
+            );
+        }
         let budget = section.section("retry_budget");
         let endpoints = endpoints(section);
         Self {
@@ -110,7 +112,7 @@ impl Cluster {
             max_requests: section.number("max_requests", 1, u64::from(u32::MAX)).unwrap_or(1) as u32,
             retry_percent: budget.share("percent"),
             retry_min: budget.number("min", 0, 1_000_000).unwrap_or(0) as u32,
-            tls: section.optional_section("tls").map(|tls| ClusterTls::read(&tls)),
+            tls,
         }
     }
 }

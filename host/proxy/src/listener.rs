@@ -39,13 +39,13 @@ pub(crate) struct Sockets {
 pub(crate) struct Opened {
     name: Arc<str>,
     tcp: std::net::TcpListener,
-    udp: Option<std::net::UdpSocket>,
+    udp: Option<Arc<quic::Group>>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Sockets {
     /// Binds a group of SO_REUSEPORT sockets, one a worker: the kernel spreads connections over them.
-    pub(crate) fn bind(listener: &Listener, workers: usize) -> io::Result<(Self, Vec<Opened>)> {
+    pub(crate) fn bind(listener: &Listener, workers: usize, groups: &quic::Groups) -> io::Result<(Self, Vec<Opened>)> {
         let quic = listener.protocols.http3 && listener.tls.is_some();
         let connections = Arc::new(AtomicUsize::new(0));
         let mut address = listener.address;
@@ -56,7 +56,7 @@ impl Sockets {
             let tcp = bind_tcp(address)?;
             let bound = tcp.local_addr()?;
             tries -= 1;
-            let udp = match quic.then(|| quic::bind(bound, workers)).transpose() {
+            let udp = match quic.then(|| groups.open(bound, workers)).transpose() {
                 Ok(udp) => udp,
                 Err(error) if tries == 0 => return Err(error),
                 Err(_) => continue,
@@ -68,10 +68,9 @@ impl Sockets {
         for _ in 1..workers {
             opened.push(bind_tcp(address)?);
         }
-        let mut udp = udp.into_iter().flatten();
         let shares = opened
             .into_iter()
-            .map(|tcp| Opened { name: listener.name.clone(), tcp, udp: udp.next(), connections: connections.clone() })
+            .map(|tcp| Opened { name: listener.name.clone(), tcp, udp: udp.clone(), connections: connections.clone() })
             .collect();
         Ok((Self { configured: listener.address, bound: address, quic, connections }, shares))
     }
@@ -107,7 +106,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// A listener that a worker serves. Dropped, its sockets close.
 pub(crate) struct Serving {
     listener: Rc<RefCell<Arc<Listener>>>,
-    endpoint: Option<quinn::Endpoint>,
+    quic: Option<quic::Serving>,
     stop: Rc<Notify>,
     accepting: JoinHandle<()>,
 }
@@ -141,8 +140,8 @@ pub(crate) fn reconcile(
     for listener in &snapshot.listeners {
         if let Some(serving) = serving.get(&listener.name) {
             *serving.listener.borrow_mut() = listener.clone();
-            if let (Some(endpoint), Some(tls)) = (&serving.endpoint, &listener.tls) {
-                quic::update(endpoint, tls, &listener.limits);
+            if let (Some(quic), Some(tls)) = (&serving.quic, &listener.tls) {
+                quic.update(tls, &listener.limits);
             }
         }
     }
@@ -165,16 +164,11 @@ impl Serving {
         let tcp = TcpListener::from_std(share.tcp)?;
         let accepting = Accepting { worker: worker.clone(), listener: current.clone(), gate: gate.clone() };
         let accepting = tokio::task::spawn_local(accepting.run(tcp, stop.clone()));
-        let endpoint = match (share.udp, &listener.tls) {
-            (Some(udp), Some(tls)) => {
-                let endpoint = quic::endpoint(udp, worker.index, worker.workers, tls, &listener.limits)?;
-                let serving = quic::serve(endpoint.clone(), current.clone(), worker.clone(), gate);
-                tokio::task::spawn_local(serving);
-                Some(endpoint)
-            }
+        let quic = match (share.udp, &listener.tls) {
+            (Some(group), Some(tls)) => Some(quic::Serving::begin(worker, current.clone(), tls, &group, gate)?),
             _ => None,
         };
-        Ok(Self { listener: current, endpoint, stop, accepting })
+        Ok(Self { listener: current, quic, stop, accepting })
     }
 }
 
@@ -194,6 +188,12 @@ impl Drop for Permit {
 }
 
 impl Gate {
+    /// Whether more than a quarter of the limit is taken: then it is worth a round trip to know that a peer is where it
+    /// says it is (RFC 9000, section 8.1.2).
+    pub(crate) fn crowded(&self, limit: usize) -> bool {
+        self.connections.load(Ordering::Relaxed) > limit / 4
+    }
+
     /// `None` at the limit: the connection is to be closed at once.
     pub(crate) fn admit(&self, limit: usize) -> Option<Permit> {
         let permit = Permit(self.connections.clone());

@@ -74,6 +74,8 @@ pub struct Listener {
 pub enum UpstreamProtocol {
     Http1,
     Http2,
+    /// Over QUIC; needs TLS.
+    Http3,
     /// By ALPN over TLS, else HTTP/1.1.
     Auto,
 }

@@ -16,11 +16,13 @@ use crate::timer::{Deadline, Timers};
 
 mod connect;
 mod pool;
+mod quic;
 pub(crate) mod tls;
 
 pub(crate) use pool::Lease;
 
 use pool::{Pool, Shared};
+use quic::Endpoints;
 
 /// Everything that makes two connections not interchangeable: where to, how, and as whom. TLS configurations are told
 /// apart by identity: one that is unchanged by a reload is the same `Arc`.
@@ -55,7 +57,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 impl Upstreams {
     /// Needs a `LocalSet`: idle connections are watched by a task.
     pub(crate) fn new(timers: Timers, metrics: Arc<WorkerMetrics>) -> Self {
-        let shared = Rc::new(Shared { timers, metrics, idling: Notify::new() });
+        let shared = Rc::new(Shared { timers, metrics, idling: Notify::new(), quic: Endpoints::default() });
         let pools = Rc::new(RefCell::new(FxHashMap::default()));
         tokio::task::spawn_local(sweep(shared.clone(), pools.clone()));
         Self { shared, pools, clusters: RefCell::default() }

@@ -14,7 +14,7 @@ use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, 
 
 use super::request_body::{RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape};
-use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
+use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, Reply, pump};
 use crate::timer::Deadline;
 use crate::upstream::Lease;
 
@@ -135,6 +135,10 @@ impl Exchange<'_> {
         let Some(mut incoming) = body.take() else {
             return Step::Failed(Fault::new(Cause::Internal, "the request body is gone"));
         };
+        incoming.look();
+        if incoming.length() == Length::None {
+            *body = RequestBody::None;
+        }
         let started = select(lease.start(&plan.head, incoming.length()), reply, |cx| clocks.poll(cx)).await;
         let (mut out, mut awaiting) = match started.and_then(|started| started) {
             Ok(started) => started,
@@ -235,7 +239,8 @@ impl Exchange<'_> {
         };
         drop(out);
         self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
-        if moved.get() == 0 && upload != Upload::Done {
+        // One that turned out to be empty can be sent again as well as one that nothing was read of.
+        if moved.get() == 0 && (upload != Upload::Done || incoming.length() == Length::None) {
             body.give_back(incoming);
         }
         self.after(plan, body, view, index, broke)

@@ -8,14 +8,17 @@ use rustls::pki_types::ServerName;
 use tidegate_policy::{Cause, Fault};
 use tokio::net::TcpStream;
 
-use crate::codec::{http1, http2};
+use super::quic::Endpoints;
+use crate::body::{Awaiting, Length, Outgoing};
+use crate::codec::{http1, http2, http3};
+use crate::exchange::OutgoingHead;
 use crate::snapshot::{PoolSettings, UpstreamProtocol};
 use crate::stream::{Stream, Transport};
 use crate::timer::{Deadline, Timers};
 use crate::upstream::tls::ClientTls;
 
 /// Most bytes of a response head.
-const MAX_RESPONSE_HEAD: usize = 64 * 1024;
+pub(super) const MAX_RESPONSE_HEAD: usize = 64 * 1024;
 /// When the kernel begins to probe a silent connection.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long what was sent may go unacknowledged before the kernel gives the connection up.
@@ -24,7 +27,53 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// A fresh connection, by the protocol it speaks.
 pub(crate) enum Connected {
     Http1(http1::ClientConnection),
+    Shared(Multiplexed),
+}
+
+/// A connection that many requests share, a stream each.
+#[derive(Clone)]
+pub(crate) enum Multiplexed {
     Http2(http2::ClientConnection),
+    Http3(http3::ClientConnection),
+}
+
+impl Multiplexed {
+    pub(super) async fn start(&self, head: &OutgoingHead, length: Length) -> Result<(Outgoing, Awaiting), Fault> {
+        match self {
+            Self::Http2(connection) => {
+                let (out, awaiting) = connection.start(head, length).await?;
+                Ok((out, Awaiting::Http2(awaiting)))
+            }
+            Self::Http3(connection) => {
+                let (out, awaiting) = connection.start(head, length).await?;
+                Ok((out, Awaiting::Http3(awaiting)))
+            }
+        }
+    }
+
+    /// Takes new streams.
+    pub(super) fn open(&self) -> bool {
+        match self {
+            Self::Http2(connection) => connection.open(),
+            Self::Http3(connection) => connection.open(),
+        }
+    }
+
+    /// The origin's limit on concurrent streams, as far as known.
+    pub(super) fn max_streams(&self) -> usize {
+        match self {
+            Self::Http2(connection) => connection.max_streams(),
+            Self::Http3(connection) => connection.max_streams(),
+        }
+    }
+
+    /// Takes no more streams from now on; closes after the last.
+    pub(super) fn retire(&self) {
+        match self {
+            Self::Http2(connection) => connection.retire(),
+            Self::Http3(connection) => connection.retire(),
+        }
+    }
 }
 
 /// Connects to an endpoint.
@@ -32,11 +81,17 @@ pub(crate) async fn connect(
     address: SocketAddr,
     settings: &PoolSettings,
     tls: Option<&ClientTls>,
+    quic: &Endpoints,
     timers: &Timers,
 ) -> Result<Connected, Fault> {
     let mut deadline = Deadline::after(timers, Some(settings.connect_timeout));
     tokio::select! {
-        connected = dial(address, settings, tls) => connected,
+        connected = async {
+            match settings.protocol {
+                UpstreamProtocol::Http3 => quic.dial(address, tls, timers).await.map(Multiplexed::Http3).map(Connected::Shared),
+                _ => dial(address, settings, tls).await,
+            }
+        } => connected,
         () = deadline.elapsed() => {
             Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
         }
@@ -64,7 +119,7 @@ async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientT
         return match protocol {
             // No ALPN in clear: HTTP/2 is spoken by prior knowledge only (RFC 9113, section 3.3).
             UpstreamProtocol::Http2 => over_http2(stream, settings.max_streams_per_connection).await,
-            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => Ok(over_http1(stream)),
+            UpstreamProtocol::Http1 | UpstreamProtocol::Http3 | UpstreamProtocol::Auto => Ok(over_http1(stream)),
         };
     };
     let name = tls.server_name.clone().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
@@ -86,7 +141,8 @@ fn over_http1(stream: Stream) -> Connected {
 }
 
 async fn over_http2(stream: Stream, streams: u32) -> Result<Connected, Fault> {
-    http2::ClientConnection::connect(stream, MAX_RESPONSE_HEAD, streams).await.map(Connected::Http2)
+    let connected = http2::ClientConnection::connect(stream, MAX_RESPONSE_HEAD, streams).await;
+    connected.map(Multiplexed::Http2).map(Connected::Shared)
 }
 
 /// A certificate that does not verify is told apart from a handshake that breaks.

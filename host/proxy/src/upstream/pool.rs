@@ -1,7 +1,7 @@
 //! The connections of one worker to one endpoint.
 //!
 //! One request at a time on an HTTP/1 connection, taken last in first out so that surplus ones age and go; streams
-//! shared on HTTP/2 up to a cap, with another connection beyond it; waiters served in the order they came. Every open
+//! shared on HTTP/2 and HTTP/3 up to a cap, with another connection beyond it; waiters served in the order they came. Every open
 //! or dialling connection holds a `Seat`: dropping it makes room for the next.
 
 use std::cell::{Cell, RefCell};
@@ -15,10 +15,11 @@ use std::time::Instant;
 use tidegate_policy::{Cause, Fault};
 use tokio::sync::{Notify, oneshot};
 
-use super::connect::{Connected, connect};
+use super::connect::{Connected, Multiplexed, connect};
+use super::quic::Endpoints;
 use super::tls::ClientTls;
 use crate::body::{Awaiting, Length, Outgoing};
-use crate::codec::{http1, http2};
+use crate::codec::http1;
 use crate::exchange::OutgoingHead;
 use crate::observe::WorkerMetrics;
 use crate::snapshot::{PoolSettings, UpstreamProtocol};
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<WorkerMetrics>,
     /// Wakes the sweeper when something idles.
     pub(super) idling: Notify,
+    pub(super) quic: Endpoints,
 }
 
 pub(super) struct Pool {
@@ -46,13 +48,14 @@ pub(super) struct Pool {
 struct State {
     /// The longest idle first.
     idle: Vec<Idle>,
-    http2: Vec<Rc<Http2>>,
+    /// Those that streams share.
+    shared: Vec<Rc<Streams>>,
     /// Seats taken.
     connections: usize,
     dialling: usize,
     waiters: VecDeque<oneshot::Sender<Granted>>,
-    /// What the endpoint agreed to by ALPN, once known.
-    speaks_http2: Option<bool>,
+    /// Whether the endpoint agreed to HTTP/2 by ALPN, once known.
+    shares: Option<bool>,
 }
 
 /// The right to be a connection of the pool. Counts as dialling from the moment it is given: whoever comes meanwhile knows
@@ -107,8 +110,8 @@ struct Idle {
     since: Instant,
 }
 
-struct Http2 {
-    connection: http2::ClientConnection,
+struct Streams {
+    connection: Multiplexed,
     life: Life,
     streams: Cell<usize>,
     requests: Cell<u64>,
@@ -171,8 +174,8 @@ impl Pool {
         }
         let mut state = self.state.borrow_mut();
         // A connection that is being dialled may carry many streams: better to wait for it than to dial another.
-        let shares = match (self.settings.protocol, state.speaks_http2) {
-            (UpstreamProtocol::Http2, _) | (UpstreamProtocol::Auto, Some(true)) => true,
+        let shares = match (self.settings.protocol, state.shares) {
+            (UpstreamProtocol::Http2 | UpstreamProtocol::Http3, _) | (UpstreamProtocol::Auto, Some(true)) => true,
             (UpstreamProtocol::Auto, None) => self.tls.is_some(),
             _ => false,
         };
@@ -184,29 +187,29 @@ impl Pool {
     }
 
     fn take_stream(self: &Rc<Self>) -> Option<Lease> {
-        if self.state.borrow().http2.is_empty() {
+        if self.state.borrow().shared.is_empty() {
             return None;
         }
-        self.drop_worn_http2();
+        self.drop_worn_shared();
         let state = self.state.borrow();
         let cap = self.settings.max_streams_per_connection as usize;
         // The busiest that has room: idle ones may then go.
-        let open = state.http2.iter().filter(|c| c.streams.get() < cap.min(c.connection.max_streams()));
+        let open = state.shared.iter().filter(|c| c.streams.get() < cap.min(c.connection.max_streams()));
         let connection = open.max_by_key(|c| c.streams.get())?.clone();
         drop(state);
         Some(self.stream_of(connection))
     }
 
-    fn stream_of(self: &Rc<Self>, connection: Rc<Http2>) -> Lease {
+    fn stream_of(self: &Rc<Self>, connection: Rc<Streams>) -> Lease {
         connection.streams.set(connection.streams.get() + 1);
         connection.requests.set(connection.requests.get() + 1);
-        Lease { pool: self.clone(), held: Some(Held::Http2(connection)) }
+        Lease { pool: self.clone(), held: Some(Held::Shared(connection)) }
     }
 
     /// Takes closed, old and used-up connections out of the list; their streams end in peace.
-    fn drop_worn_http2(&self) {
+    fn drop_worn_shared(&self) {
         let mut gone = Vec::new();
-        self.state.borrow_mut().http2.retain(|c| {
+        self.state.borrow_mut().shared.retain(|c| {
             let keep = c.connection.open() && !self.worn(&c.life, c.requests.get());
             if !keep {
                 gone.push(c.clone());
@@ -270,23 +273,23 @@ impl Pool {
     async fn dial(self: &Rc<Self>, seat: Seat) -> Result<Lease, Fault> {
         let metrics = &self.shared.metrics;
         metrics.upstream_connections.add(1);
-        let connected = connect(self.address, &self.settings, self.tls.as_deref(), &self.shared.timers).await;
+        let connected =
+            connect(self.address, &self.settings, self.tls.as_deref(), &self.shared.quic, &self.shared.timers).await;
         seat.connected();
         let connected = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
         metrics.upstream_connections_active.add(1);
         let life = Life { born: Instant::now(), requests: 0, shared: self.shared.clone(), _seat: seat };
-        let http2 = matches!(connected, Connected::Http2(_));
-        self.state.borrow_mut().speaks_http2 = Some(http2);
+        self.state.borrow_mut().shares = Some(matches!(connected, Connected::Shared(_)));
         let lease = match connected {
             Connected::Http1(connection) => {
                 let held = Some(Held::Http1 { connection, life });
                 Lease { pool: self.clone(), held }
             }
-            Connected::Http2(connection) => {
+            Connected::Shared(connection) => {
                 let (streams, requests) = (Cell::new(0), Cell::new(0));
                 let (since, answered) = (Cell::new(life.born), Cell::new(life.born));
-                let connection = Rc::new(Http2 { connection, life, streams, requests, since, answered });
-                self.state.borrow_mut().http2.push(connection.clone());
+                let connection = Rc::new(Streams { connection, life, streams, requests, since, answered });
+                self.state.borrow_mut().shared.push(connection.clone());
                 self.shared.idling.notify_one();
                 self.stream_of(connection)
             }
@@ -309,7 +312,7 @@ impl Pool {
 
     /// Closes what has idled too long or is closed; true while something idles.
     pub(super) fn sweep(self: &Rc<Self>) -> bool {
-        self.drop_worn_http2();
+        self.drop_worn_shared();
         let mut gone = Vec::new();
         let mut retired = Vec::new();
         let idles = {
@@ -325,14 +328,14 @@ impl Pool {
                     index += 1;
                 }
             }
-            state.http2.retain(|c| {
+            state.shared.retain(|c| {
                 let idle = c.streams.get() == 0 && c.since.get().elapsed() >= self.settings.idle_timeout;
                 if idle {
                     retired.push(c.clone());
                 }
                 !idle
             });
-            !state.idle.is_empty() || !state.http2.is_empty()
+            !state.idle.is_empty() || !state.shared.is_empty()
         };
         for connection in retired {
             connection.connection.retire();
@@ -371,11 +374,11 @@ impl Drop for Waiting<'_> {
 
 enum Held {
     Http1 { connection: http1::ClientConnection, life: Life },
-    Http2(Rc<Http2>),
+    Shared(Rc<Streams>),
 }
 
 /// The right to one request on a connection. Dropped, an HTTP/1 connection goes back to its pool if request and
-/// response are both complete and it may be reused, else it is closed; on HTTP/2 the stream's place becomes free.
+/// response are both complete and it may be reused, else it is closed; on HTTP/2 and HTTP/3 the stream's place becomes free.
 pub(crate) struct Lease {
     pool: Rc<Pool>,
     held: Option<Held>,
@@ -388,17 +391,14 @@ impl Lease {
                 let (out, awaiting) = connection.start(head, length).await?;
                 Ok((out, Awaiting::Http1(awaiting)))
             }
-            Some(Held::Http2(shared)) => {
-                let (out, awaiting) = shared.connection.start(head, length).await?;
-                Ok((out, Awaiting::Http2(awaiting)))
-            }
+            Some(Held::Shared(shared)) => shared.connection.start(head, length).await,
             None => Err(Fault::new(Cause::Internal, "the lease is over")),
         }
     }
 
     /// A response head came.
     pub(crate) fn answered(&self) {
-        if let Some(Held::Http2(shared)) = &self.held {
+        if let Some(Held::Shared(shared)) = &self.held {
             shared.answered.set(Instant::now());
         }
     }
@@ -413,7 +413,7 @@ impl Lease {
     pub(crate) fn misdirected(&self) {
         match &self.held {
             Some(Held::Http1 { connection, .. }) => connection.retire(),
-            Some(Held::Http2(shared)) => shared.connection.retire(),
+            Some(Held::Shared(shared)) => shared.connection.retire(),
             None => {}
         }
     }
@@ -421,14 +421,14 @@ impl Lease {
     /// No response head came in time to a request that began at `begun`. A shared connection on which nobody had an
     /// answer since then is taken for dead: it would swallow the next requests too.
     pub(crate) fn timed_out(&self, begun: Instant) {
-        if let Some(Held::Http2(shared)) = self.held.as_ref()
+        if let Some(Held::Shared(shared)) = self.held.as_ref()
             && shared.answered.get() <= begun
         {
             shared.connection.retire();
         }
     }
 
-    /// Whether any byte of this request may have left the process. HTTP/2 says so in its faults.
+    /// Whether any byte of this request may have left the process. HTTP/2 and HTTP/3 say so in their faults.
     pub(crate) fn written(&self) -> bool {
         match &self.held {
             Some(Held::Http1 { connection, .. }) => connection.written(),
@@ -441,7 +441,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         match self.held.take() {
             Some(Held::Http1 { connection, life }) => self.pool.give_back(connection, life),
-            Some(Held::Http2(shared)) => {
+            Some(Held::Shared(shared)) => {
                 shared.streams.set(shared.streams.get() - 1);
                 shared.since.set(Instant::now());
                 drop(shared);

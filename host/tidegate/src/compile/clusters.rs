@@ -42,6 +42,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         ClusterProtocol::Auto => UpstreamProtocol::Auto,
         ClusterProtocol::Http1 => UpstreamProtocol::Http1,
         ClusterProtocol::Http2 => UpstreamProtocol::Http2,
+        ClusterProtocol::Http3 => UpstreamProtocol::Http3,
     };
     let (tls, source) = match &config.tls {
         None => (None, None),
