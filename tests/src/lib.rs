@@ -6,6 +6,7 @@ pub mod client;
 pub mod eventually;
 pub mod gateway;
 pub mod origin;
+pub mod tunnel;
 
 pub use client::{Answer, Client, RawClient};
 pub use eventually::eventually;

@@ -38,6 +38,8 @@ pub enum Cause {
     /// The response broke the protocol: framing, syntax, too large a head.
     ResponseInvalid,
     ResponseHeadTooLarge,
+    /// The answer to a handshake is neither an acceptance that holds nor a refusal.
+    UpgradeFailed,
     /// The body ended before its length, or the connection died in it.
     ResponseTruncated,
     /// A whole head arrived and its status asks for another try.
@@ -49,6 +51,10 @@ pub enum Cause {
     RequestBodyTimeout,
     // Ours.
     NoRoute,
+    /// `CONNECT` to an authority that no route allows.
+    TunnelDenied,
+    /// A protocol that the route does not take, where the request cannot go on without it.
+    TunnelUnsupported,
     /// A plugin with `on_failure = "deny"` failed.
     PolicyDenied,
     Overload,
@@ -61,7 +67,9 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | PolicyDenied | Overload | Draining | Internal => Side::Internal,
+            NoRoute | TunnelDenied | TunnelUnsupported | PolicyDenied | Overload | Draining | Internal => {
+                Side::Internal
+            }
             _ => Side::Upstream,
         }
     }
@@ -87,6 +95,7 @@ impl Cause {
             TotalTimeout => "total_timeout",
             ResponseInvalid => "response_invalid",
             ResponseHeadTooLarge => "response_head_too_large",
+            UpgradeFailed => "upgrade_failed",
             ResponseTruncated => "response_truncated",
             Status => "status",
             ClientGone => "client_gone",
@@ -94,6 +103,8 @@ impl Cause {
             RequestBodyTooLarge => "request_body_too_large",
             RequestBodyTimeout => "request_body_timeout",
             NoRoute => "no_route",
+            TunnelDenied => "tunnel_denied",
+            TunnelUnsupported => "tunnel_unsupported",
             PolicyDenied => "policy_denied",
             Overload => "overload",
             Draining => "draining",

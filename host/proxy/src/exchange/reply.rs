@@ -36,12 +36,16 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
         HeaderTimeout | AttemptTimeout | TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_write_timeout"),
         ResponseInvalid => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        UpgradeFailed => (StatusCode::BAD_GATEWAY, "http_upgrade_failed"),
         ResponseHeadTooLarge => (StatusCode::BAD_GATEWAY, "http_response_header_section_size"),
         ResponseTruncated => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         RequestInvalid => (StatusCode::BAD_REQUEST, "http_request_error"),
         RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_denied"),
         RequestBodyTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
         NoRoute => (StatusCode::NOT_FOUND, "destination_not_found"),
+        TunnelDenied => (StatusCode::FORBIDDEN, "http_request_denied"),
+        // RFC 9220, section 3.
+        TunnelUnsupported => (StatusCode::NOT_IMPLEMENTED, "http_request_denied"),
         PolicyDenied => (StatusCode::SERVICE_UNAVAILABLE, "http_request_denied"),
         Overload | Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response"),
         Status | Internal => (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error"),
@@ -59,7 +63,8 @@ pub(super) fn to_fault(cause: Cause, request: &RequestHead, snapshot: &Snapshot)
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    if is_grpc(request) {
+    // A 200 would open a tunnel.
+    if is_grpc(request) && !request.opened_by_success() {
         // A gRPC client reads its outcome from grpc-status, trailers-only: HTTP's status is 200 (gRPC over HTTP/2,
         // "Responses").
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -19,6 +19,10 @@ pub const BODY_BYTES: &str = "tidegate_body_bytes_total";
 pub const RETRIES: &str = "tidegate_retries_total";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
+/// Tunnels opened, by kind (`websocket`, `connect`). From `exchange::upgrade`.
+pub const TUNNELS: &str = "tidegate_tunnels_total";
+/// Tunnels open now. From `exchange::upgrade`.
+pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
 /// Downstream connections open now. From `listener`.

@@ -36,6 +36,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         authority: "a.example".into(),
         target: Target::new("/x?y".into()),
         headers,
+        tunnel: None,
     };
     let (client, received) = received_identity(&request.headers, &connection, &[]);
     let notes = Default::default();

@@ -63,7 +63,10 @@ fn the_desync_corpus_is_refused() {
         assert!(matches!(status(text), 400), "{text:?}");
     }
     assert_eq!(status("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), 505);
-    assert_eq!(status("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"), 501);
+    // RFC 9110, section 9.3.6: authority-form with a port.
+    for target in ["a", "a:", ":443", "a:0", "http://a:443/", "/", "u@a:443", "[::1]", "a:65536"] {
+        assert_eq!(status(&format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n\r\n")), 400, "{target}");
+    }
     assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(30))), 431);
     assert_eq!(status(&format!("GET /{} HTTP/1.1\r\n", "a".repeat(9000))), 414);
     assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(9000))), 431);
