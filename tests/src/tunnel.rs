@@ -406,6 +406,7 @@ async fn http2<S: Bytewise + 'static>(
             continue;
         }
         *response.status_mut() = if refuses { StatusCode::FORBIDDEN } else { StatusCode::OK };
+        response.headers_mut().insert("content-length", HeaderValue::from_static("2"));
         if let Ok(mut send) = respond.send_response(response, false) {
             let _ = send.send_data(Bytes::from_static(if refuses { b"no" } else { b"ok" }), true);
         }

@@ -167,6 +167,7 @@ impl Exchange<'_> {
                 return Step::Done;
             }
         };
+        self.record.opened = Some(self.record.begun.elapsed());
         let worker = self.served.worker.clone();
         let _open = Open::count(&worker.metrics, kind);
         let rules = RelayRules {

@@ -3,7 +3,7 @@
 /// Exchanges that ended, by listener protocol (`h1`, `h2`, `h3`) and status class (`1xx` to `5xx`, `none` for those
 /// without an answer). From `Record`.
 pub const EXCHANGES: &str = "tidegate_exchanges_total";
-/// Seconds from request head to the end of the response, by protocol. From `Record`.
+/// Seconds from request head to the end of the response, or to the opening of a tunnel, by protocol. From `Record`.
 pub const EXCHANGE_SECONDS: &str = "tidegate_exchange_duration_seconds";
 /// Exchanges in flight. From `Record`.
 pub const EXCHANGES_ACTIVE: &str = "tidegate_exchanges_active";
