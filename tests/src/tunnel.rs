@@ -430,7 +430,7 @@ pub fn accept(key: &str) -> String {
             _ => '/',
         })
         .collect();
-    while text.len() % 4 > 0 {
+    while !text.len().is_multiple_of(4) {
         text.push('=');
     }
     text

@@ -48,8 +48,11 @@ pub(crate) async fn relay(mut client: End, mut upstream: End, rules: RelayRules<
     let activity = Activity::now();
     let ended = {
         let mut idle = Quiet::new(&activity, rules.timers, rules.idle);
-        let up = pin!(one_way(&mut client.incoming, &mut upstream.outgoing, &activity, rules.up));
-        let down = pin!(one_way(&mut upstream.incoming, &mut client.outgoing, &activity, rules.down));
+        // An upstream over HTTP/2 may refuse more and still have sent all of its own; one over TCP has gone, and a client
+        // that wants no more has left.
+        let refusable = matches!(upstream.outgoing, Outgoing::Http2(_) | Outgoing::Http3(_));
+        let up = pin!(one_way(&mut client.incoming, &mut upstream.outgoing, refusable, &activity, rules.up));
+        let down = pin!(one_way(&mut upstream.incoming, &mut client.outgoing, false, &activity, rules.down));
         let (mut up, mut down) = (Direction::Running(up), Direction::Running(down));
         poll_fn(|cx| {
             match up.poll(cx) {
@@ -105,14 +108,14 @@ impl<F: Future<Output = Result<(), Stopped>>> Direction<'_, F> {
     }
 }
 
+/// One direction to its end. That the receiver refuses the rest is an end where it is `refusable`.
 async fn one_way(
     from: &mut Incoming,
     to: &mut Outgoing,
+    refusable: bool,
     activity: &Activity,
     moved: &Cell<u64>,
 ) -> Result<(), Stopped> {
-    // HTTP/2's peers may refuse more and still have sent all of theirs; TCP's have gone.
-    let refuses = matches!(to, Outgoing::Http2(_) | Outgoing::Http3(_));
     loop {
         let frame = match poll_fn(|cx| Poll::Ready(from.poll_frame(cx))).await {
             Poll::Ready(frame) => frame,
@@ -126,7 +129,7 @@ async fn one_way(
                 });
                 match waited.await {
                     Ok(frame) => frame,
-                    Err(_) if refuses => return Ok(()),
+                    Err(_) if refusable => return Ok(()),
                     Err(gone) => return Err(Stopped::Sink(gone)),
                 }
             }
@@ -134,7 +137,7 @@ async fn one_way(
         match frame {
             None => {
                 return match to.finish(activity).await {
-                    Err(gone) if !refuses => Err(Stopped::Sink(gone)),
+                    Err(gone) if !refusable => Err(Stopped::Sink(gone)),
                     _ => Ok(()),
                 };
             }
@@ -143,7 +146,7 @@ async fn one_way(
                 activity.moved();
                 match to.send(Frame::Data(data), activity).await {
                     Ok(()) => {}
-                    Err(_) if refuses => return Ok(()),
+                    Err(_) if refusable => return Ok(()),
                     Err(gone) => return Err(Stopped::Sink(gone)),
                 }
             }

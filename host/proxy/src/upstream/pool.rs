@@ -306,9 +306,18 @@ impl Pool {
     /// its own that speaks HTTP/1.1, where the endpoint may be spoken to so.
     pub(super) async fn lease_for_upgrade(self: &Rc<Self>) -> Result<Lease, Fault> {
         let lease = self.lease().await?;
-        match &lease.held {
-            Some(Held::Http2(shared)) if !shared.connection.takes_tunnels().await => {}
-            _ => return Ok(lease),
+        if let Some(Held::Http2(shared)) = &lease.held {
+            let mut deadline = Deadline::after(&self.shared.timers, Some(self.settings.connect_timeout));
+            let takes = tokio::select! {
+                takes = shared.connection.takes_tunnels() => takes,
+                // Whoever says nothing of it does not.
+                () = deadline.elapsed() => false,
+            };
+            if takes {
+                return Ok(lease);
+            }
+        } else {
+            return Ok(lease);
         }
         if self.settings.protocol != UpstreamProtocol::Auto {
             let detail = format!("{}: the origin does not take extended CONNECT (RFC 8441)", self.address);
