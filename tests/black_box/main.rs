@@ -3,6 +3,7 @@
 mod admin;
 mod buffering;
 mod cli;
+mod connect;
 mod drain;
 mod examples;
 mod faults;
@@ -20,6 +21,7 @@ mod retry;
 mod streaming;
 mod timeouts;
 mod tls;
+mod websocket;
 
 use tidegate_tests::Gateway;
 

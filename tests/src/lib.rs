@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod origin;
 pub mod peers;
 pub mod quic;
+pub mod tunnel;
 
 pub use client::{Answer, Client, RawClient};
 pub use eventually::eventually;

@@ -25,5 +25,6 @@ pub use listener::{CertificateFiles, ClientAuthMode, Listener, ListenerTls};
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{
-    Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch, Respond, RetryPolicy, Route,
+    ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch, Respond,
+    RetryPolicy, Route,
 };

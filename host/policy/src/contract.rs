@@ -49,6 +49,7 @@ pub fn asked_with(method: &str, target: &str, fields: &[(&str, &str)]) -> Rc<Ask
             authority: "example.com".into(),
             target: Target::new(target.into()),
             headers,
+            tunnel: None,
         },
         received: Vec::new(),
         notes: RefCell::default(),

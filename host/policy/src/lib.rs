@@ -35,7 +35,7 @@ pub use edits::{Buffering, EditError, HeaderEdit, HeaderEdits, RequestEdits};
 pub use endpoints::{Endpoint, EndpointSet, EndpointState, EndpointsView};
 pub use fault::{Cause, Fault, Side};
 pub use forwarding::Forwarding;
-pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target};
+pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target, Tunnel};
 pub use identity::{Element, Families, Identity, Node};
 pub use retry::{Retry, Verdict};
 pub use router::{DirectResponse, RouteAnswer, Router};

@@ -7,15 +7,17 @@
 //! 3. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
 //! 4. `exchange`: one request, all steps in order. Read this first.
 //! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
-//! 6. `body`: the frames that stream through, and the pump that moves them.
-//! 7. [`observe`]: one record per exchange; metrics and access log come from it.
-//! 8. [`snapshot`]: all that a worker needs to know, immutable.
+//! 6. `relay`: bytes both ways, for tunnels.
+//! 7. `body`: the frames that stream through, and the pump that moves them.
+//! 8. [`observe`]: one record per exchange; metrics and access log come from it.
+//! 9. [`snapshot`]: all that a worker needs to know, immutable.
 
 mod body;
 mod codec;
 mod exchange;
 mod listener;
 pub mod observe;
+mod relay;
 pub mod snapshot;
 mod stream;
 mod timer;

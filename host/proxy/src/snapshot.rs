@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tidegate_policy::native::{Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
-use tidegate_policy::{Balancer, DirectResponse, EndpointSet, Forwarding, Retry, Router};
+use tidegate_policy::native::{HostPattern, Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
+use tidegate_policy::{Balancer, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
 use crate::{ClientTls, ServerTls};
 
@@ -136,9 +136,33 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// Of one attempt, until its response head.
     pub attempt_timeout: Option<Duration>,
-    /// Without a byte of the upstream's body.
+    /// Without a byte of the upstream's body, or either way of a tunnel.
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
     /// Bytes of a request body that are kept for replay before the upstream is engaged; 0 streams.
     pub buffer_request: u64,
+    /// Whether clients may change to WebSocket.
+    pub websocket: bool,
+    /// What `CONNECT` may name; the tunnel leads to the route's cluster.
+    pub connect: Box<[ConnectTarget]>,
+}
+
+/// An authority that `CONNECT` may name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConnectTarget {
+    pub host: HostPattern,
+    pub port: u16,
+}
+
+impl ConnectTarget {
+    pub(crate) fn allows(&self, request: &RequestHead) -> bool {
+        let host = request.host();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let named = match &self.host {
+            HostPattern::Any => true,
+            HostPattern::Exact(name) => host == name,
+            HostPattern::Wildcard(suffix) => host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.ends_with('.')),
+        };
+        named && request.port() == Some(self.port)
+    }
 }

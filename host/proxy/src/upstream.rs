@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use tidegate_policy::{Cause, Fault};
 use tokio::sync::Notify;
 
+use crate::body::{Incoming, Outgoing};
 use crate::observe::WorkerMetrics;
 use crate::snapshot::{Cluster, PoolSettings, Snapshot};
 use crate::timer::{Deadline, Timers};
@@ -19,7 +20,7 @@ mod pool;
 mod quic;
 pub(crate) mod tls;
 
-pub(crate) use pool::Lease;
+pub(crate) use pool::{Lease, TunnelSeat};
 
 use pool::{Pool, Shared};
 use quic::Endpoints;
@@ -68,6 +69,26 @@ impl Upstreams {
         let pool = self.pool(cluster, endpoint);
         match pool {
             Some(pool) => pool.lease().await,
+            None => Err(Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name))),
+        }
+    }
+
+    /// The same with room for a request that asks for another protocol than HTTP.
+    pub(crate) async fn lease_for_upgrade(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<Lease, Fault> {
+        match self.pool(cluster, endpoint) {
+            Some(pool) => pool.lease_for_upgrade().await,
+            None => Err(Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name))),
+        }
+    }
+
+    /// A connection of its own, with no protocol on it. The seat is its place among the endpoint's connections.
+    pub(crate) async fn tunnel(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+    ) -> Result<(Incoming, Outgoing, TunnelSeat), Fault> {
+        match self.pool(cluster, endpoint) {
+            Some(pool) => pool.tunnel().await,
             None => Err(Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name))),
         }
     }

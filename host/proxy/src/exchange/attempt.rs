@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::native::permitted;
-use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Verdict};
+use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Tunnel, Verdict};
 
 use super::request_body::{RequestBody, from_body};
-use super::{Exchange, Plan, decide, reply, shape};
+use super::{Exchange, Plan, decide, reply, shape, upgrade};
 use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, Reply, pump};
+use crate::relay::End;
 use crate::timer::Deadline;
 use crate::upstream::Lease;
 
@@ -63,18 +64,18 @@ pub(super) async fn select<T>(
 
 /// The times that bound an attempt until its response head. They run while the upstream has the whole request: how
 /// fast a client uploads is for the idle time alone to judge.
-struct Clocks {
+pub(super) struct Clocks {
     attempt: Deadline,
     total: Deadline,
 }
 
 impl Clocks {
-    fn new(exchange: &Exchange<'_>, plan: &Plan) -> Self {
+    pub(super) fn new(exchange: &Exchange<'_>, plan: &Plan) -> Self {
         let timers = &exchange.served.worker.timers;
         Self { attempt: Deadline::after(timers, plan.attempt_timeout), total: Deadline::at(timers, plan.total) }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
         if self.total.poll_elapsed(cx).is_ready() {
             return Poll::Ready(Fault::new(Cause::TotalTimeout, "no response head within the exchange's time"));
         }
@@ -125,9 +126,19 @@ impl Exchange<'_> {
         self.record.endpoint = Some(endpoint.address);
         let _load = InFlight::begin(&endpoint.state);
 
+        if plan.tunnel == Some(Tunnel::Connect) {
+            return Box::pin(self.connect(plan, body, view, index, reply)).await;
+        }
+
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
-        let lease = select(upstreams.lease(&cluster, index), reply, |cx| clocks.poll(cx)).await;
+        let leasing = async {
+            match plan.tunnel {
+                None => upstreams.lease(&cluster, index).await,
+                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index)).await,
+            }
+        };
+        let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;
         let mut lease = match lease.and_then(|lease| lease) {
             Ok(lease) => lease,
             Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),
@@ -204,6 +215,26 @@ impl Exchange<'_> {
                         {
                             break Fault::new(Cause::ClientGone, gone);
                         }
+                    }
+                    Event::Arrived(Ok(Arrived::Tunnel(head, incoming, outgoing))) => {
+                        let took = begun.elapsed();
+                        self.record.upstream = Some(took);
+                        lease.answered();
+                        endpoint.state.sample_latency(worker.now(), took);
+                        let upstream = End { incoming, outgoing };
+                        match upgrade::accepted(&head, plan.head.upgrade.as_ref()) {
+                            Ok(()) => return Box::pin(self.upgraded(plan, head, upstream, reply)).await,
+                            Err(fault) => break fault,
+                        }
+                    }
+                    Event::Arrived(Ok(Arrived::Final(head, _)))
+                        if head.status.is_success() && self.asked.request.opened_by_success() =>
+                    {
+                        // Passed on, it would open a tunnel that the upstream knows nothing of.
+                        break Fault::new(
+                            Cause::UpgradeFailed,
+                            format!("{} to a handshake over HTTP/1.1", head.status),
+                        );
                     }
                     Event::Arrived(Ok(Arrived::Final(head, response))) => {
                         let took = begun.elapsed();
@@ -307,7 +338,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn note(&mut self, cause: Cause, detail: String) {
+    pub(super) fn note(&mut self, cause: Cause, detail: String) {
         self.record.cause = Some(cause);
         self.record.detail = Some(detail);
     }
@@ -353,12 +384,21 @@ impl Exchange<'_> {
     }
 
     /// After a failure: again, or the fault stands.
-    fn after(&mut self, plan: &Plan, body: &RequestBody, view: &mut EndpointsView, index: u32, fault: Fault) -> Step {
+    pub(super) fn after(
+        &mut self,
+        plan: &Plan,
+        body: &RequestBody,
+        view: &mut EndpointsView,
+        index: u32,
+        fault: Fault,
+    ) -> Step {
         if fault.cause.side() != tidegate_policy::Side::Upstream {
             return Step::Failed(fault);
         }
         self.failed(view, index);
-        if fault.cause == Cause::TotalTimeout {
+        // An upstream that accepted, if wrongly, has begun: nothing proves the opposite.
+        let begun = fault.cause == Cause::UpgradeFailed && !fault.unprocessed;
+        if fault.cause == Cause::TotalTimeout || begun {
             return Step::Failed(fault);
         }
         match self.consider(plan, body, view, index, &fault, None) {

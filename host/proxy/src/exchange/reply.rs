@@ -34,6 +34,7 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
         HeaderTimeout | AttemptTimeout | TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_write_timeout"),
         ResponseInvalid => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        UpgradeFailed => (StatusCode::BAD_GATEWAY, "http_upgrade_failed"),
         ResponseHeadTooLarge => (StatusCode::BAD_GATEWAY, "http_response_header_section_size"),
         ResponseTruncated => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         RequestInvalid => (StatusCode::BAD_REQUEST, "http_request_error"),
@@ -43,6 +44,9 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
         // RFC 9110, section 15.5.20: the client may try again on another connection.
         Misdirected => (StatusCode::MISDIRECTED_REQUEST, "http_request_error"),
         Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
+        TunnelDenied => (StatusCode::FORBIDDEN, "http_request_denied"),
+        // RFC 9220, section 3.
+        TunnelUnsupported => (StatusCode::NOT_IMPLEMENTED, "http_request_denied"),
         PolicyDenied => (StatusCode::SERVICE_UNAVAILABLE, "http_request_denied"),
         Overload | Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response"),
         Status | Internal => (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error"),

@@ -86,6 +86,9 @@ pub struct WorkerMetrics {
     pub retries: Counter,
     pub retries_without_budget: Counter,
     pub retries_unsafe: Counter,
+    pub tunnels_websocket: Counter,
+    pub tunnels_connect: Counter,
+    pub tunnels_active: Counter,
     pub tcp_connections: Counter,
     pub quic_connections: Counter,
     pub connections_active: Counter,
@@ -112,6 +115,9 @@ impl Default for WorkerMetrics {
             retries: Counter::default(),
             retries_without_budget: Counter::default(),
             retries_unsafe: Counter::default(),
+            tunnels_websocket: Counter::default(),
+            tunnels_connect: Counter::default(),
+            tunnels_active: Counter::default(),
             tcp_connections: Counter::default(),
             quic_connections: Counter::default(),
             connections_active: Counter::default(),
@@ -177,6 +183,10 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.head(names::RETRIES_REFUSED, "counter", "retries that were wanted but refused");
     page.sample(names::RETRIES_REFUSED, "reason=\"budget\"", |w| w.retries_without_budget.get());
     page.sample(names::RETRIES_REFUSED, "reason=\"unsafe\"", |w| w.retries_unsafe.get());
+    page.head(names::TUNNELS, "counter", "tunnels opened");
+    page.sample(names::TUNNELS, "kind=\"websocket\"", |w| w.tunnels_websocket.get());
+    page.sample(names::TUNNELS, "kind=\"connect\"", |w| w.tunnels_connect.get());
+    page.single(names::TUNNELS_ACTIVE, "gauge", "tunnels open", |w| w.tunnels_active.get());
     page.head(names::CONNECTIONS, "counter", "downstream connections accepted");
     page.sample(names::CONNECTIONS, "kind=\"tcp\"", |w| w.tcp_connections.get());
     page.sample(names::CONNECTIONS, "kind=\"quic\"", |w| w.quic_connections.get());

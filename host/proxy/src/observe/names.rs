@@ -3,7 +3,7 @@
 /// Exchanges that ended, by listener protocol (`h1`, `h2`, `h3`) and status class (`1xx` to `5xx`, `none` for those
 /// without an answer). From `Record`.
 pub const EXCHANGES: &str = "tidegate_exchanges_total";
-/// Seconds from request head to the end of the response, by protocol. From `Record`.
+/// Seconds from request head to the end of the response, or to the opening of a tunnel, by protocol. From `Record`.
 pub const EXCHANGE_SECONDS: &str = "tidegate_exchange_duration_seconds";
 /// Exchanges in flight. From `Record`.
 pub const EXCHANGES_ACTIVE: &str = "tidegate_exchanges_active";
@@ -19,6 +19,10 @@ pub const BODY_BYTES: &str = "tidegate_body_bytes_total";
 pub const RETRIES: &str = "tidegate_retries_total";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
+/// Tunnels opened, by kind (`websocket`, `connect`). From `exchange::upgrade`.
+pub const TUNNELS: &str = "tidegate_tunnels_total";
+/// Tunnels open now. From `exchange::upgrade`.
+pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
 /// Downstream connections open now. From `listener`.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -59,6 +60,14 @@ impl Multiplexed {
         }
     }
 
+    /// Whether the origin takes extended CONNECT, once it has said so; not yet asked of over HTTP/3.
+    pub(super) async fn takes_tunnels(&self) -> bool {
+        match self {
+            Self::Http2(connection) => connection.takes_tunnels().await,
+            Self::Http3(_) => false,
+        }
+    }
+
     /// The origin's limit on concurrent streams, as far as known.
     pub(super) fn max_streams(&self) -> usize {
         match self {
@@ -98,8 +107,34 @@ pub(crate) async fn connect(
     }
 }
 
-async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
-    let protocol = settings.protocol;
+/// A connection of its own, for a tunnel: over TLS where the cluster has it, with `alpn` as all that is offered.
+pub(crate) async fn connect_alone(
+    address: SocketAddr,
+    settings: &PoolSettings,
+    tls: Option<&ClientTls>,
+    alpn: &[&[u8]],
+    timers: &Timers,
+) -> Result<Stream, Fault> {
+    let dialling = async {
+        let tcp = tcp(address).await?;
+        let Some(tls) = tls else { return Ok(Stream::new(Transport::Tcp(tcp))) };
+        let mut config = (*tls.config).clone();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let name = tls.server_name.clone().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(name, tcp).await.map_err(|error| tls_failed(address, &error))?;
+        Ok(Stream::new(Transport::ClientTls(Box::new(stream))))
+    };
+    let mut deadline = Deadline::after(timers, Some(settings.connect_timeout));
+    tokio::select! {
+        stream = dialling => stream,
+        () = deadline.elapsed() => {
+            Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
+        }
+    }
+}
+
+async fn tcp(address: SocketAddr) -> Result<TcpStream, Fault> {
     let tcp = TcpStream::connect(address).await.map_err(|error| {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => Cause::ConnectRefused,
@@ -114,6 +149,12 @@ async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientT
     let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(3);
     let _ = socket.set_tcp_keepalive(&probes);
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    Ok(tcp)
+}
+
+async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
+    let protocol = settings.protocol;
+    let tcp = tcp(address).await?;
     let Some(tls) = tls else {
         let stream = Stream::new(Transport::Tcp(tcp));
         return match protocol {
@@ -137,7 +178,11 @@ async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientT
 }
 
 fn over_http1(stream: Stream) -> Connected {
-    Connected::Http1(http1::ClientConnection::new(stream, MAX_RESPONSE_HEAD))
+    Connected::Http1(http1_over(stream))
+}
+
+pub(crate) fn http1_over(stream: Stream) -> http1::ClientConnection {
+    http1::ClientConnection::new(stream, MAX_RESPONSE_HEAD)
 }
 
 async fn over_http2(stream: Stream, streams: u32) -> Result<Connected, Fault> {

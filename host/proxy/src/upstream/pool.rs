@@ -15,14 +15,15 @@ use std::time::Instant;
 use tidegate_policy::{Cause, Fault};
 use tokio::sync::{Notify, oneshot};
 
-use super::connect::{Connected, Multiplexed, connect};
+use super::connect::{Connected, Multiplexed, connect, connect_alone, http1_over};
 use super::quic::Endpoints;
 use super::tls::ClientTls;
-use crate::body::{Awaiting, Length, Outgoing};
+use crate::body::{Awaiting, Incoming, Length, Outgoing};
 use crate::codec::http1;
 use crate::exchange::OutgoingHead;
 use crate::observe::WorkerMetrics;
 use crate::snapshot::{PoolSettings, UpstreamProtocol};
+use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 
 /// What all pools of a worker share.
@@ -119,6 +120,11 @@ struct Streams {
     since: Cell<Instant>,
     /// The last response head came.
     answered: Cell<Instant>,
+}
+
+/// What a connection that became a tunnel holds of its pool.
+pub(crate) struct TunnelSeat {
+    _life: Life,
 }
 
 /// What a waiter gets. Dropped unreceived, it goes on to the next.
@@ -297,6 +303,62 @@ impl Pool {
         // Those who waited for this dial share it, or learned that they need their own.
         self.serve_waiters();
         Ok(lease)
+    }
+
+    /// A connection on which another protocol than HTTP can be asked for: pooled if it takes such requests, else one of
+    /// its own that speaks HTTP/1.1, where the endpoint may be spoken to so.
+    pub(super) async fn lease_for_upgrade(self: &Rc<Self>) -> Result<Lease, Fault> {
+        let lease = self.lease().await?;
+        if let Some(Held::Shared(shared)) = &lease.held {
+            let mut deadline = Deadline::after(&self.shared.timers, Some(self.settings.connect_timeout));
+            let takes = tokio::select! {
+                takes = shared.connection.takes_tunnels() => takes,
+                // Whoever says nothing of it does not.
+                () = deadline.elapsed() => false,
+            };
+            if takes {
+                return Ok(lease);
+            }
+        } else {
+            return Ok(lease);
+        }
+        if self.settings.protocol != UpstreamProtocol::Auto {
+            let detail = format!("{}: the origin does not take extended CONNECT (RFC 8441)", self.address);
+            return Err(Fault::new(Cause::UpgradeFailed, detail).nothing_written());
+        }
+        drop(lease);
+        let (stream, life) = self.dial_alone(&[b"http/1.1"]).await?;
+        let held = Some(Held::Http1 { connection: http1_over(stream), life });
+        Ok(Lease { pool: self.clone(), held })
+    }
+
+    /// Both ends of a connection of its own, without HTTP, and what holds its seat. It never comes back.
+    pub(super) async fn tunnel(self: &Rc<Self>) -> Result<(Incoming, Outgoing, TunnelSeat), Fault> {
+        let (stream, life) = self.dial_alone(&[]).await?;
+        let (incoming, outgoing) = http1::tunnel(stream);
+        Ok((incoming, outgoing, TunnelSeat { _life: life }))
+    }
+
+    async fn dial_alone(self: &Rc<Self>, alpn: &[&[u8]]) -> Result<(Stream, Life), Fault> {
+        let free = |state: &State| state.connections < self.settings.max_connections;
+        if !free(&self.state.borrow()) && !self.state.borrow().idle.is_empty() {
+            // The longest idle makes room, unless somebody waits for it.
+            let idle = self.state.borrow_mut().idle.remove(0);
+            drop(idle);
+        }
+        if !free(&self.state.borrow()) {
+            let detail = format!("{}: no room for another connection", self.address);
+            return Err(Fault::new(Cause::PoolExhausted, detail));
+        }
+        let seat = Seat::take(self, &mut self.state.borrow_mut());
+        let metrics = &self.shared.metrics;
+        metrics.upstream_connections.add(1);
+        let connected =
+            connect_alone(self.address, &self.settings, self.tls.as_deref(), alpn, &self.shared.timers).await;
+        seat.connected();
+        let stream = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
+        metrics.upstream_connections_active.add(1);
+        Ok((stream, Life { born: Instant::now(), requests: 0, shared: self.shared.clone(), _seat: seat }))
     }
 
     /// Takes back an HTTP/1 connection.

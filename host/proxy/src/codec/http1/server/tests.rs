@@ -141,6 +141,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             idle_timeout: None,
             max_request_body: None,
             buffer_request: 0,
+            websocket: true,
+            connect: Box::new([]),
         })
     };
     let rule = |path| RouteRule { hosts: vec![], path, methods: vec![], headers: vec![], cluster: None };
@@ -212,7 +214,7 @@ fn refusals_are_answered_and_close() {
         ("GET / HTTP/1.1\nHost: a\n\n", 400),
         ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /own", 400),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 403),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         ("\x16\x03\x01\x02\x00\x01\x00\x01", 400),
         (&large, 431),
