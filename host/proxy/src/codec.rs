@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::body::{Incoming, Reply};
 use crate::snapshot::{Listener, Protocols};
-use crate::stream::{Stream, Transport};
+use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 use crate::worker::Worker;
 
@@ -53,11 +53,10 @@ impl Served {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection without TLS: HTTP/2 by prior knowledge if it begins with the preface, else HTTP/1.
-pub(crate) async fn serve_clear_text(transport: Transport, protocols: Protocols, served: Rc<Served>, timers: Timers) {
+pub(crate) async fn serve_clear_text(mut stream: Stream, protocols: Protocols, served: Rc<Served>, timers: Timers) {
     if !protocols.http2 {
-        return http1::serve(Stream::new(transport), served, timers).await;
+        return http1::serve(stream, served, timers).await;
     }
-    let mut stream = Stream::new(transport);
     let mut ahead = BytesMut::with_capacity(PREFACE.len());
     let mut deadline = Deadline::after(&timers, Some(served.listener.limits.header_timeout));
     while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_policy::ConnectionHead;
+use tidegate_policy::{ConnectionHead, ProxyTlvs};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
@@ -23,8 +24,11 @@ use crate::stream::Transport;
 use crate::timer::Deadline;
 use crate::worker::Worker;
 
+mod proxy_protocol;
 pub(crate) mod quic;
 pub(crate) mod tls;
+
+use proxy_protocol::{Begins, Refused};
 
 /// The sockets of a listener on all workers, as the control thread remembers them.
 #[derive(Clone)]
@@ -248,27 +252,50 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// One TCP connection: handshake, then the codec that was agreed on.
-async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer: SocketAddr) {
+/// One TCP connection: PROXY header, handshake, then the codec that was agreed on.
+async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, peer: SocketAddr) {
     // Without it a small response waits for the client's delayed acknowledgement.
     let _ = tcp.set_nodelay(true);
     let Ok(local) = tcp.local_addr() else { return };
     let (peer, local) = (canonical(peer), canonical(local));
     let mut head = ConnectionHead {
+        id: fastrand::u128(..),
         peer,
         client: peer,
         local,
+        proxy_tlvs: ProxyTlvs::default(),
         listener: listener.name.clone(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
     };
+    let mut ahead = Bytes::new();
+    if let Some(accept) = &listener.proxy_protocol {
+        match proxy_protocol::receive(&mut tcp, accept, peer.ip(), &worker.timers).await {
+            Ok(Begins::WithHeader(header)) => {
+                if let Some(addresses) = header.addresses {
+                    (head.client, head.local) = (canonical(addresses.source), canonical(addresses.destination));
+                }
+                head.proxy_tlvs = header.tlvs;
+            }
+            Ok(Begins::With(taken)) => ahead = taken,
+            Err(refused) => return proxy_header_refused(&worker, &listener, peer, &refused),
+        }
+    }
     let transport = match &listener.tls {
         None => Transport::Tcp(tcp),
+        // What may begin a header cannot begin a TLS record.
+        Some(_) if !ahead.is_empty() => {
+            worker.metrics.handshakes_failed.add(1);
+            tracing::debug!(listener = %listener.name, %peer, "neither a PROXY header nor TLS");
+            return;
+        }
         Some(tls) => match tls::accept(tcp, tls, listener.limits.handshake_timeout, &worker.timers).await {
             Ok(accepted) => {
                 head.tls = true;
+                head.tls_version = accepted.version;
                 head.server_name = accepted.server_name;
                 head.alpn = accepted.alpn;
                 head.client_certificate = accepted.client_certificate;
@@ -289,6 +316,19 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer
     } else if served.connection.tls {
         codec::http1::serve(crate::stream::Stream::new(transport), served, timers).await;
     } else {
-        codec::serve_clear_text(transport, protocols, served, timers).await;
+        let stream = crate::stream::Stream::new(transport).put_back(ahead);
+        codec::serve_clear_text(stream, protocols, served, timers).await;
     }
+}
+
+fn proxy_header_refused(worker: &Worker, listener: &Listener, peer: SocketAddr, refused: &Refused) {
+    let counts = &worker.metrics.proxy_headers_refused;
+    match refused {
+        Refused::Untrusted => counts.untrusted.add(1),
+        Refused::Invalid(_) | Refused::Absent => counts.invalid.add(1),
+        Refused::Late(_) => counts.late.add(1),
+        Refused::CutOff => counts.cut_off.add(1),
+        Refused::Gone(_) => {}
+    }
+    tracing::debug!(listener = %listener.name, %peer, %refused, "connection closed before a PROXY header");
 }

@@ -7,19 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tidegate_policy::{Cause, Fault};
+use tidegate_policy::{Cause, ConnectionHead, Fault};
 use tokio::sync::Notify;
 
 use crate::observe::WorkerMetrics;
 use crate::snapshot::{Cluster, PoolSettings, Snapshot};
 use crate::timer::{Deadline, Timers};
 
+mod advertised;
 mod connect;
 mod pool;
 pub(crate) mod tls;
 
 pub(crate) use pool::Lease;
 
+use advertised::Advertised;
 use pool::{Pool, Shared};
 
 /// Everything that makes two connections not interchangeable: where to, how, and as whom. TLS configurations are told
@@ -61,11 +63,18 @@ impl Upstreams {
         Self { shared, pools, clusters: RefCell::default() }
     }
 
-    /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for.
-    pub(crate) async fn lease(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<Lease, Fault> {
+    /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for. `client` is
+    /// advertised where the cluster sends PROXY headers.
+    pub(crate) async fn lease(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+        client: &Rc<ConnectionHead>,
+    ) -> Result<Lease, Fault> {
         let pool = self.pool(cluster, endpoint);
+        let advertised = cluster.pool.proxy_protocol.map(|version| Advertised::new(version, client));
         match pool {
-            Some(pool) => pool.lease().await,
+            Some(pool) => pool.lease(advertised).await,
             None => Err(Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name))),
         }
     }

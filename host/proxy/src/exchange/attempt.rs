@@ -126,7 +126,7 @@ impl Exchange<'_> {
 
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
-        let lease = select(upstreams.lease(&cluster, index), reply, |cx| clocks.poll(cx)).await;
+        let lease = select(upstreams.lease(&cluster, index, &self.asked.connection), reply, |cx| clocks.poll(cx)).await;
         let mut lease = match lease.and_then(|lease| lease) {
             Ok(lease) => lease,
             Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),

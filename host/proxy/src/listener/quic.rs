@@ -16,7 +16,7 @@ use bytes::Bytes;
 use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_policy::ConnectionHead;
+use tidegate_policy::{ConnectionHead, ProxyTlvs};
 
 use super::tls::ServerTls;
 use super::{Gate, canonical};
@@ -210,11 +210,14 @@ async fn connection(worker: Rc<Worker>, listener: Arc<Listener>, incoming: quinn
     let certificates = connection.peer_identity().and_then(|data| data.downcast::<Vec<CertificateDer<'static>>>().ok());
     let client_certificate = certificates.and_then(|chain| chain.first().map(|end| Bytes::copy_from_slice(end)));
     let head = ConnectionHead {
+        id: fastrand::u128(..),
         peer,
         client: peer,
         local: SocketAddr::new(local_ip, port),
+        proxy_tlvs: ProxyTlvs::default(),
         listener: listener.name.clone(),
         tls: true,
+        tls_version: Some("TLSv1.3"),
         server_name,
         alpn: Some("h3".into()),
         client_certificate,

@@ -1,4 +1,4 @@
-//! Dialling: TCP, TLS, ALPN, all within the connect timeout. Nothing of a request is written here.
+//! Dialling: TCP, PROXY header, TLS, ALPN, all within the connect timeout. Nothing of a request is written here.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tidegate_policy::{Cause, Fault};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::codec::{http1, http2};
@@ -30,19 +31,25 @@ pub(crate) async fn connect(
     address: SocketAddr,
     settings: &PoolSettings,
     tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
     timers: &Timers,
 ) -> Result<Connected, Fault> {
     let mut deadline = Deadline::after(timers, Some(settings.connect_timeout));
     tokio::select! {
-        connected = dial(address, settings.protocol, tls) => connected,
+        connected = dial(address, settings.protocol, tls, proxy_header) => connected,
         () = deadline.elapsed() => {
             Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
         }
     }
 }
 
-async fn dial(address: SocketAddr, protocol: UpstreamProtocol, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
-    let tcp = TcpStream::connect(address).await.map_err(|error| {
+async fn dial(
+    address: SocketAddr,
+    protocol: UpstreamProtocol,
+    tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
+) -> Result<Connected, Fault> {
+    let mut tcp = TcpStream::connect(address).await.map_err(|error| {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => Cause::ConnectRefused,
             io::ErrorKind::TimedOut => Cause::ConnectTimeout,
@@ -53,6 +60,10 @@ async fn dial(address: SocketAddr, protocol: UpstreamProtocol, tls: Option<&Clie
     // Without the first a request waits for acknowledgements, without the second a vanished origin is never noticed.
     let _ = tcp.set_nodelay(true);
     let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+    if let Some(header) = proxy_header {
+        let failed = |error| Fault::new(Cause::ConnectFailed, format!("{address}: sending the PROXY header: {error}"));
+        tcp.write_all(header).await.map_err(failed)?;
+    }
     let Some(tls) = tls else {
         let stream = Stream::new(Transport::Tcp(tcp));
         return match protocol {

@@ -3,6 +3,10 @@
 //! One request at a time on an HTTP/1 connection, taken last in first out so that surplus ones age and go; streams
 //! shared on HTTP/2 up to a cap, with another connection beyond it; waiters served in the order they came. Every open
 //! or dialling connection holds a `Seat`: dropping it makes room for the next.
+//!
+//! Where the cluster sends PROXY headers, a connection serves only requests that are advertised like the one it was
+//! made for: each of idle connections, streams, dials and waiters is looked for among its like. All count against the one
+//! limit, at which an idle connection of somebody else gives its seat up.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,6 +19,7 @@ use std::time::Instant;
 use tidegate_policy::{Cause, Fault};
 use tokio::sync::{Notify, oneshot};
 
+use super::advertised::Advertised;
 use super::connect::{Connected, connect};
 use super::tls::ClientTls;
 use crate::body::{Awaiting, Length, Outgoing};
@@ -49,10 +54,19 @@ struct State {
     http2: Vec<Rc<Http2>>,
     /// Seats taken.
     connections: usize,
-    dialling: usize,
-    waiters: VecDeque<oneshot::Sender<Granted>>,
+    /// Dials under way, by whom they are for.
+    dialling: Vec<For>,
+    waiters: VecDeque<Waiter>,
     /// What the endpoint agreed to by ALPN, once known.
     speaks_http2: Option<bool>,
+}
+
+/// Whom a connection is for; `None`: for anybody, where no PROXY header is sent.
+type For = Option<Advertised>;
+
+struct Waiter {
+    client: For,
+    sender: oneshot::Sender<Granted>,
 }
 
 /// The right to be a connection of the pool.
@@ -68,18 +82,21 @@ impl Drop for Seat {
 }
 
 /// Counts a dial under way.
-struct Dialling<'a>(&'a Rc<Pool>);
+struct Dialling<'a>(&'a Rc<Pool>, &'a For);
 
 impl<'a> Dialling<'a> {
-    fn begin(pool: &'a Rc<Pool>) -> Self {
-        pool.state.borrow_mut().dialling += 1;
-        Self(pool)
+    fn begin(pool: &'a Rc<Pool>, client: &'a For) -> Self {
+        pool.state.borrow_mut().dialling.push(client.clone());
+        Self(pool, client)
     }
 }
 
 impl Drop for Dialling<'_> {
     fn drop(&mut self) {
-        self.0.state.borrow_mut().dialling -= 1;
+        let dialling = &mut self.0.state.borrow_mut().dialling;
+        if let Some(at) = dialling.iter().position(|client| client == self.1) {
+            dialling.swap_remove(at);
+        }
     }
 }
 
@@ -87,8 +104,17 @@ impl Drop for Dialling<'_> {
 struct Life {
     born: Instant,
     requests: u64,
+    client: For,
     shared: Rc<Shared>,
-    _seat: Seat,
+    /// Until it is given up to another.
+    seat: Option<Seat>,
+}
+
+impl Life {
+    /// Nobody is likely to ask for it again.
+    fn forlorn(&self) -> bool {
+        self.client.as_ref().is_some_and(Advertised::client_is_gone)
+    }
 }
 
 impl Drop for Life {
@@ -118,6 +144,23 @@ enum Granted {
     Seat(Seat),
 }
 
+impl State {
+    /// The connection for `client` that was used last.
+    fn take_idle(&mut self, client: &For) -> Option<Idle> {
+        let at = self.idle.iter().rposition(|idle| idle.life.client == *client)?;
+        Some(self.idle.remove(at))
+    }
+
+    /// How many dials are under way for `client`, and how many requests of it wait.
+    fn dialling_and_waiting(&self, client: &For) -> (usize, usize) {
+        if client.is_none() {
+            return (self.dialling.len(), self.waiters.len());
+        }
+        let dialling = self.dialling.iter().filter(|other| *other == client).count();
+        (dialling, self.waiters.iter().filter(|waiter| waiter.client == *client).count())
+    }
+}
+
 impl Pool {
     pub(super) fn new(
         address: SocketAddr,
@@ -129,35 +172,38 @@ impl Pool {
     }
 
     /// A connection with room for one request.
-    pub(super) async fn lease(self: &Rc<Self>) -> Result<Lease, Fault> {
-        // Those who wait go first.
-        let ready = if self.state.borrow().waiters.is_empty() { self.take() } else { None };
+    pub(super) async fn lease(self: &Rc<Self>, client: For) -> Result<Lease, Fault> {
+        // Those who wait for the same go first.
+        let first = !self.state.borrow().waiters.iter().any(|waiter| waiter.client == client);
+        let ready = if first { self.take(&client) } else { None };
         let granted = match ready {
             Some(granted) => granted,
-            None => self.wait().await?,
+            None => self.wait(client.clone()).await?,
         };
         match granted {
             Granted::Lease(lease) => {
                 self.shared.metrics.upstream_reused.add(1);
                 Ok(lease)
             }
-            Granted::Seat(seat) => self.dial(seat).await,
+            Granted::Seat(seat) => self.dial(seat, client).await,
         }
     }
 
     /// What is to be had now: an open connection, or room to make one.
-    fn take(self: &Rc<Self>) -> Option<Granted> {
-        if let Some(lease) = self.take_stream() {
+    fn take(self: &Rc<Self>, client: &For) -> Option<Granted> {
+        if let Some(lease) = self.take_stream(client) {
             return Some(Granted::Lease(lease));
         }
         loop {
             // Dropped outside the borrow: its seat borrows too.
-            let idle = self.state.borrow_mut().idle.pop();
-            let Some(idle) = idle else { break };
+            let idle = self.state.borrow_mut().take_idle(client);
+            let Some(mut idle) = idle else { break };
             if !self.worn(&idle.life, idle.life.requests)
                 && idle.since.elapsed() < self.settings.idle_timeout
                 && !stale(&idle)
             {
+                // Equal, but perhaps another connection of the same client, which lives longer.
+                idle.life.client.clone_from(client);
                 let held = Held::Http1 { connection: idle.connection, life: idle.life };
                 return Some(Granted::Lease(Lease { pool: self.clone(), held: Some(held) }));
             }
@@ -169,15 +215,39 @@ impl Pool {
             (UpstreamProtocol::Auto, None) => self.tls.is_some(),
             _ => false,
         };
-        let awaited = state.dialling * self.settings.max_streams_per_connection as usize;
-        if state.connections >= self.settings.max_connections || (shares && state.waiters.len() < awaited) {
-            return None;
+        if shares {
+            let (dialling, waiting) = state.dialling_and_waiting(client);
+            if waiting < dialling * self.settings.max_streams_per_connection as usize {
+                return None;
+            }
+        }
+        if state.connections >= self.settings.max_connections {
+            drop(state);
+            return self.evict(client).map(Granted::Seat);
         }
         state.connections += 1;
         Some(Granted::Seat(Seat(Rc::downgrade(self))))
     }
 
-    fn take_stream(self: &Rc<Self>) -> Option<Lease> {
+    /// At the limit: the seat of the connection that has been idle the longest, of those that are of no use to `client`.
+    fn evict(&self, client: &For) -> Option<Seat> {
+        client.as_ref()?;
+        let mut state = self.state.borrow_mut();
+        if !state.idle.is_empty() {
+            let mut idle = state.idle.remove(0);
+            drop(state);
+            return idle.life.seat.take();
+        }
+        let streamless = |c: &Rc<Http2>| c.streams.get() == 0 && c.life.client != *client;
+        let at = state.http2.iter().position(streamless)?;
+        let connection = state.http2.remove(at);
+        drop(state);
+        connection.connection.retire();
+        // Without streams the list had the only one.
+        Rc::into_inner(connection)?.life.seat.take()
+    }
+
+    fn take_stream(self: &Rc<Self>, client: &For) -> Option<Lease> {
         if self.state.borrow().http2.is_empty() {
             return None;
         }
@@ -185,7 +255,10 @@ impl Pool {
         let state = self.state.borrow();
         let cap = self.settings.max_streams_per_connection as usize;
         // The busiest that has room: idle ones may then go.
-        let open = state.http2.iter().filter(|c| c.streams.get() < cap.min(c.connection.max_streams()));
+        let open = state
+            .http2
+            .iter()
+            .filter(|c| c.life.client == *client && c.streams.get() < cap.min(c.connection.max_streams()));
         let connection = open.max_by_key(|c| c.streams.get())?.clone();
         drop(state);
         Some(self.stream_of(connection))
@@ -218,18 +291,18 @@ impl Pool {
             || life.born.elapsed() >= self.settings.max_connection_age
     }
 
-    async fn wait(self: &Rc<Self>) -> Result<Granted, Fault> {
+    async fn wait(self: &Rc<Self>, client: For) -> Result<Granted, Fault> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut state = self.state.borrow_mut();
-            state.waiters.retain(|waiter| !waiter.is_closed());
+            state.waiters.retain(|waiter| !waiter.sender.is_closed());
             if state.waiters.len() >= self.settings.max_pending {
                 return Err(Fault::new(
                     Cause::PoolExhausted,
                     format!("{}: too many wait for a connection", self.address),
                 ));
             }
-            state.waiters.push_back(sender);
+            state.waiters.push_back(Waiter { client, sender });
         }
         let _waiting = Waiting::begin(&self.shared.metrics);
         let mut deadline = Deadline::after(&self.shared.timers, Some(self.settings.pending_timeout));
@@ -240,35 +313,44 @@ impl Pool {
         }
     }
 
-    /// Gives what is to be had to those who wait, first come first.
+    /// Gives what is to be had to those who wait, first come first. One who cannot be served stands in the way of those
+    /// only who want the same.
     fn serve_waiters(self: &Rc<Self>) {
+        let mut passed = 0;
         loop {
             let next = {
                 let mut state = self.state.borrow_mut();
-                state.waiters.retain(|waiter| !waiter.is_closed());
-                state.waiters.pop_front()
+                state.waiters.retain(|waiter| !waiter.sender.is_closed());
+                state.waiters.remove(passed)
             };
             let Some(waiter) = next else { return };
-            match self.take() {
+            match self.take(&waiter.client) {
                 // A waiter that left meanwhile passes it on by dropping it.
-                Some(granted) => drop(waiter.send(granted)),
+                Some(granted) => drop(waiter.sender.send(granted)),
                 None => {
-                    self.state.borrow_mut().waiters.push_front(waiter);
-                    return;
+                    let for_all = waiter.client.is_none();
+                    let mut state = self.state.borrow_mut();
+                    let place = passed.min(state.waiters.len());
+                    state.waiters.insert(place, waiter);
+                    if for_all {
+                        return;
+                    }
+                    passed = place + 1;
                 }
             }
         }
     }
 
-    async fn dial(self: &Rc<Self>, seat: Seat) -> Result<Lease, Fault> {
-        let dialling = Dialling::begin(self);
+    async fn dial(self: &Rc<Self>, seat: Seat, client: For) -> Result<Lease, Fault> {
+        let dialling = Dialling::begin(self, &client);
         let metrics = &self.shared.metrics;
         metrics.upstream_connections.add(1);
-        let connected = connect(self.address, &self.settings, self.tls.as_deref(), &self.shared.timers).await;
+        let header = client.as_ref().map(Advertised::header);
+        let connected = connect(self.address, &self.settings, self.tls.as_deref(), header, &self.shared.timers).await;
         drop(dialling);
         let connected = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
         metrics.upstream_connections_active.add(1);
-        let life = Life { born: Instant::now(), requests: 0, shared: self.shared.clone(), _seat: seat };
+        let life = Life { born: Instant::now(), requests: 0, client, shared: self.shared.clone(), seat: Some(seat) };
         let http2 = matches!(connected, Connected::Http2(_));
         self.state.borrow_mut().speaks_http2 = Some(http2);
         let lease = match connected {
@@ -310,8 +392,9 @@ impl Pool {
             let mut index = 0;
             while index < state.idle.len() {
                 let idle = &state.idle[index];
-                let old =
-                    idle.since.elapsed() >= self.settings.idle_timeout || self.worn(&idle.life, idle.life.requests);
+                let old = idle.since.elapsed() >= self.settings.idle_timeout
+                    || self.worn(&idle.life, idle.life.requests)
+                    || idle.life.forlorn();
                 if old || stale(idle) {
                     gone.push(state.idle.remove(index));
                 } else {
@@ -319,7 +402,8 @@ impl Pool {
                 }
             }
             state.http2.retain(|c| {
-                let idle = c.streams.get() == 0 && c.since.get().elapsed() >= self.settings.idle_timeout;
+                let old = c.since.get().elapsed() >= self.settings.idle_timeout || c.life.forlorn();
+                let idle = c.streams.get() == 0 && old;
                 if idle {
                     retired.push(c.clone());
                 }
