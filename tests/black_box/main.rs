@@ -10,6 +10,8 @@ mod http1;
 mod matrix;
 mod plugins;
 mod pooling;
+mod proxy_peers;
+mod proxy_protocol;
 mod reload;
 mod retry;
 mod streaming;
