@@ -358,6 +358,26 @@ async fn header_before_tls_and_its_fields_upstream() {
     assert_eq!(said(&gateway, REQUEST).await, "");
 }
 
+/// Section 2.2.8, conduct "TLV": plugins read the fields, those within the ssl field too, and a memo tells them apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugins_read_the_fields() {
+    let origin = Origin::http1().await;
+    let reader = tidegate_tests::gateway::root().join("tests/guests/built/reader.wasm");
+    let plugin = format!("[[plugin]]\nname = \"reader\"\nsource = {reader:?}\nmemoise = true\n");
+    let config = config(origin.address, &accept("required"), "")
+        .replace("cluster = \"api\"\n", "cluster = \"api\"\nrouter = \"reader\"\n");
+    let gateway = Gateway::start(&format!("{plugin}{config}")).await;
+    for name in ["one", "two", "one"] {
+        let ssl = [&[1, 0, 0, 0, 0, 0x22, 0, 3], name.as_bytes()].concat();
+        let header = version_2(1, 0x11, IPV4, &[(0xEA, name.as_bytes()), (0x20, &ssl)], Some(true));
+        for (kind, value) in [(0xEA, name), (0x22, name), (0x21, "none"), (0xEB, "none")] {
+            let request = format!("GET /tlv/{kind} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            assert!(said(&gateway, &[&header, request.as_bytes()].concat()).await.starts_with("HTTP/1.1 200"));
+            assert_eq!(origin.last().header("x-tlv"), Some(value), "{kind:#x}");
+        }
+    }
+}
+
 /// Section 2, conduct "reusing a pooled connection whose PROXY header names another client": it never happens, on either
 /// version of HTTP; one client's requests do share.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
