@@ -328,7 +328,17 @@ async fn header_before_tls_and_its_fields_upstream() {
     let tls = "tls.certificates = [{ certificate = \"a.pem\", key = \"a.key\" }]";
     let cluster = "proxy_protocol = \"v2\"\nproxy_tlvs = [\"alpn\", \"authority\", \"ssl\", \"unique_id\", \"crc32c\"]";
     let config = config(origin.address, &format!("{}\n{tls}", accept("required")), cluster);
-    let gateway = Gateway::start_in(folder, &config).await;
+    let open = format!("[[listener]]\nname = \"open\"\naddress = \"127.0.0.1:0\"\n{}\n{tls}\n", accept("optional"));
+    let gateway = Gateway::start_in(folder, &format!("{open}{config}")).await;
+    // Where it is optional, TLS alone is told apart by its first byte.
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2, http::Version::HTTP_3] {
+        let alpn = [(http::Version::HTTP_2, &b"h2"[..]), (http::Version::HTTP_3, b"h3")];
+        let alpn = alpn.iter().find(|(of, _)| *of == version).map_or(&b"http/1.1"[..], |(_, name)| name);
+        let client = Client::tls(gateway.address("open"), version, authority.client(&[alpn], None), "a.example");
+        assert_eq!(client.get("/").await.expect("an answer").status, 200);
+        let said = told.lock().expect("no panic").last().expect("a connection").0.clone();
+        assert_eq!(fields(&said).iter().find(|(kind, _)| *kind == 1).map(|(_, value)| value.as_slice()), Some(alpn));
+    }
     let received =
         version_2(1, 0x11, IPV4, &[(2, b"not.example"), (5, b"an id"), (0x20, &[1, 0, 0, 0, 0])], Some(true));
     for header in [LINE, &received] {
@@ -419,6 +429,34 @@ async fn pooled_connections_are_one_clients_only() {
             })
             .await;
         }
+    }
+}
+
+/// RFC 9113, section 5.1.2: streams of one client share a connection from its first dial on, though others dial too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_one_client_share_a_connection() {
+    let (origin, told) = origin_with_headers(true).await;
+    let gateway = Gateway::start(&config(origin.address, "", "protocol = \"http2\"\nproxy_protocol = \"v2\"")).await;
+    let mut requests = Vec::new();
+    for name in ["a", "b", "c"] {
+        let tcp = TcpStream::connect(gateway.edge()).await.expect("a connection");
+        let io = TokioIo::new(tcp);
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.expect("a handshake");
+        tokio::spawn(connection);
+        for _ in 0..20 {
+            let mut sender = sender.clone();
+            let request = http::Request::get(format!("http://a/{name}")).body(full("")).expect("a request");
+            requests.push(tokio::spawn(async move { sender.send_request(request).await.map(|r| r.status().as_u16()) }));
+        }
+    }
+    for request in requests {
+        assert_eq!(request.await.expect("no panic").expect("an answer"), 200);
+    }
+    let told = told.lock().expect("no panic").clone();
+    assert_eq!(told.len(), 3);
+    for (_, paths) in told {
+        assert_eq!(paths, vec![paths[0].clone(); 20]);
     }
 }
 
