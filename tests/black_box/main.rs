@@ -16,6 +16,8 @@ mod http3_upstream;
 mod matrix;
 mod plugins;
 mod pooling;
+mod proxy_peers;
+mod proxy_protocol;
 mod reload;
 mod retry;
 mod streaming;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-/// The interpreter that has the packages: `target/peers`, else the one on the path.
+/// The interpreter that has the packages: `target/peers-python`, else the one on the path.
 pub fn interpreter() -> PathBuf {
-    let own = crate::gateway::root().join("target/peers/bin/python");
+    let own = crate::gateway::root().join("target/peers-python/bin/python");
     if own.exists() { own } else { PathBuf::from("python3") }
 }
 

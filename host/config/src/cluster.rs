@@ -22,6 +22,7 @@ pub struct Cluster {
     pub max_pending: usize,
     pub pending_timeout: Duration,
     pub max_requests: u32,
+    pub proxy_protocol: ProxyProtocol,
     pub retry_percent: f64,
     pub retry_min: u32,
     pub tls: Option<ClusterTls>,
@@ -42,6 +43,18 @@ pub enum ClusterProtocol {
     Http2,
     Http3,
 }
+
+/// The header that goes before all else on a connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ProxyProtocol {
+    Off,
+    V1,
+    /// With these fields, of [`PROXY_TLVS`].
+    V2(Vec<String>),
+}
+
+/// What `proxy_tlvs` may name.
+pub const PROXY_TLVS: [&str; 5] = ["alpn", "authority", "ssl", "unique_id", "crc32c"];
 
 #[derive(Clone, Debug)]
 pub struct Balance {
@@ -110,10 +123,28 @@ impl Cluster {
             max_pending: section.number("max_pending", 0, 1_000_000).unwrap_or(0) as usize,
             pending_timeout: section.time("pending_timeout"),
             max_requests: section.number("max_requests", 1, u64::from(u32::MAX)).unwrap_or(1) as u32,
+            proxy_protocol: proxy_protocol(section),
             retry_percent: budget.share("percent"),
             retry_min: budget.number("min", 0, 1_000_000).unwrap_or(0) as u32,
             tls,
         }
+    }
+}
+
+fn proxy_protocol(section: &Section<'_>) -> ProxyProtocol {
+    let fields = section.words("proxy_tlvs", &PROXY_TLVS);
+    let version = section.one_of("proxy_protocol");
+    if version != "v2" && section.has("proxy_tlvs") {
+        let line = section.line_of("proxy_tlvs");
+        section.error(
+            line,
+            "cluster: proxy_tlvs without proxy_protocol = \"v2\" are sent nowhere; only version 2 has fields",
+        );
+    }
+    match version.as_str() {
+        "v1" => ProxyProtocol::V1,
+        "v2" => ProxyProtocol::V2(fields),
+        _ => ProxyProtocol::Off,
     }
 }
 

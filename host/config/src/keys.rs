@@ -109,9 +109,10 @@ pub(crate) const TABLES: &[Table] = &[
             optional(
                 "protocols",
                 TextList,
-                "Of `http1`, `http2`, `http3`. Default: all three with `tls`, the first two without; HTTP/2 without TLS is by prior knowledge.",
+                "Of `http1`, `http2`, `http3`. Default: all three with `tls` (not `http3` where a PROXY header is required), the first two without; HTTP/2 without TLS is by prior knowledge.",
             ),
             key("trusted_proxies", TextList, "[]", "Networks whose forwarding fields are believed."),
+            key("proxy_protocol", Table("proxy_protocol"), "{}", "Take PROXY headers from proxies in front."),
             key("max_connections", Number, "10000", "Open connections, over all workers; more are closed at once."),
             key(
                 "max_header_bytes",
@@ -133,6 +134,20 @@ pub(crate) const TABLES: &[Table] = &[
             key("max_requests_per_connection", Number, "100000", "Then the connection is closed in an orderly way."),
             key("alt_svc", Bool, "true", "Announce HTTP/3 to clients on TCP where it is served (RFC 7838)."),
             optional("tls", Table("listener.tls"), "Speak TLS."),
+        ],
+    },
+    Table {
+        name: "proxy_protocol",
+        doc: "From whom a listener takes a PROXY header, version 1 or 2, before TLS and HTTP. Its source becomes the connection's client, its destination the local address; its fields are `connection.proxy-tlv` for plugins.",
+        keys: &[
+            key(
+                "accept",
+                OneOf(&["off", "optional", "required"]),
+                "off",
+                "`off`: never. `optional`: `trusted` peers may send one, and a header from others is bytes like any others. `required`: a connection without a valid header, or from another peer, is closed.",
+            ),
+            key("trusted", TextList, "[]", "Networks of the proxies that send one."),
+            key("timeout", Time, "3s", "The whole header must come within this."),
         ],
     },
     Table {
@@ -202,6 +217,18 @@ pub(crate) const TABLES: &[Table] = &[
                 Number,
                 "100000",
                 "In flight per endpoint, over all workers; a full one is passed over.",
+            ),
+            key(
+                "proxy_protocol",
+                OneOf(&["off", "v1", "v2"]),
+                "off",
+                "Begin each connection with a PROXY header for the client's one. A connection then serves that client only: others never share it.",
+            ),
+            key(
+                "proxy_tlvs",
+                TextList,
+                "[\"alpn\", \"authority\", \"ssl\", \"crc32c\"]",
+                "Fields of a `v2` header, also `unique_id`. The first three tell of the client's TLS here, else what a PROXY header from it said.",
             ),
             key("retry_budget", Table("retry_budget"), "{}", "How many retries the cluster bears."),
             optional("tls", Table("cluster.tls"), "Speak TLS to the endpoints. Verified unless told otherwise."),

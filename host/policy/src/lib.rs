@@ -21,6 +21,7 @@ mod forwarding;
 mod head;
 mod identity;
 pub mod native;
+mod proxy_tlvs;
 mod retry;
 mod router;
 
@@ -37,5 +38,6 @@ pub use fault::{Cause, Fault, Side};
 pub use forwarding::Forwarding;
 pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target, Tunnel};
 pub use identity::{Element, Families, Identity, Node};
+pub use proxy_tlvs::{ProxyTlvs, Tlv, TlvError, tlv, walk as walk_tlvs};
 pub use retry::{Retry, Verdict};
 pub use router::{DirectResponse, RouteAnswer, Router};

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_policy::{ConnectionHead, HttpVersion};
+use tidegate_policy::{ConnectionHead, HttpVersion, ProxyTlvs};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -23,8 +24,11 @@ use crate::stream::{Stream, Transport};
 use crate::timer::Deadline;
 use crate::worker::Worker;
 
+mod proxy_protocol;
 pub(crate) mod quic;
 pub(crate) mod tls;
+
+use proxy_protocol::{Begins, Refused};
 
 /// The sockets of a listener on all workers, as the control thread remembers them.
 #[derive(Clone)]
@@ -258,27 +262,50 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// One TCP connection: handshake, then the codec that was agreed on.
-async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer: SocketAddr) {
+/// One TCP connection: PROXY header, handshake, then the codec that was agreed on.
+async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, peer: SocketAddr) {
     // Without it a small response waits for the client's delayed acknowledgement.
     let _ = tcp.set_nodelay(true);
     let Ok(local) = tcp.local_addr() else { return };
     let (peer, local) = (canonical(peer), canonical(local));
     let mut head = ConnectionHead {
+        id: fastrand::u128(..),
         peer,
         client: peer,
         local,
+        proxy_tlvs: ProxyTlvs::default(),
         listener: listener.name.clone(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
     };
+    let mut ahead = Bytes::new();
+    if let Some(accept) = &listener.proxy_protocol {
+        match proxy_protocol::receive(&mut tcp, accept, peer.ip(), &worker.timers).await {
+            Ok(Begins::WithHeader(header)) => {
+                if let Some(addresses) = header.addresses {
+                    (head.client, head.local) = (canonical(addresses.source), canonical(addresses.destination));
+                }
+                head.proxy_tlvs = header.tlvs;
+            }
+            Ok(Begins::With(taken)) => ahead = taken,
+            Err(refused) => return proxy_header_refused(&worker, &listener, peer, &refused),
+        }
+    }
     let transport = match &listener.tls {
         None => Transport::Tcp(tcp),
+        // What may begin a header cannot begin a TLS record.
+        Some(_) if !ahead.is_empty() => {
+            worker.metrics.handshakes_failed.add(1);
+            tracing::debug!(listener = %listener.name, %peer, "neither a PROXY header nor TLS");
+            return;
+        }
         Some(tls) => match tls::accept(tcp, tls, listener.limits.handshake_timeout, &worker.timers).await {
             Ok(accepted) => {
                 head.tls = true;
+                head.tls_version = accepted.version;
                 head.server_name = accepted.server_name;
                 head.alpn = accepted.alpn;
                 head.client_certificate = accepted.client_certificate;
@@ -307,4 +334,16 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer
         }
         None => codec::serve_clear_text(stream, served, timers).await,
     }
+}
+
+fn proxy_header_refused(worker: &Worker, listener: &Listener, peer: SocketAddr, refused: &Refused) {
+    let counts = &worker.metrics.proxy_headers_refused;
+    match refused {
+        Refused::Untrusted => counts.untrusted.add(1),
+        Refused::Invalid(_) | Refused::Absent => counts.invalid.add(1),
+        Refused::Late(_) => counts.late.add(1),
+        Refused::CutOff => counts.cut_off.add(1),
+        Refused::Gone(_) => {}
+    }
+    tracing::debug!(listener = %listener.name, %peer, %refused, "connection closed before a PROXY header");
 }

@@ -132,10 +132,11 @@ impl Exchange<'_> {
 
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
+        let connection = &self.asked.connection;
         let leasing = async {
             match plan.tunnel {
-                None => upstreams.lease(&cluster, index).await,
-                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index)).await,
+                None => upstreams.lease(&cluster, index, connection).await,
+                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index, connection)).await,
             }
         };
         let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use quinn::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use tidegate_policy::ConnectionHead;
+use tidegate_policy::{ConnectionHead, ProxyTlvs};
 
 use super::tls::ServerTls;
 use super::{Gate, canonical};
@@ -225,11 +225,14 @@ async fn connection(
     let certificates = connection.peer_identity().and_then(|data| data.downcast::<Vec<CertificateDer<'static>>>().ok());
     let client_certificate = certificates.and_then(|chain| chain.first().map(|end| Bytes::copy_from_slice(end)));
     let head = ConnectionHead {
+        id: fastrand::u128(..),
         peer,
         client: peer,
         local: SocketAddr::new(local_ip, port),
+        proxy_tlvs: ProxyTlvs::default(),
         listener: listener.name.clone(),
         tls: true,
+        tls_version: Some("TLSv1.3"),
         server_name,
         alpn: Some("h3".into()),
         client_certificate,

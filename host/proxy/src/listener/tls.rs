@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ProtocolVersion, RootCertStore, ServerConfig};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
@@ -222,6 +222,7 @@ impl ResolvesServerCert for BySni {
 /// What a handshake brought.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
+    pub(crate) version: Option<&'static str>,
     pub(crate) server_name: Option<ByteString>,
     pub(crate) alpn: Option<ByteString>,
     pub(crate) client_certificate: Option<Bytes>,
@@ -250,11 +251,16 @@ pub(crate) async fn accept(
     };
     let session = stream.get_ref().1;
     let text = |bytes: &[u8]| ByteString::try_from(bytes).ok();
+    let version = session.protocol_version().and_then(|version| match version {
+        ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
+        ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
+        _ => None,
+    });
     let server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
     let alpn = session.alpn_protocol().and_then(text);
     let client_certificate =
         session.peer_certificates().and_then(<[_]>::first).map(|certificate| Bytes::copy_from_slice(certificate));
-    Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), server_name, alpn, client_certificate })
+    Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), version, server_name, alpn, client_certificate })
 }
 
 #[cfg(test)]

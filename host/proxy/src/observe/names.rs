@@ -29,6 +29,9 @@ pub const CONNECTIONS: &str = "tidegate_connections_total";
 pub const CONNECTIONS_ACTIVE: &str = "tidegate_connections_active";
 /// Downstream connections turned away at a limit. From `listener`.
 pub const CONNECTIONS_REFUSED: &str = "tidegate_connections_refused_total";
+/// Downstream connections closed for want of a good PROXY header, by reason (`untrusted` peer, `invalid` or none at all,
+/// `late`, `cut_off`). From `listener`.
+pub const PROXY_HEADERS_REFUSED: &str = "tidegate_proxy_headers_refused_total";
 /// TLS and QUIC handshakes that failed. From `listener`.
 pub const HANDSHAKES_FAILED: &str = "tidegate_handshakes_failed_total";
 /// Upstream connections dialled. From `upstream`.

@@ -1,4 +1,4 @@
-//! Dialling: TCP, TLS, ALPN, all within the connect timeout. Nothing of a request is written here.
+//! Dialling: TCP, PROXY header, TLS, ALPN, all within the connect timeout. Nothing of a request is written here.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tidegate_policy::{Cause, Fault};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::quic::Endpoints;
@@ -90,6 +91,7 @@ pub(crate) async fn connect(
     address: SocketAddr,
     settings: &PoolSettings,
     tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
     quic: &Endpoints,
     timers: &Timers,
 ) -> Result<Connected, Fault> {
@@ -98,7 +100,7 @@ pub(crate) async fn connect(
         connected = async {
             match settings.protocol {
                 UpstreamProtocol::Http3 => quic.dial(address, tls, timers).await.map(Multiplexed::Http3).map(Connected::Shared),
-                _ => dial(address, settings, tls).await,
+                _ => dial(address, settings, tls, proxy_header).await,
             }
         } => connected,
         () = deadline.elapsed() => {
@@ -112,11 +114,12 @@ pub(crate) async fn connect_alone(
     address: SocketAddr,
     settings: &PoolSettings,
     tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
     alpn: &[&[u8]],
     timers: &Timers,
 ) -> Result<Stream, Fault> {
     let dialling = async {
-        let tcp = tcp(address).await?;
+        let tcp = tcp(address, proxy_header).await?;
         let Some(tls) = tls else { return Ok(Stream::new(Transport::Tcp(tcp))) };
         let mut config = (*tls.config).clone();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -134,8 +137,9 @@ pub(crate) async fn connect_alone(
     }
 }
 
-async fn tcp(address: SocketAddr) -> Result<TcpStream, Fault> {
-    let tcp = TcpStream::connect(address).await.map_err(|error| {
+/// A socket, on which nothing is written but the PROXY header of a cluster that wants one.
+async fn tcp(address: SocketAddr, proxy_header: Option<&[u8]>) -> Result<TcpStream, Fault> {
+    let mut tcp = TcpStream::connect(address).await.map_err(|error| {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => Cause::ConnectRefused,
             io::ErrorKind::TimedOut => Cause::ConnectTimeout,
@@ -149,12 +153,21 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, Fault> {
     let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(3);
     let _ = socket.set_tcp_keepalive(&probes);
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    if let Some(header) = proxy_header {
+        let failed = |error| Fault::new(Cause::ConnectFailed, format!("{address}: sending the PROXY header: {error}"));
+        tcp.write_all(header).await.map_err(failed)?;
+    }
     Ok(tcp)
 }
 
-async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
+async fn dial(
+    address: SocketAddr,
+    settings: &PoolSettings,
+    tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
+) -> Result<Connected, Fault> {
     let protocol = settings.protocol;
-    let tcp = tcp(address).await?;
+    let tcp = tcp(address, proxy_header).await?;
     let Some(tls) = tls else {
         let stream = Stream::new(Transport::Tcp(tcp));
         return match protocol {

@@ -20,11 +20,14 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
     let any = SocketAddr::from(([127, 0, 0, 1], 1));
     let connection = ConnectionHead {
+        id: 0,
         peer: any,
         client: any,
         local: any,
+        proxy_tlvs: Default::default(),
         listener: "edge".into(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
