@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tidegate_policy::native::{Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
+use tidegate_policy::native::{Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding, TrustedFamily};
 use tidegate_policy::{Balancer, DirectResponse, EndpointSet, Forwarding, Retry, Router};
 
 use crate::{ClientTls, ServerTls};
@@ -64,6 +64,8 @@ pub struct Listener {
     pub limits: Limits,
     /// Peers whose forwarding fields are believed.
     pub trusted_proxies: Box<[IpNet]>,
+    /// Which of them.
+    pub trusted_family: TrustedFamily,
     pub tls: Option<Arc<ServerTls>>,
     /// The `Alt-Svc` value to send on TLS connections over TCP, when HTTP/3 is served on the same port (RFC 7838).
     pub alt_svc: Option<http::HeaderValue>,

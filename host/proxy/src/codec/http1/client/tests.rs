@@ -37,7 +37,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         target: Target::new("/x?y".into()),
         headers,
     };
-    let (client, received) = received_identity(&request.headers, &connection, &[]);
+    let (client, received) = received_identity(&request.headers, &connection, &[], Default::default());
     let notes = Default::default();
     let asked = Rc::new(Asked { connection: Rc::new(connection), request, client, received, notes });
     let snapshot = Snapshot {

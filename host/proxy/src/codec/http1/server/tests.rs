@@ -151,6 +151,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         protocols: Protocols { http1: true, http2: false, http3: false },
         limits,
         trusted_proxies: Box::new([]),
+        trusted_family: Default::default(),
         tls: None,
         alt_svc: None,
     };
