@@ -260,7 +260,50 @@ pub fn retire_stale() {
 
 #[cfg(test)]
 mod tests {
-    use super::nearly_full;
+    use std::time::{Duration, Instant};
+
+    use super::{Instance, nearly_full};
+    use crate::{Grants, Isolation, Limits, PluginSpec, Runtime, RuntimeOptions};
+
+    /// A question that needs a new instance has one limit for all of it: what instantiating took is gone.
+    #[test]
+    fn instance_configuration_and_call_share_one_time() {
+        let text = r#"(component
+          (core module $policy
+            (func $work (local $left i32)
+              (local.set $left (i32.const 30000000))
+              (loop (br_if 0 (local.tee $left (i32.sub (local.get $left) (i32.const 1))))))
+            (start $work)
+            (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+            (func (export "configure") (param i32 i32) (result i32) (i32.const 256))
+            (func (export "identify")))
+          (core instance $policy (instantiate $policy))
+          (func $configure (param "settings" string) (result (result (error string)))
+            (canon lift (core func $policy "configure") (memory (core memory $policy "memory"))
+              (realloc (core func $policy "realloc"))))
+          (func $identify (canon lift (core func $policy "identify")))
+          (instance $plugin (export "configure" (func $configure)))
+          (instance $forwarding (export "identify" (func $identify)))
+          (export "tidegate:policy/plugin@0.1.0" (instance $plugin))
+          (export "tidegate:policy/forwarding@0.1.0" (instance $forwarding)))"#;
+        let spec = PluginSpec {
+            name: "p".into(),
+            bytes: wat::parse_str(text).expect("a component").into(),
+            settings: serde_json::json!({}),
+            deny: false,
+            limits: Limits { time: Duration::from_secs(20), memory: 1 << 20 },
+            grants: Grants { headers: None, wasi: false },
+            isolation: Isolation::Worker,
+            memoise: false,
+        };
+        let runtime = Runtime::new(RuntimeOptions { cache: None, max_instances: 10 }).expect("an engine");
+        let plugin = runtime.load(&spec, None).expect("it loads");
+        let begun = Instant::now();
+        let instance = Instance::new(&plugin.handle.core).expect("an instance");
+        let (took, counted) = (begun.elapsed(), instance.store.data().deadline.begun.elapsed());
+        assert!(counted > took / 2, "of {took:?} only {counted:?} count");
+    }
 
     #[test]
     fn an_instance_is_replaced_for_what_it_gathered_not_for_what_it_needs() {

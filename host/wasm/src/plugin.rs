@@ -168,7 +168,7 @@ impl Drop for Handle {
 
 /// A loaded plugin.
 pub struct Plugin {
-    handle: Arc<Handle>,
+    pub(crate) handle: Arc<Handle>,
     identity: [u8; 32],
     digest: [u8; 32],
     questions: Questions,

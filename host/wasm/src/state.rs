@@ -132,7 +132,7 @@ impl WasiView for State {
 ///
 /// One stretch of time for all that a question takes: making an instance, configuring it, the call.
 pub(crate) struct Deadline {
-    begun: Instant,
+    pub(crate) begun: Instant,
     cpu_at_first_look: Option<std::time::Duration>,
 }
 
