@@ -284,11 +284,12 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
             bound.insert("admin".to_owned(), json!(address));
             tokio::spawn(admin::serve(listener, control.clone()));
         }
+        // Heard from before anybody is told that this process serves.
+        let (mut stop, hangup) = (Stop::new()?, signal(SignalKind::hangup())?);
         if let Some(file) = addresses {
             write_addresses(file, &bound)?;
         }
-        let mut stop = Stop::new()?;
-        reload_until_stop(&control, &mut stop).await?;
+        reload_until_stop(&control, &mut stop, hangup).await;
         tokio::spawn(async move {
             stop.asked().await;
             tracing::warn!("asked to stop again: ending at once");
@@ -341,11 +342,10 @@ impl Stop {
     }
 }
 
-async fn reload_until_stop(control: &Arc<Control>, stop: &mut Stop) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+async fn reload_until_stop(control: &Arc<Control>, stop: &mut Stop, mut hangup: Signal) {
     loop {
         tokio::select! {
-            () = stop.asked() => return Ok(()),
+            () = stop.asked() => return,
             _ = hangup.recv() => {
                 let control = control.clone();
                 // Logged inside; a reload that fails changes nothing. A signal to stop does not wait for it.
