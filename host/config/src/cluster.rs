@@ -30,6 +30,7 @@ pub struct Cluster {
 
 #[derive(Clone, Debug)]
 pub struct EndpointSpec {
+    pub line: usize,
     pub address: SocketAddr,
     pub weight: u32,
     pub zone: Option<String>,
@@ -110,7 +111,7 @@ impl Cluster {
         let endpoints = endpoints(section);
         Self {
             line: section.line,
-            name: section.name("name"),
+            name: section.label("name"),
             endpoints,
             protocol,
             balance: Balance::read(&section.section("balance")),
@@ -158,10 +159,12 @@ fn endpoints(section: &Section<'_>) -> Vec<EndpointSpec> {
                 };
                 let labels = table.text_map("labels").into_iter().map(|(key, value, _)| (key, value)).collect();
                 let weight = table.number("weight", 0, 1_000_000).unwrap_or(1) as u32;
-                endpoints.push(EndpointSpec { address, weight, zone: table.text("zone"), labels });
+                endpoints.push(EndpointSpec { line: table.line, address, weight, zone: table.text("zone"), labels });
             }
             Err((text, line)) => match text.parse() {
-                Ok(address) => endpoints.push(EndpointSpec { address, weight: 1, zone: None, labels: Vec::new() }),
+                Ok(address) => {
+                    endpoints.push(EndpointSpec { line, address, weight: 1, zone: None, labels: Vec::new() });
+                }
                 Err(_) => {
                     section.error(
                         line,
@@ -186,6 +189,12 @@ impl Balance {
         let on = match text.split_once(':') {
             None if text == "client_ip" => HashKey::ClientIp,
             None if text == "path" => HashKey::Path,
+            Some(("header", name)) if name.eq_ignore_ascii_case("host") => {
+                let message = "balance: the host is not a header here: requests for one host would all go to one \
+                               endpoint; hash by \"path\", \"client_ip\" or another field";
+                section.error(section.line_of("on"), message);
+                HashKey::ClientIp
+            }
             Some(("header", name)) if is_token(name) => HashKey::Header(name.to_ascii_lowercase()),
             Some(("cookie", name)) if is_token(name) => HashKey::Cookie(name.to_owned()),
             _ => {

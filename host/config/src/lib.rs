@@ -23,7 +23,7 @@ pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
 pub use keys::{json_schema, reference};
-pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listener, ListenerTls};
+pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listener, ListenerTls, TrustedFields};
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{

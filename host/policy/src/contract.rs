@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn native_balancers_keep_the_contract() {
         balancer(&|set| Arc::new(RoundRobin::new(set)));
-        balancer(&|_| Arc::new(LeastRequest));
-        balancer(&|_| Arc::new(PeakEwma));
+        balancer(&|set| Arc::new(LeastRequest::new(set)));
+        balancer(&|set| Arc::new(PeakEwma::new(set)));
         balancer(&|set| Arc::new(Maglev::new(set, 251, HashOn::Cookie("sid".into()))));
         balancer(&|set| Arc::new(Maglev::new(set, 251, HashOn::Header(HeaderName::from_static("x-tenant")))));
     }
