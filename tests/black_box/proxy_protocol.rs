@@ -368,6 +368,45 @@ async fn header_before_tls_and_its_fields_upstream() {
     assert_eq!(said(&gateway, REQUEST).await, "");
 }
 
+/// Section 2.2.6: a client certificate is told of by its common name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_origin_hears_of_the_clients_certificate() {
+    let (origin, told) = origin_with_headers(false).await;
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["a.example"]).write(folder.path(), "a");
+    std::fs::write(folder.path().join("clients.pem"), clients.pem()).expect("written");
+    let tls = "tls.certificates = [{ certificate = \"a.pem\", key = \"a.key\" }]\ntls.client_ca = \"clients.pem\"";
+    let config = config(origin.address, tls, "proxy_protocol = \"v2\"");
+    let gateway = Gateway::start_in(folder, &config).await;
+    let identity = clients.issue(&["client.example"]);
+    let client = authority.client(&[b"http/1.1"], Some(&identity));
+    let client = Client::tls(gateway.edge(), http::Version::HTTP_11, client, "a.example");
+    assert_eq!(client.get("/").await.expect("an answer").status, 200);
+    let said = told.lock().expect("no panic").last().expect("a connection").0.clone();
+    let fields = fields(&said);
+    let ssl = fields.iter().find(|(kind, _)| *kind == 0x20).map(|(_, value)| value.as_slice()).expect("ssl");
+    // What rcgen names a subject that was given no name.
+    let name = b"rcgen self signed cert";
+    assert_eq!(ssl, [b"\x05\0\0\0\0\x21\0\x07TLSv1.3\x22\0", &[name.len() as u8][..], name].concat());
+    assert!(!fields.iter().any(|(kind, _)| *kind == 5), "no unique id unless it is asked for");
+}
+
+/// A reload changes who is asked for a header, and what is sent, from the next connection on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_changes_both_ways() {
+    let (origin, told) = origin_with_headers(false).await;
+    let gateway = Gateway::start(&config(origin.address, "", "proxy_protocol = \"v1\"")).await;
+    assert!(said(&gateway, REQUEST).await.starts_with("HTTP/1.1 200"));
+    let (taken, words) = gateway.reload(&config(origin.address, &accept("required"), "proxy_protocol = \"v2\""));
+    assert!(taken, "{words}");
+    eventually("the listener wants a header", async || said(&gateway, REQUEST).await.is_empty().then_some(())).await;
+    assert!(said(&gateway, &[LINE, REQUEST].concat()).await.starts_with("HTTP/1.1 200"));
+    let told = told.lock().expect("no panic").clone();
+    assert!(told[0].0.starts_with(b"PROXY TCP4 127.0.0.1 127.0.0.1 "));
+    assert_eq!(&told.last().expect("a connection").0[16..28], IPV4);
+}
+
 /// Section 2.2.8, conduct "TLV": plugins read the fields, those within the ssl field too, and a memo tells them apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plugins_read_the_fields() {
