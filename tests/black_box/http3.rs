@@ -41,7 +41,7 @@ impl Edge {
         let authority = Authority::new();
         let folder = tempfile::tempdir().expect("a folder");
         authority.issue(&["edge.example"]).write(folder.path(), "edge");
-        let address = free_address();
+        let address = tidegate_tests::gateway::free_address();
         let config = format!(
             "[[listener]]\nname = \"edge\"\naddress = \"{address}\"\n{more}\n\
              tls.certificates = [{{ certificate = \"edge.pem\", key = \"edge.key\" }}]\n\
@@ -62,17 +62,6 @@ impl Edge {
 
     fn client(&self) -> Client {
         Client::tls(self.gateway.edge(), http::Version::HTTP_3, self.tls(), "edge.example")
-    }
-}
-
-/// One that was free for both TCP and UDP a moment ago.
-fn free_address() -> std::net::SocketAddr {
-    loop {
-        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let address = udp.local_addr().expect("an address");
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
     }
 }
 
@@ -125,7 +114,9 @@ async fn wrong_unidirectional_streams_close_the_connection() {
     client.uni(&control(&[], &[])).await.finish().expect("open");
     assert_eq!(client.closed().await, CLOSED_CRITICAL_STREAM);
     let client = edge.connect().await;
-    client.uni(&control(&[], &[])).await.reset(7_u32.into()).expect("open");
+    let mut theirs = client.uni(&control(&[], &[])).await;
+    assert_eq!(client.ask(&get("/", &[])).await.expect("an answer").status(), 200, "so that SETTINGS are there too");
+    theirs.reset(7_u32.into()).expect("open");
     assert_eq!(client.closed().await, CLOSED_CRITICAL_STREAM);
     let client = edge.connect().await;
     client.connection.accept_uni().await.expect("its control stream").stop(7_u32.into()).expect("open");
@@ -395,6 +386,42 @@ async fn a_get_whose_end_comes_late_has_no_content() {
     assert_eq!(origin.last().header("transfer-encoding"), None);
     let port = edge.gateway.edge().port().to_string();
     assert_eq!(origin.last().header("x-forwarded-port"), Some(port.as_str()));
+}
+
+/// RFC 9000, section 9: a client that moves to another address stays with its worker, by its connection id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_moves_is_still_served() {
+    let origin = Origin::http1().await;
+    let edge = Edge::before(origin.address, "").await;
+    for _ in 0..3 {
+        let client = edge.connect().await;
+        for _ in 0..4 {
+            assert_eq!(client.ask(&get("/", &[])).await.expect("an answer").status(), 200);
+            client.moves();
+        }
+    }
+}
+
+/// An implementation that is neither ours nor `h3`. RFC 9000, section 8.1.2: where many connections are open, an address
+/// must be shown to be a client's before it takes another place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_on_aioquic() {
+    let origin = Origin::answering(false, |seen| Response::new(full(seen.body.clone()))).await;
+    let edge = Edge::before(origin.address, "max_connections = 8").await;
+    let ca = edge.gateway.folder.path().join("ca.pem");
+    std::fs::write(&ca, edge.authority.pem()).expect("written");
+    let (port, ca) = (edge.gateway.edge().port().to_string(), ca.display().to_string());
+    let Some(mut client) = tidegate_tests::Peer::start("http3_client.py", &[&port, &ca]) else { return };
+    for expected in [
+        "a get: 200",
+        "fifty posts: 50 whole",
+        "after a key update: 200",
+        "a malformed request: reset 270",
+        "retries: 0 of the first, 1 of the last",
+        "the last: 200",
+    ] {
+        assert_eq!(client.line().await, expected);
+    }
 }
 
 /// A listener that is removed takes no more, lets its clients finish and gives its socket back; one that is renamed goes

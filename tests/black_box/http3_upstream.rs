@@ -148,6 +148,32 @@ async fn an_origin_is_verified_over_quic() {
     assert!(origin.record().is_empty() && misnamed.record().is_empty());
 }
 
+/// An implementation that is neither ours nor `h3`: content, trailers and many streams at once reach it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_on_aioquic() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["origin.example"]).write(folder.path(), "origin");
+    let folder_name = folder.path().display().to_string();
+    let Some(mut origin) = tidegate_tests::Peer::start("http3_origin.py", &[&folder_name]) else { return };
+    let port: u16 = origin.line().await.parse().expect("a port");
+    let gateway = gateway(&authority, &[std::net::SocketAddr::from(([127, 0, 0, 1], port))], "").await;
+    let clients = (0..30).map(|index| {
+        let client = if index % 2 == 0 { Client::http1(gateway.edge()) } else { Client::http2(gateway.edge()) };
+        tokio::spawn(async move {
+            let body = format!("{index}").repeat(20_000);
+            let fields = [("x-long", "a value that is sent again and again"), ("te", "trailers")];
+            let answer = client.send(Method::POST, "/echo", &fields, body.clone()).await.map_err(|e| e.to_string())?;
+            let whole = answer.status == 200 && answer.text() == body;
+            let trailers = answer.trailers.as_ref().and_then(|trailers| trailers.get("x-sum"));
+            Ok::<_, String>((whole, index % 2 == 0 || trailers.is_some_and(|sum| sum == &*body.len().to_string())))
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.expect("no panic"), Ok((true, true)));
+    }
+}
+
 /// Serves each request of a connection with `answer`, after SETTINGS.
 async fn raw<F>(
     tls: rustls::ServerConfig,
@@ -244,7 +270,7 @@ async fn loop_until_shared(client: &Client, asked: &AtomicUsize, connections: &A
     let send = || {
         let client = client.clone();
         tokio::spawn(async move {
-            let answer = client.send(Method::POST, "/", &[], "x").await;
+            let answer = client.send(Method::POST, "/", &[], "").await;
             answer.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
         })
     };
@@ -314,6 +340,34 @@ async fn broken_responses_are_errors() {
     client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let all = client.rest().await;
     assert!(all.contains("3\r\nabc\r\n") && !all.contains("0\r\n\r\n"), "{all}");
+}
+
+/// RFC 9000, section 4.6: an origin's limit on streams is waited for, and other connections take what is beyond it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_limits_its_streams() {
+    let authority = Authority::new();
+    let origin = QuicOrigin::limited(origin_tls(&authority), 2, |connection, _| async move {
+        let mut control = connection.open_uni().await.expect("a stream");
+        control.write_all(&quic::control(&[], &[])).await.expect("sent");
+        while let Ok((send, _recv)) = connection.accept_bi().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                ok(send).await;
+            });
+        }
+        drop(control);
+    })
+    .await;
+    let gateway = gateway(&authority, &[origin.address], "").await;
+    let clients = (0..30).map(|_| {
+        let client = Client::http1(gateway.edge());
+        tokio::spawn(async move {
+            client.get("/").await.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.expect("no panic"), Ok(200));
+    }
 }
 
 /// RFC 9114, section 4.1: an origin may answer before it has the whole request, and stop reading it.

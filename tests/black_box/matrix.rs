@@ -88,7 +88,7 @@ async fn alt_svc_announces_http3() {
     let authority = Authority::new();
     let folder = tempfile::tempdir().expect("a folder");
     authority.issue(&["edge.example"]).write(folder.path(), "edge");
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let port = tidegate_tests::gateway::free_address().port();
     let tls = format!(
         "address = \"127.0.0.1:{port}\"\ntls.certificates = [{{ certificate = \"edge.pem\", key = \"edge.key\" }}]"
     );

@@ -26,6 +26,17 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
 }
 
+/// An address that was free for both TCP and UDP a moment ago.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = udp.local_addr().expect("an address");
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
 /// Runs the program to its end.
 pub fn run(arguments: &[&str]) -> Output {
     Command::new(program()).args(arguments).output().expect("the program runs")

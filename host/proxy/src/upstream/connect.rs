@@ -113,6 +113,7 @@ async fn dial(address: SocketAddr, protocol: UpstreamProtocol, tls: Option<&Clie
         return match protocol {
             // No ALPN in clear: HTTP/2 is spoken by prior knowledge only (RFC 9113, section 3.3).
             UpstreamProtocol::Http2 => over_http2(stream).await,
+            // HTTP/3 is dialled over QUIC, and never gets here.
             UpstreamProtocol::Http1 | UpstreamProtocol::Http3 | UpstreamProtocol::Auto => Ok(over_http1(stream)),
         };
     };

@@ -92,16 +92,19 @@ fn transport() -> Arc<TransportConfig> {
 
 /// A certificate that does not verify is told apart from a handshake that breaks, and both from a port that is closed.
 fn failed(address: SocketAddr, error: &ConnectionError) -> Fault {
-    let reason = match error {
-        ConnectionError::TransportError(error) => Some(error),
-        _ => None,
+    // RFC 9001, section 4.8: an alert of TLS is a code from 0x100. Of our own quinn keeps the words only; rustls prints
+    // `Error::InvalidCertificate` and `Error::NoCertificatesPresented` like this.
+    let alert = |code: quinn::TransportErrorCode| (0x100..0x200).contains(&u64::from(code));
+    let unverified = |reason: &str| {
+        reason.starts_with("invalid peer certificate") || reason.starts_with("peer sent no certificates")
     };
-    // RFC 9001, section 4.8: an alert of TLS is a code from 0x100; 42 to 46 and 48 are about the certificate (RFC 8446, section 6).
-    let alert = reason.map(|reason| u64::from(reason.code)).filter(|code| (0x100..0x200).contains(code));
-    let cause = match (alert, error) {
-        (Some(0x12a..=0x12e | 0x130), _) => Cause::TlsCertificate,
-        (Some(_), _) => Cause::TlsFailed,
-        (None, ConnectionError::TimedOut) => Cause::ConnectTimeout,
+    let cause = match error {
+        ConnectionError::TransportError(error) if alert(error.code) && unverified(&error.reason) => {
+            Cause::TlsCertificate
+        }
+        ConnectionError::TransportError(error) if alert(error.code) => Cause::TlsFailed,
+        ConnectionError::ConnectionClosed(close) if alert(close.error_code) => Cause::TlsFailed,
+        ConnectionError::TimedOut => Cause::ConnectTimeout,
         _ => Cause::ConnectFailed,
     };
     Fault::new(cause, format!("{address}: {error}"))
