@@ -57,6 +57,8 @@ impl Link {
     pub(super) fn fail(&self, violation: Violation) {
         if self.violation.get().is_none() {
             self.violation.set(Some(violation));
+            let (role, peer) = (self.role, self.connection.remote_address());
+            tracing::debug!(?role, %peer, code = %violation.code, reason = violation.reason, "closing an HTTP/3 connection");
         }
         self.close(violation.code, violation.reason);
     }

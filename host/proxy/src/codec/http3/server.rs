@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h3::error::Code;
 use http::{HeaderMap, Method, StatusCode};
-use tidegate_policy::{HttpVersion, ResponseHead};
+use tidegate_policy::{HttpVersion, RequestHead, ResponseHead};
 use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter};
@@ -295,7 +295,7 @@ async fn resolve(served: &Rc<Served>, mut reader: Reader, mut writer: Writer, ti
     match checked {
         Ok((length, head)) => {
             let mut body = BodyReader::new(reader, length, bounds);
-            settle(&mut body, &head.method).await;
+            settle(&mut body, &head, &mut deadline).await;
             if body.is_malformed() {
                 served.refused(HttpVersion::Http3, 400, "the content differs from content-length");
                 return writer.reset(Code::H3_MESSAGE_ERROR);
@@ -309,22 +309,21 @@ async fn resolve(served: &Rc<Served>, mut reader: Reader, mut writer: Writer, ti
 }
 
 /// Only the stream's end tells that a request without content-length has no content, and it may come in a packet of its
-/// own. For methods that hardly ever have content the packets that are there already are taken in first: a turn for the
-/// runtime to see the socket, one for the endpoint, one for the connection. No time is waited for; the attempt looks
-/// again when it has a connection.
-async fn settle(body: &mut BodyReader, method: &Method) {
+/// own. For methods whose content has no meaning (RFC 9110, section 9.3) the head is taken for complete only when
+/// something follows it: content, or the end, which a client must send without waiting for us (section 4.1). Else each
+/// such GET would go upstream as a stream, and could not be sent again. One that says nothing for the header's time is
+/// a stream.
+async fn settle(body: &mut BodyReader, head: &RequestHead, deadline: &mut Deadline) {
+    const WITHOUT_CONTENT: [Method; 5] = [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS, Method::TRACE];
     body.look();
-    let waits = match body.length() {
-        Length::None => true,
-        Length::Known(_) => false,
-        Length::Unknown => [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS, Method::TRACE].contains(method),
-    };
-    for _ in 0..3 {
-        if !waits || body.begun() || body.ended() {
-            return;
+    // A client that expects 100 (Continue) waits for it.
+    let told = head.headers.contains_key(http::header::EXPECT) || !WITHOUT_CONTENT.contains(&head.method);
+    if body.length() == Length::Unknown && !told {
+        tokio::select! {
+            biased;
+            () = poll_fn(|cx| body.poll_look(cx)) => {}
+            () = deadline.elapsed() => {}
         }
-        tokio::task::yield_now().await;
-        body.look();
     }
 }
 

@@ -68,7 +68,7 @@ enum At {
     End,
 }
 
-/// The receiving half.
+/// The receiving half. Dropped before its end, the peer is told to stop sending.
 pub(super) struct Reader {
     recv: quinn::RecvStream,
     course: Rc<Course>,
@@ -237,6 +237,19 @@ impl Reader {
             _ => return Err(violation(Code::H3_FRAME_UNEXPECTED, "a frame that no request stream has")),
         };
         Ok(())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !matches!(self.at, At::End) {
+            // RFC 9114, section 4.1: a server that needs no more of a request says so with NO_ERROR; section 4.1.1: a
+            // client that wants no more of a response cancels the request.
+            self.stop(match self.course.link.role {
+                Role::Server => Code::H3_NO_ERROR,
+                Role::Client => Code::H3_REQUEST_CANCELLED,
+            });
+        }
     }
 }
 
