@@ -238,6 +238,7 @@ pub(crate) enum Awaiting {
 }
 
 /// What arrives of a response.
+#[allow(clippy::large_enum_variant, reason = "it is made and taken apart at once")]
 pub(crate) enum Arrived {
     Interim(ResponseHead),
     Final(ResponseHead, Incoming),
