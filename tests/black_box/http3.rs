@@ -38,10 +38,13 @@ struct Edge {
 impl Edge {
     /// `more` goes into the listener.
     async fn before(origin: std::net::SocketAddr, more: &str) -> Self {
+        Self::at(std::net::SocketAddr::from(([127, 0, 0, 1], 0)), origin, more).await
+    }
+
+    async fn at(address: std::net::SocketAddr, origin: std::net::SocketAddr, more: &str) -> Self {
         let authority = Authority::new();
         let folder = tempfile::tempdir().expect("a folder");
         authority.issue(&["edge.example"]).write(folder.path(), "edge");
-        let address = tidegate_tests::gateway::free_address();
         let config = format!(
             "[[listener]]\nname = \"edge\"\naddress = \"{address}\"\n{more}\n\
              tls.certificates = [{{ certificate = \"edge.pem\", key = \"edge.key\" }}]\n\
@@ -440,7 +443,7 @@ async fn listeners_come_and_go_without_losing_datagrams() {
         }
     })
     .await;
-    let edge = Edge::before(origin.address, "").await;
+    let edge = Edge::at(tidegate_tests::gateway::free_address(), origin.address, "").await;
     let client = edge.connect().await;
     let (mut send, slow) = client.stream(&get("/slow", &[])).await;
     send.finish().expect("open");

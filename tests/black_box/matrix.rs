@@ -2,7 +2,7 @@
 
 use http::{Method, Version};
 use tidegate_tests::certs::Authority;
-use tidegate_tests::{Client, Gateway, Origin};
+use tidegate_tests::{Client, Gateway, Origin, eventually};
 
 /// RFC 9110, section 3.7: two independent connections, the protocol may differ on each; a new message is built.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,8 +62,9 @@ forwarding = {{ plugin = "private" }}
         }
     }
     assert_eq!(one.record().len() + two.record().len(), asked);
-    let log = gateway.access_log();
-    assert_eq!(log.len(), asked);
+    let log =
+        eventually("every exchange is logged", async || Some(gateway.access_log()).filter(|log| log.len() == asked))
+            .await;
     for line in log {
         let questions: Vec<&str> =
             line["decisions"].as_array().expect("decisions").iter().filter_map(|d| d["question"].as_str()).collect();
