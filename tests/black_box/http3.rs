@@ -275,6 +275,22 @@ async fn rapid_resets_and_empty_frames_close_the_connection() {
     assert_eq!(client.closed().await, EXCESSIVE_LOAD);
 }
 
+/// RFC 9000, section 4.6: no more requests at once than `max_streams`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_at_once_are_limited() {
+    let origin = Origin::http1().await;
+    let edge = Edge::before(origin.address, "max_streams = 2").await;
+    let client = edge.connect().await;
+    let (mut one, answering) = client.stream(&post(&[])).await;
+    let (_two, _) = client.stream(&post(&[])).await;
+    let third = tokio::time::timeout(Duration::from_millis(200), client.connection.open_bi()).await;
+    assert!(third.is_err(), "a third stream was allowed");
+    one.finish().expect("open");
+    assert_eq!(answering.answer().await.expect("an answer").status(), 200);
+    let third = tokio::time::timeout(Duration::from_secs(20), client.connection.open_bi()).await;
+    assert!(third.is_ok(), "the place came free");
+}
+
 /// A client that gives no room for a control stream, and one that gives none for a response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_wait_for_a_client_is_without_an_end() {

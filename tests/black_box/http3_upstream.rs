@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Response, Version};
 use http_body_util::{BodyExt, Full};
 use tidegate_tests::certs::Authority;
 use tidegate_tests::origin::full;
-use tidegate_tests::quic::{self, Answering, QuicOrigin, control, data, frame, headers, varint};
+use tidegate_tests::quic::{self, Answering, QuicClient, QuicOrigin, control, data, frame, headers, varint};
 use tidegate_tests::{Client, Gateway, Origin, RawClient, eventually};
 
 const NO_ERROR: u32 = 0x100;
@@ -93,6 +93,23 @@ async fn every_version_to_every_version() {
             let answer = client.send(Method::HEAD, &format!("/{protocol}"), &[], "").await.expect("an answer");
             assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0), "{what}");
         }
+    }
+    let raw = QuicClient::connect(gateway.edge(), authority.client(&[b"h3"], None), "edge.example").await;
+    for (upstream, protocol, origin) in &origins {
+        let path = format!("/{protocol}");
+        let fields = [(":method", "POST"), (":scheme", "https"), (":authority", "edge.example"), (":path", &*path)];
+        let more = [("te", "trailers"), ("x-wants-hint", "1"), ("trailer", "x-check")];
+        let request = [headers(&[&fields[..], &more].concat()), data(b"abc"), headers(&[("x-check", "1")])].concat();
+        let answer = raw.ask(&request).await.expect("an answer");
+        assert_eq!((answer.status(), &answer.body[..]), (200, &b"cba"[..]), "{protocol}");
+        let seen = origin.last();
+        assert_eq!(&seen.body[..], b"abc", "{protocol}");
+        let check = seen.trailers.as_ref().and_then(|trailers| trailers.get("x-check"));
+        assert!(check.is_some_and(|check| check == "1"), "{protocol}: {:?}", seen.trailers);
+        if *upstream == Version::HTTP_3 {
+            assert_eq!(answer.statuses, [103, 200], "an interim response on both sides");
+        }
+        assert!(answer.trailers || *upstream == Version::HTTP_11, "{protocol}");
     }
     let (_, _, http3) = &origins[2];
     assert!(http3.connections() <= 2, "a connection per worker: {}", http3.connections());

@@ -6,7 +6,8 @@ use h3::error::Code;
 
 use super::fields::{self, Bounds, Wrong};
 use super::frame::Violation;
-use super::stream::{Broken, Piece, Reader, Writer};
+use super::message::Piece;
+use super::stream::{Broken, Reader, Writer};
 use crate::body::{BodyError, Frame, Length, SinkGone};
 
 /// The body of the message that comes in. Dropped before its end, the peer is told to stop sending.
