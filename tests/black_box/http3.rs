@@ -443,6 +443,21 @@ async fn a_client_on_aioquic() {
     }
 }
 
+/// RFC 9114, section 5.1: an idle connection is closed in HTTP/3, also one that gives no credit for a GOAWAY.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_is_closed() {
+    let origin = Origin::http1().await;
+    let edge = Edge::before(origin.address, "idle_timeout = \"600ms\"").await;
+    let client = edge.connect().await;
+    assert_eq!(client.ask(&get("/", &[])).await.expect("an answer").status(), 200);
+    assert_eq!(client.closed().await, NO_ERROR);
+    let mut narrow = quinn::TransportConfig::default();
+    // The control stream's type and SETTINGS fit in, and nothing after them.
+    narrow.stream_receive_window(8_u32.into());
+    let client = QuicClient::with(edge.gateway.edge(), edge.tls(), "edge.example", narrow).await.expect("a handshake");
+    assert_eq!(client.closed().await, NO_ERROR);
+}
+
 /// A listener that is removed takes no more, lets its clients finish and gives its socket back; one that is renamed goes
 /// on where it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -86,6 +86,12 @@ impl Link {
         }
     }
 
+    /// A response was taken whole: that allows for a cancelled request. A connection that carries the requests of many
+    /// clients has many that leave.
+    pub(super) fn completed(&self) {
+        self.cancelled.borrow_mut().earn(1.0);
+    }
+
     /// Something came that carries nothing.
     pub(super) fn idle_frame(&self) -> Result<(), Violation> {
         if self.idle_frames.borrow_mut().spend(Instant::now()) {
