@@ -148,6 +148,35 @@ async fn http3_streams_share_connections_up_to_a_cap() {
     assert!(origin.connections() < 24, "{} connections", origin.connections());
 }
 
+/// Conduct "HTTP/3 HOL"; RFC 9114, section 2: clients that take nothing do not stall those that share their connection to
+/// the origin, and hold little of its responses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_clients_do_not_stall_others() {
+    let authority = Authority::new();
+    let large = Bytes::from(vec![b'x'; 32 << 20]);
+    let origin = Origin::http3(origin_tls(&authority), move |seen| {
+        Response::new(if seen.path == "/large" { full(large.clone()) } else { full("ok") })
+    })
+    .await;
+    let gateway = gateway(&authority, &[origin.address], "").await;
+    assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").status, 200);
+    let before = gateway.resident();
+    let mut stalled = Vec::new();
+    for _ in 0..40 {
+        let mut client = RawClient::connect(gateway.edge()).await;
+        client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        client.until("\r\n\r\n").await;
+        stalled.push(client);
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    for _ in 0..8 {
+        assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").text(), "ok");
+    }
+    let grown = gateway.resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes for 40 clients that take nothing");
+    assert!(origin.connections() <= 2, "{} connections", origin.connections());
+}
+
 /// Conduct "Re-encryption": the origin's certificate is verified, also over QUIC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_origin_is_verified_over_quic() {

@@ -86,7 +86,7 @@ pub(crate) async fn connect(
     tokio::select! {
         connected = async {
             match settings.protocol {
-                UpstreamProtocol::Http3 => quic.dial(address, tls, timers).await.map(Multiplexed::Http3).map(Connected::Shared),
+                UpstreamProtocol::Http3 => quic.dial(address, tls, settings.max_streams_per_connection, timers).await.map(Multiplexed::Http3).map(Connected::Shared),
                 protocol => dial(address, protocol, tls).await,
             }
         } => connected,
