@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use super::control::Control;
 use super::fields::{self, Bounds, Wrong};
 use super::frame::Settings;
 use super::link::{Course, Link, Role};
-use super::stream::{Broken, Piece, Reader, Writer};
+use super::message::Piece;
+use super::stream::{Broken, Reader, Writer};
 use super::uni;
 use crate::body::{Arrived, Incoming, Length, Outgoing};
 use crate::codec::pseudo::stated_length;
@@ -40,7 +42,7 @@ pub(crate) struct ClientConnection {
 }
 
 struct Shared {
-    link: Rc<Link>,
+    link: Open,
     timers: Timers,
     max_head: usize,
     open: Cell<bool>,
@@ -53,9 +55,20 @@ struct Shared {
     _control: Control,
 }
 
-impl Drop for Shared {
+/// The connection, which its other tasks would hold open without us.
+struct Open(Rc<Link>);
+
+impl Deref for Open {
+    type Target = Rc<Link>;
+
+    fn deref(&self) -> &Rc<Link> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
-        self.link.close(Code::H3_NO_ERROR, "");
+        self.0.close(Code::H3_NO_ERROR, "");
     }
 }
 
@@ -67,7 +80,7 @@ impl ClientConnection {
         max_head: usize,
         timers: &Timers,
     ) -> Result<Self, Fault> {
-        let link = Link::new(connection, Role::Client);
+        let link = Open(Link::new(connection, Role::Client));
         tokio::task::spawn_local(uni::accept(link.clone()));
         let settings = Settings { max_field_section_size: Some(max_head as u64), connect_protocol: false };
         let control = Control::open(&link, settings)
@@ -270,7 +283,8 @@ impl Awaiting {
         if body.is_malformed() {
             return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "the content differs from content-length")));
         }
-        let body = if body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
+        // One without content is read to its end all the same: to stop it would look like a request that is given up.
+        let body = if body.ended() && body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
         Poll::Ready(Ok(Arrived::Final(head, body)))
     }
 
@@ -300,10 +314,6 @@ impl Drop for Awaiting {
     fn drop(&mut self) {
         if let Some(place) = &self.place {
             place.0.link.unwatch_goaway(self.id);
-        }
-        if let Some(reader) = &mut self.reader {
-            // Section 4.1.1: nobody waits for the response any more.
-            reader.stop(Code::H3_REQUEST_CANCELLED);
         }
     }
 }
