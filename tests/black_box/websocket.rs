@@ -485,6 +485,70 @@ async fn old_http2_origins_are_asked_over_http1_or_not_at_all() {
     }
 }
 
+/// Over TLS on both sides: half a close is a close_notify, and what is missing one is cut off (RFC 8446, section 6.1).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_halves_close_one_by_one() {
+    let authority = Authority::new();
+    let server = authority.issue(&["origin.example"]).server(&[b"http/1.1"], None);
+    let mut origin = TunnelOrigin::start(Speaks::Tls(std::sync::Arc::new(server))).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
+    authority.issue(&["edge.example"]).write(folder.path(), "edge");
+    let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]";
+    let config = crate::simple(&[origin.address], "tls = { server_name = \"origin.example\", ca = \"ca.pem\" }");
+    let gateway = Gateway::start_in(folder, &config.replacen("name = \"edge\"", tls, 1)).await;
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(authority.client(&[b"http/1.1"], None)));
+    for cut in [false, true] {
+        let tcp = tokio::net::TcpStream::connect(gateway.edge()).await.expect("a connection");
+        let name = rustls::pki_types::ServerName::try_from("edge.example").expect("a name");
+        let mut tls = connector.connect(name, tcp).await.expect("a handshake");
+        tls.write_all(handshake("/chat").as_bytes()).await.expect("sent");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tls.read_u8().await.expect("a head"));
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        let (_, mut server) = origin.tunnel().await;
+        if cut {
+            // TCP's own end, which anybody on the way could have made.
+            tls.get_mut().0.shutdown().await.expect("shut down");
+            assert_eq!(server.end().await, Ended::Reset(None));
+            continue;
+        }
+        let mut client = End::Tls(Box::new(tls));
+        client.send(b"hello").await;
+        client.finish().await;
+        assert_eq!(server.exactly(5).await, b"hello");
+        assert_eq!(server.end().await, Ended::Cleanly);
+        server.send(b"late").await;
+        server.finish().await;
+        assert_eq!(client.exactly(4).await, b"late");
+        assert_eq!(client.end().await, Ended::Cleanly);
+    }
+}
+
+/// Thousands of silent WebSockets need no buffers, whatever went through them before: one that stayed would be 256 KiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_tunnels_hold_no_buffers() {
+    let mut origin = TunnelOrigin::start(Speaks::Http1).await;
+    let gateway = Gateway::start(&config(origin.address, false, "")).await;
+    let piece = vec![b'x'; 1 << 20];
+    let mut open_ones = Vec::new();
+    let mut before = 0;
+    for index in 0..150 {
+        let (_, _, mut client, mut server) = open(&gateway, &mut origin, false).await;
+        tokio::join!(client.send(&piece), async { assert_eq!(server.exactly(piece.len()).await.len(), piece.len()) });
+        tokio::join!(server.send(&piece), async { assert_eq!(client.exactly(piece.len()).await.len(), piece.len()) });
+        open_ones.push((client, server));
+        if index == 49 {
+            before = gateway.resident();
+        }
+    }
+    let each = gateway.resident().saturating_sub(before) / 100;
+    println!("{} KiB each", each / 1024);
+    assert!(each < 192 << 10, "{each} bytes each");
+}
+
 /// Somebody else's client and server (the Python package `websockets`), with compression and a close code end to end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_independent_client_and_server_agree() {

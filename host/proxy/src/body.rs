@@ -257,7 +257,7 @@ impl Reply {
                 let (reader, writer) = reply.open(head, tunnel.name()).await?;
                 Ok((Incoming::Http1(reader), Outgoing::Http1(writer)))
             }
-            Self::Http2(reply) => Ok((body, Outgoing::Http2(reply.open(head)?))),
+            Self::Http2(reply) => Ok((body, Outgoing::Http2(reply.open(head, tunnel)?))),
             Self::Http3(reply) => Ok((body, reply.head(head, Length::Unknown).await?)),
         }
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
-use tidegate_policy::{HttpVersion, ResponseHead};
+use tidegate_policy::{HttpVersion, ResponseHead, Tunnel};
 use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter, gone, reset};
@@ -185,11 +185,16 @@ impl Reply {
         Ok(Outgoing::Http2(BodyWriter::new(stream, Reason::INTERNAL_ERROR)))
     }
 
-    /// Accepts a tunnel: DATA is its bytes from now on (RFC 8441, section 5; RFC 9113, section 8.5).
-    pub(crate) fn open(mut self, head: ResponseHead) -> Result<BodyWriter, SinkGone> {
+    /// Accepts a tunnel: DATA is its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 8441, section 5);
+    /// for `CONNECT` there is a code of its own (RFC 9113, section 8.5).
+    pub(crate) fn open(mut self, head: ResponseHead, tunnel: Tunnel) -> Result<BodyWriter, SinkGone> {
         self.answered = true;
         let stream = self.respond.send_response(response(head), false).map_err(|error| gone(&error))?;
-        Ok(BodyWriter::new(stream, Reason::CANCEL))
+        let cut_off = match tunnel {
+            Tunnel::WebSocket => Reason::CANCEL,
+            Tunnel::Connect => Reason::CONNECT_ERROR,
+        };
+        Ok(BodyWriter::new(stream, cut_off))
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
