@@ -397,6 +397,42 @@ async fn a_tunnel_never_returns_to_the_pool() {
     }
 }
 
+/// Conduct, section 2: before an acceptance a handshake is tried again like any request that was not processed, and what
+/// the client sent meanwhile is still there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handshakes_are_tried_again_with_nothing_lost() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let mut origin = TunnelOrigin::start(Speaks::Http1).await;
+    let retry = "retry = { attempts = 3, on = [\"connect\"] }\nconnect = [\"a:1\"]\n";
+    let gateway = Gateway::start(&(crate::simple(&[closed, origin.address], "") + retry)).await;
+    let http2 = Http2Client::connect(gateway.edge()).await;
+    for _ in 0..4 {
+        let (head, mut client) = ask_http1(gateway.edge(), &(handshake("/") + "early")).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let (_, mut server) = origin.tunnel().await;
+        assert_eq!(server.exactly(5).await, b"early");
+        server.send(b"late").await;
+        assert_eq!(client.exactly(4).await, b"late");
+
+        let request = Http2Client::request("websocket", "/");
+        let (response, _client) = http2.ask_early(request, b"early").await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200);
+        let (_, mut server) = origin.tunnel().await;
+        assert_eq!(server.exactly(5).await, b"early");
+
+        // The origin takes what comes through the tunnel for a request to itself.
+        let connect = "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n";
+        let (head, mut client) = ask_http1(gateway.edge(), &format!("{connect}{}", handshake("/within"))).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let (asked, mut server) = origin.tunnel().await;
+        assert_eq!((asked.path.as_str(), asked.header("via")), ("/within", None));
+        assert!(client.next().await.expect("bytes").starts_with(b"HTTP/1.1 101 "));
+        client.finish().await;
+        assert_eq!(server.end().await, Ended::Cleanly);
+    }
+    assert!(gateway.metric("tidegate_retries_total").await > 0.0);
+}
+
 /// The route's idle time is that of both directions together, and a reset ends what it cuts off.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_tunnel_is_cut_off() {
