@@ -16,7 +16,7 @@ use super::body::{BodyReader, BodyWriter, gone, reset};
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::Served;
-use crate::codec::pseudo::{Protocol, Refused, request_head, stated_length};
+use crate::codec::pseudo::{Refused, request_head, stated_length};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 
@@ -130,10 +130,7 @@ impl Drop for Running {
 }
 
 async fn answer(served: &Rc<Served>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let (mut parts, stream) = request.into_parts();
-    if let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() {
-        parts.extensions.insert(Protocol(protocol.as_str().into()));
-    }
+    let (parts, stream) = request.into_parts();
     let limits = &served.listener.limits;
     let ended = stream.is_end_stream();
     let head = request_head(parts, HttpVersion::Http2, served.connection.tls, limits.max_headers);
