@@ -589,15 +589,10 @@ async fn silent_tunnels_hold_no_buffers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_independent_client_and_server_agree() {
     let python = |arguments: &[&str]| {
-        let mut command = tokio::process::Command::new("python3");
+        let mut command = tokio::process::Command::new(tidegate_tests::peers::interpreter());
         command.args(arguments).stdout(Stdio::piped()).kill_on_drop(true);
         command
     };
-    let known = python(&["-c", "import websockets.asyncio.server"]).stderr(Stdio::null()).status().await;
-    if !known.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: the Python package websockets is not there; tests/setup installs it");
-        return;
-    }
     let peer = |name: &str| tidegate_tests::gateway::root().join("tests/peers").join(name).display().to_string();
     let mut server = python(&[&peer("websocket_server.py")]).spawn().expect("a server");
     let mut lines = BufReader::new(server.stdout.take().expect("its output")).lines();

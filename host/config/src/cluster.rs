@@ -22,6 +22,7 @@ pub struct Cluster {
     pub max_pending: usize,
     pub pending_timeout: Duration,
     pub max_requests: u32,
+    pub proxy_protocol: ProxyProtocol,
     pub retry_percent: f64,
     pub retry_min: u32,
     pub tls: Option<ClusterTls>,
@@ -29,6 +30,7 @@ pub struct Cluster {
 
 #[derive(Clone, Debug)]
 pub struct EndpointSpec {
+    pub line: usize,
     pub address: SocketAddr,
     pub weight: u32,
     pub zone: Option<String>,
@@ -40,7 +42,20 @@ pub enum ClusterProtocol {
     Auto,
     Http1,
     Http2,
+    Http3,
 }
+
+/// The header that goes before all else on a connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ProxyProtocol {
+    Off,
+    V1,
+    /// With these fields, of [`PROXY_TLVS`].
+    V2(Vec<String>),
+}
+
+/// What `proxy_tlvs` may name.
+pub const PROXY_TLVS: [&str; 5] = ["alpn", "authority", "ssl", "unique_id", "crc32c"];
 
 #[derive(Clone, Debug)]
 pub struct Balance {
@@ -81,21 +96,22 @@ impl Cluster {
         let protocol = match section.one_of("protocol").as_str() {
             "http1" => ClusterProtocol::Http1,
             "http2" => ClusterProtocol::Http2,
-            "http3" => {
-                let line = section.line_of("protocol");
-                section.error(
-                    line,
-                    "cluster: protocol = \"http3\": upstreams over QUIC are not there yet; use \"http2\" or \"auto\"",
-                );
-                ClusterProtocol::Auto
-            }
+            "http3" => ClusterProtocol::Http3,
             _ => ClusterProtocol::Auto,
         };
+        let tls = section.optional_section("tls").map(|tls| ClusterTls::read(&tls));
+        if protocol == ClusterProtocol::Http3 && tls.is_none() {
+            let line = section.line_of("protocol");
+            section.error(
+                line,
+                "cluster: protocol = \"http3\" needs tls: QUIC has no clear text (RFC 9001); add tls = {}",
+            );
+        }
         let budget = section.section("retry_budget");
         let endpoints = endpoints(section);
         Self {
             line: section.line,
-            name: section.name("name"),
+            name: section.label("name"),
             endpoints,
             protocol,
             balance: Balance::read(&section.section("balance")),
@@ -108,10 +124,28 @@ impl Cluster {
             max_pending: section.number("max_pending", 0, 1_000_000).unwrap_or(0) as usize,
             pending_timeout: section.time("pending_timeout"),
             max_requests: section.number("max_requests", 1, u64::from(u32::MAX)).unwrap_or(1) as u32,
+            proxy_protocol: proxy_protocol(section),
             retry_percent: budget.share("percent"),
             retry_min: budget.number("min", 0, 1_000_000).unwrap_or(0) as u32,
-            tls: section.optional_section("tls").map(|tls| ClusterTls::read(&tls)),
+            tls,
         }
+    }
+}
+
+fn proxy_protocol(section: &Section<'_>) -> ProxyProtocol {
+    let fields = section.words("proxy_tlvs", &PROXY_TLVS);
+    let version = section.one_of("proxy_protocol");
+    if version != "v2" && section.has("proxy_tlvs") {
+        let line = section.line_of("proxy_tlvs");
+        section.error(
+            line,
+            "cluster: proxy_tlvs without proxy_protocol = \"v2\" are sent nowhere; only version 2 has fields",
+        );
+    }
+    match version.as_str() {
+        "v1" => ProxyProtocol::V1,
+        "v2" => ProxyProtocol::V2(fields),
+        _ => ProxyProtocol::Off,
     }
 }
 
@@ -125,10 +159,12 @@ fn endpoints(section: &Section<'_>) -> Vec<EndpointSpec> {
                 };
                 let labels = table.text_map("labels").into_iter().map(|(key, value, _)| (key, value)).collect();
                 let weight = table.number("weight", 0, 1_000_000).unwrap_or(1) as u32;
-                endpoints.push(EndpointSpec { address, weight, zone: table.text("zone"), labels });
+                endpoints.push(EndpointSpec { line: table.line, address, weight, zone: table.text("zone"), labels });
             }
             Err((text, line)) => match text.parse() {
-                Ok(address) => endpoints.push(EndpointSpec { address, weight: 1, zone: None, labels: Vec::new() }),
+                Ok(address) => {
+                    endpoints.push(EndpointSpec { line, address, weight: 1, zone: None, labels: Vec::new() });
+                }
                 Err(_) => {
                     section.error(
                         line,
@@ -153,6 +189,12 @@ impl Balance {
         let on = match text.split_once(':') {
             None if text == "client_ip" => HashKey::ClientIp,
             None if text == "path" => HashKey::Path,
+            Some(("header", name)) if name.eq_ignore_ascii_case("host") => {
+                let message = "balance: the host is not a header here: requests for one host would all go to one \
+                               endpoint; hash by \"path\", \"client_ip\" or another field";
+                section.error(section.line_of("on"), message);
+                HashKey::ClientIp
+            }
             Some(("header", name)) if is_token(name) => HashKey::Header(name.to_ascii_lowercase()),
             Some(("cookie", name)) if is_token(name) => HashKey::Cookie(name.to_owned()),
             _ => {

@@ -75,12 +75,12 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "gateway",
-        doc: "What concerns the process. All but `workers`, `admin`, the logs and the cache follow a reload.",
+        doc: "What concerns the process. Of these only `via` follows a reload; a change to any other needs a restart, and is warned about.",
         keys: &[
             optional(
                 "workers",
                 Number,
-                "Threads that serve, each with its own sockets and pools. Default: one per core.",
+                "Threads that serve, each with its own sockets and pools. Default: one per core, 255 at most.",
             ),
             key("drain_timeout", Time, "30s", "After SIGTERM, work in flight may take this long to finish."),
             key(
@@ -104,14 +104,21 @@ pub(crate) const TABLES: &[Table] = &[
         name: "listener",
         doc: "Where clients connect.",
         keys: &[
-            required("name", Text, "Its name in logs and metrics."),
+            required("name", Text, "Its name in logs and metrics: letters, digits, `_`, `.` and `-`."),
             required("address", Text, "Address and port; `[::]` serves IPv4 too, port 0 takes a free one."),
             optional(
                 "protocols",
                 TextList,
-                "Of `http1`, `http2`, `http3`. Default: all three with `tls`, the first two without; HTTP/2 without TLS is by prior knowledge.",
+                "Of `http1`, `http2`, `http3`. Default: all three with `tls` (not `http3` where a PROXY header is required), the first two without; HTTP/2 without TLS is by prior knowledge.",
             ),
             key("trusted_proxies", TextList, "[]", "Networks whose forwarding fields are believed."),
+            key("proxy_protocol", Table("proxy_protocol"), "{}", "Take PROXY headers from proxies in front."),
+            key(
+                "trusted_family",
+                OneOf(&["auto", "forwarded", "x_forwarded"]),
+                "auto",
+                "Which fields the trusted proxies maintain. `auto` takes the family that is there; where both are and name different clients, neither is believed.",
+            ),
             key("max_connections", Number, "10000", "Open connections, over all workers; more are closed at once."),
             key(
                 "max_header_bytes",
@@ -133,6 +140,20 @@ pub(crate) const TABLES: &[Table] = &[
             key("max_requests_per_connection", Number, "100000", "Then the connection is closed in an orderly way."),
             key("alt_svc", Bool, "true", "Announce HTTP/3 to clients on TCP where it is served (RFC 7838)."),
             optional("tls", Table("listener.tls"), "Speak TLS."),
+        ],
+    },
+    Table {
+        name: "proxy_protocol",
+        doc: "From whom a listener takes a PROXY header, version 1 or 2, before TLS and HTTP. Its source becomes the connection's client, its destination the local address; its fields are `connection.proxy-tlv` for plugins.",
+        keys: &[
+            key(
+                "accept",
+                OneOf(&["off", "optional", "required"]),
+                "off",
+                "`off`: never. `optional`: `trusted` peers may send one, and a header from others is bytes like any others. `required`: a connection without a valid header, or from another peer, is closed.",
+            ),
+            key("trusted", TextList, "[]", "Networks of the proxies that send one."),
+            key("timeout", Time, "3s", "The whole header must come within this."),
         ],
     },
     Table {
@@ -170,16 +191,16 @@ pub(crate) const TABLES: &[Table] = &[
         name: "cluster",
         doc: "Endpoints that can stand in for one another.",
         keys: &[
-            required("name", Text, "What routes and plugins call it."),
+            required("name", Text, "What routes and plugins call it: letters, digits, `_`, `.` and `-`."),
             required("endpoints", TextsOrTables("endpoint"), "Address and port of each, or tables."),
             key(
                 "protocol",
                 OneOf(&["auto", "http1", "http2", "http3"]),
                 "auto",
-                "`auto` takes what ALPN agrees on over TLS, else HTTP/1.1; `http3` is not there yet.",
+                "`auto` takes what ALPN agrees on over TLS, else HTTP/1.1. `http3` is over QUIC and needs `tls`.",
             ),
             key("balance", Table("balance"), "{}", "Which endpoint takes a request."),
-            key("connect_timeout", Time, "5s", "TCP, TLS and HTTP/2 preface together."),
+            key("connect_timeout", Time, "5s", "TCP, TLS and HTTP/2 preface together, or QUIC's handshake."),
             key("idle_timeout", Time, "60s", "An unused connection is closed after this."),
             key("max_connection_age", Time, "10m", "Then a connection takes no more requests."),
             key("max_requests_per_connection", Number, "10000", "Likewise."),
@@ -202,6 +223,18 @@ pub(crate) const TABLES: &[Table] = &[
                 Number,
                 "100000",
                 "In flight per endpoint, over all workers; a full one is passed over.",
+            ),
+            key(
+                "proxy_protocol",
+                OneOf(&["off", "v1", "v2"]),
+                "off",
+                "Begin each connection with a PROXY header for the client's one. A connection then serves that client only: others never share it.",
+            ),
+            key(
+                "proxy_tlvs",
+                TextList,
+                "[\"alpn\", \"authority\", \"ssl\", \"crc32c\"]",
+                "Fields of a `v2` header, also `unique_id`. The first three tell of the client's TLS here, else what a PROXY header from it said.",
             ),
             key("retry_budget", Table("retry_budget"), "{}", "How many retries the cluster bears."),
             optional("tls", Table("cluster.tls"), "Speak TLS to the endpoints. Verified unless told otherwise."),
@@ -265,7 +298,7 @@ pub(crate) const TABLES: &[Table] = &[
         name: "plugin",
         doc: "A component that answers questions.",
         keys: &[
-            required("name", Text, "What routes and clusters call it."),
+            required("name", Text, "What routes and clusters call it: letters, digits, `_`, `.` and `-`."),
             required(
                 "source",
                 Text,
@@ -276,7 +309,7 @@ pub(crate) const TABLES: &[Table] = &[
                 "on_failure",
                 OneOf(&["fallback", "deny"]),
                 "fallback",
-                "When it gives no answer: the native one, or 503.",
+                "When it gives no answer, or one that cannot be used: the native one, or 503. As a retry policy that denies: no further try, and the failure stands.",
             ),
             key(
                 "isolation",
@@ -284,7 +317,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "worker",
                 "An instance per worker, or fresh memory for every question.",
             ),
-            key("memoise", Bool, "false", "It is a pure function of what it reads: answers may be remembered."),
+            key(
+                "memoise",
+                Bool,
+                "false",
+                "It is a pure function of what it reads: answers may be remembered. Not together with `grants.wasi`.",
+            ),
             key("limits", Table("limits"), "{}", "What a decision may take."),
             key("grants", Table("grants"), "{}", "What it may see and do."),
         ],
@@ -302,7 +340,12 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "What a plugin may see and do.",
         keys: &[
             key("headers", TextList, "[\"*\"]", "Names of the fields it may read and edit; others read as absent."),
-            key("wasi", Bool, "false", "Link WASI 0.2, with nothing preopened and no network."),
+            key(
+                "wasi",
+                Bool,
+                "false",
+                "Link WASI 0.2: clocks, random numbers, an empty environment, standard streams that go nowhere; no files, no network, and nothing that waits.",
+            ),
         ],
     },
     Table {
@@ -313,7 +356,11 @@ pub(crate) const TABLES: &[Table] = &[
             optional("host", TextOrList, "`api.example.com` or `*.example.com`. Default: any."),
             optional("path", Text, "`/v1`, or `/v1/*` for it and all below. Compared as received. Default: any."),
             optional("methods", TextList, "Default: any."),
-            optional("headers", Free, "Fields that must have this value; `*` for any value."),
+            optional(
+                "headers",
+                Free,
+                "Fields that must have this value; `*` for any value. The host has a key of its own.",
+            ),
             optional("cluster", Text, "Where to."),
             optional("split", Tables("share"), "Or to several, by weight."),
             optional("respond", Table("respond"), "Or answered here."),
@@ -355,7 +402,7 @@ pub(crate) const TABLES: &[Table] = &[
         keys: &[
             required("status", Number, "200 to 599."),
             key("body", Text, "", "Its text."),
-            optional("headers", Free, "Its fields."),
+            optional("headers", Free, "Its fields; not those that frame a message or belong to one connection."),
         ],
     },
     Table {

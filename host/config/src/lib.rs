@@ -16,12 +16,14 @@ mod reader;
 mod route;
 mod units;
 
-pub use cluster::{Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey};
+pub use cluster::{
+    Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey, PROXY_TLVS, ProxyProtocol,
+};
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
 pub use keys::{json_schema, reference};
-pub use listener::{CertificateFiles, ClientAuthMode, Listener, ListenerTls};
+pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listener, ListenerTls, TrustedFields};
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{

@@ -15,11 +15,14 @@ use crate::*;
 /// A connection from 192.0.2.7 in clear text.
 pub fn connection() -> Rc<ConnectionHead> {
     Rc::new(ConnectionHead {
+        id: 7,
         peer: SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), 40_000)),
         client: SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), 40_000)),
         local: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+        proxy_tlvs: ProxyTlvs::default(),
         listener: "edge".into(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
@@ -233,8 +236,8 @@ mod tests {
     #[test]
     fn native_balancers_keep_the_contract() {
         balancer(&|set| Arc::new(RoundRobin::new(set)));
-        balancer(&|_| Arc::new(LeastRequest));
-        balancer(&|_| Arc::new(PeakEwma));
+        balancer(&|set| Arc::new(LeastRequest::new(set)));
+        balancer(&|set| Arc::new(PeakEwma::new(set)));
         balancer(&|set| Arc::new(Maglev::new(set, 251, HashOn::Cookie("sid".into()))));
         balancer(&|set| Arc::new(Maglev::new(set, 251, HashOn::Header(HeaderName::from_static("x-tenant")))));
     }

@@ -51,6 +51,10 @@ pub enum Cause {
     RequestBodyTimeout,
     // Ours.
     NoRoute,
+    /// A request for a name that the client's TLS connection is not for.
+    Misdirected,
+    /// It went through this gateway too often already.
+    Loop,
     /// `CONNECT` to an authority that no route allows.
     TunnelDenied,
     /// A protocol that the route does not take, where the request cannot go on without it.
@@ -67,9 +71,8 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | TunnelDenied | TunnelUnsupported | PolicyDenied | Overload | Draining | Internal => {
-                Side::Internal
-            }
+            NoRoute | Misdirected | Loop | TunnelDenied | TunnelUnsupported | PolicyDenied | Overload | Draining
+            | Internal => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -103,6 +106,8 @@ impl Cause {
             RequestBodyTooLarge => "request_body_too_large",
             RequestBodyTimeout => "request_body_timeout",
             NoRoute => "no_route",
+            Misdirected => "misdirected",
+            Loop => "loop",
             TunnelDenied => "tunnel_denied",
             TunnelUnsupported => "tunnel_unsupported",
             PolicyDenied => "policy_denied",

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::ProxyTlvs;
+
 /// The version of HTTP a message came in, or goes out with.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum HttpVersion {
@@ -96,14 +98,21 @@ impl Target {
 /// What is known of a downstream connection once it is accepted, and its TLS handshake done.
 #[derive(Clone, Debug)]
 pub struct ConnectionHead {
+    /// Names this connection among all of all gateways: random.
+    pub id: u128,
     /// The other end of the socket.
     pub peer: SocketAddr,
-    /// Whom the core takes for the client of this connection.
+    /// Whom the core takes for the client of this connection: the source in a trusted peer's PROXY header, else the peer.
     pub client: SocketAddr,
+    /// Where the client connected to: the destination in that header, else this end of the socket.
     pub local: SocketAddr,
+    /// The fields of that header.
+    pub proxy_tlvs: ProxyTlvs,
     pub listener: Arc<str>,
     /// Whether the client speaks TLS (or QUIC) to us.
     pub tls: bool,
+    /// As OpenSSL writes it: `TLSv1.3`.
+    pub tls_version: Option<&'static str>,
     /// The name in the TLS ClientHello, lower case.
     pub server_name: Option<ByteString>,
     pub alpn: Option<ByteString>,

@@ -80,6 +80,14 @@ impl Incoming {
         }
     }
 
+    /// Takes note of what has come since, without waiting: in HTTP/3 only the end of the stream tells that a message
+    /// without content-length has no content, and it may come after the head. Then `length` is `None`.
+    pub(crate) fn look(&mut self) {
+        if let Self::Http3(body) = self {
+            body.look();
+        }
+    }
+
     /// The next frame; `None` after the clean end of the message. After an error nothing more may be polled.
     ///
     /// Flow control: the codec gives the sender credit for a frame only when the next one is asked for.
@@ -99,8 +107,6 @@ impl Incoming {
 pub(crate) struct Held {
     pub(crate) length: Length,
     pub(crate) frames: VecDeque<Bytes>,
-    /// Reading ahead ended with this.
-    broken: Option<BodyError>,
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) rest: Option<Box<Incoming>>,
 }
@@ -108,21 +114,7 @@ pub(crate) struct Held {
 impl Held {
     /// Nothing yet, of a body of this length.
     pub(crate) fn new(length: Length) -> Self {
-        Self { length, frames: VecDeque::new(), broken: None, trailers: None, rest: None }
-    }
-
-    /// A body whose first frame was read to find out whether there is one.
-    pub(crate) fn begun_with(frame: Result<Frame, BodyError>, length: Length, rest: Incoming) -> Self {
-        let mut held = Self::new(length);
-        match frame {
-            Ok(Frame::Data(data)) => held.frames.push_back(data),
-            Ok(Frame::Trailers(trailers)) => held.trailers = Some(trailers),
-            Err(error) => held.broken = Some(error),
-        }
-        if held.broken.is_none() && held.trailers.is_none() {
-            held.rest = Some(Box::new(rest));
-        }
-        held
+        Self { length, frames: VecDeque::new(), trailers: None, rest: None }
     }
 
     /// A copy to send, which is only complete when there is no rest.
@@ -130,7 +122,6 @@ impl Held {
         self.rest.is_none().then(|| Held {
             length: self.length,
             frames: self.frames.clone(),
-            broken: self.broken.clone(),
             trailers: self.trailers.clone(),
             rest: None,
         })
@@ -139,9 +130,6 @@ impl Held {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(data) = self.frames.pop_front() {
             return Poll::Ready(Some(Ok(Frame::Data(data))));
-        }
-        if let Some(error) = self.broken.take() {
-            return Poll::Ready(Some(Err(error)));
         }
         match &mut self.rest {
             Some(rest) => rest.poll_frame(cx),
@@ -276,6 +264,7 @@ impl Reply {
 pub(crate) enum Awaiting {
     Http1(http1::Awaiting),
     Http2(http2::Awaiting),
+    Http3(http3::Awaiting),
 }
 
 /// What arrives of a response.
@@ -294,6 +283,7 @@ impl Awaiting {
         match self {
             Self::Http1(awaiting) => awaiting.poll_head(cx),
             Self::Http2(awaiting) => awaiting.poll_head(cx),
+            Self::Http3(awaiting) => awaiting.poll_head(cx),
         }
     }
 }

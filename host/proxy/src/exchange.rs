@@ -18,8 +18,10 @@ use crate::observe::Record;
 use crate::snapshot::{Cluster, Route, Snapshot};
 use crate::timer::Deadline;
 
+mod admit;
 mod attempt;
 mod decide;
+mod grpc;
 mod reply;
 mod request_body;
 mod shape;
@@ -27,6 +29,7 @@ mod upgrade;
 
 pub(crate) use shape::OutgoingHead;
 
+use admit::Hops;
 use attempt::Step;
 use decide::Destination;
 use request_body::RequestBody;
@@ -48,6 +51,8 @@ struct Plan {
     /// Until the final response head; moves on by the time that receiving the request took.
     total: Option<Instant>,
     attempt_timeout: Option<Duration>,
+    /// A gRPC call's own, until the end of its response.
+    deadline: Option<Instant>,
     /// What the exchange becomes if an upstream accepts.
     tunnel: Option<Tunnel>,
     /// What the client sends into that tunnel, untouched before it is open.
@@ -57,7 +62,9 @@ struct Plan {
 /// Runs one exchange to its end.
 pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply) {
     let snapshot = served.worker.current.load_full();
-    let (client, received) = received_identity(&head.headers, &served.connection, &served.listener.trusted_proxies);
+    let listener = &served.listener;
+    let (client, received) =
+        received_identity(&head.headers, &served.connection, &listener.trusted_proxies, listener.trusted_family);
     let connection = served.connection.clone();
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
     let record = Record::begin(&served.worker, &asked);
@@ -78,6 +85,11 @@ impl Exchange<'_> {
     /// Route, then identify. No byte is sent for a request that has no place to go.
     fn plan(&mut self) -> Result<Planned, Fault> {
         let request = &self.asked.request;
+        admit::admit(self.served, request, &self.snapshot)?;
+        let hops = admit::max_forwards(request);
+        if let Hops::Ended(response) = hops {
+            return Ok(Planned::Respond(response));
+        }
         let Some(index) = self.snapshot.table.find(request) else {
             let connect = request.tunnel == Some(Tunnel::Connect);
             return Err(if connect {
@@ -102,12 +114,19 @@ impl Exchange<'_> {
         };
         self.record.cluster = Some(cluster.name.clone());
         let identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        if let Hops::Left(left) = hops {
+            // Room for it there is: a router's edits are far fewer than its bound.
+            let _ = edits.headers.set("max-forwards", left.to_string().as_bytes());
+        }
         let mut head = OutgoingHead::new(&self.asked, &edits, identity, &self.snapshot);
         head.upgrade = key;
-        let total = edits.timeout.or(route.timeout).and_then(|timeout| self.record.begun.checked_add(timeout));
+        let timeout = edits.timeout.or(route.timeout);
+        let call = grpc::timeout(&self.asked.request);
+        let deadline = call.and_then(|call| self.record.begun.checked_add(call));
+        let total = timeout.into_iter().chain(call).min().and_then(|total| self.record.begun.checked_add(total));
         let attempt_timeout = edits.attempt_timeout.or(route.attempt_timeout);
         let client_half = None;
-        let plan = Plan { route, cluster, head, edits, total, attempt_timeout, tunnel, client_half };
+        let plan = Plan { route, cluster, head, edits, total, attempt_timeout, deadline, tunnel, client_half };
         Ok(Planned::Forward(Box::new(plan)))
     }
 
@@ -165,9 +184,17 @@ impl Exchange<'_> {
     async fn respond(mut self, response: DirectResponse, reply: Reply) {
         self.record.status = response.status.as_u16();
         let method = &self.asked.request.method;
-        if let Ok(sent) = reply::send(self.served, method, response, reply).await {
-            self.record.bytes_out.set(sent);
-            self.record.complete = true;
+        match reply::send(self.served, method, response, reply).await {
+            Ok(sent) => {
+                self.record.bytes_out.set(sent);
+                self.record.complete = true;
+            }
+            // What there was to answer for is the better reason to keep.
+            Err(gone) if self.record.cause.is_none() => {
+                self.record.cause = Some(Cause::ClientGone);
+                self.record.detail = Some(gone.to_string());
+            }
+            Err(_) => {}
         }
     }
 

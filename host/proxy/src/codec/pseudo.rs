@@ -20,7 +20,7 @@ pub(crate) enum Refused {
 }
 
 /// Connection-specific fields make a message malformed (RFC 9113, section 8.2.2; RFC 9114, section 4.2).
-fn is_connection_specific(name: &HeaderName) -> bool {
+pub(crate) fn is_connection_specific(name: &HeaderName) -> bool {
     *name == header::CONNECTION
         || *name == header::TRANSFER_ENCODING
         || *name == header::UPGRADE

@@ -14,9 +14,10 @@ use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, 
 
 use super::request_body::{RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape, upgrade};
-use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
+use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, Reply, pump};
 use crate::relay::End;
 use crate::timer::Deadline;
+use crate::upstream::Lease;
 
 /// What became of an attempt.
 pub(super) enum Step {
@@ -131,10 +132,11 @@ impl Exchange<'_> {
 
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
+        let connection = &self.asked.connection;
         let leasing = async {
             match plan.tunnel {
-                None => upstreams.lease(&cluster, index).await,
-                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index)).await,
+                None => upstreams.lease(&cluster, index, connection).await,
+                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index, connection)).await,
             }
         };
         let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;
@@ -145,6 +147,10 @@ impl Exchange<'_> {
         let Some(mut incoming) = body.take() else {
             return Step::Failed(Fault::new(Cause::Internal, "the request body is gone"));
         };
+        incoming.look();
+        if incoming.length() == Length::None {
+            *body = RequestBody::None;
+        }
         let started = select(lease.start(&plan.head, incoming.length()), reply, |cx| clocks.poll(cx)).await;
         let (mut out, mut awaiting) = match started.and_then(|started| started) {
             Ok(started) => started,
@@ -237,7 +243,7 @@ impl Exchange<'_> {
                         lease.answered();
                         endpoint.state.sample_latency(worker.now(), took);
                         // What was read of the body is lost to another attempt unless a whole copy is kept.
-                        let pause = self.after_status(plan, body, view, index, &head);
+                        let pause = self.after_status(plan, body, view, index, &head, &lease);
                         if let Some(pause) = pause {
                             return Step::Again(pause);
                         }
@@ -265,7 +271,8 @@ impl Exchange<'_> {
         };
         drop(out);
         self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
-        if moved.get() == 0 && upload != Upload::Done {
+        // One that turned out to be empty can be sent again as well as one that nothing was read of.
+        if moved.get() == 0 && (upload != Upload::Done || incoming.length() == Length::None) {
             body.give_back(incoming);
         }
         self.after(plan, body, view, index, broke)
@@ -303,6 +310,7 @@ impl Exchange<'_> {
             };
             let mut download = pin!(pump(&mut response, &mut out, rules));
             let mut upload = upload;
+            let mut deadline = Deadline::at(&self.served.worker.timers, plan.deadline);
             poll_fn(|cx| {
                 if let Some(uploading) = &mut upload
                     && let Poll::Ready(end) = std::pin::Pin::new(uploading).poll(cx)
@@ -313,7 +321,11 @@ impl Exchange<'_> {
                         return Poll::Ready(Err(Err(from_body(&error))));
                     }
                 }
-                download.as_mut().poll(cx).map_err(Ok)
+                if let Poll::Ready(ended) = download.as_mut().poll(cx) {
+                    return Poll::Ready(ended.map_err(Ok));
+                }
+                let late = || Err(Err(Fault::new(Cause::TotalTimeout, "the call's own deadline is over")));
+                deadline.poll_elapsed(cx).map(|()| late())
             })
             .await
         };
@@ -340,9 +352,9 @@ impl Exchange<'_> {
         view: &mut EndpointsView,
         index: u32,
         head: &ResponseHead,
+        lease: &Lease,
     ) -> Option<Duration> {
-        // 421 and 425 are judged like other statuses; below 400 nothing failed. A gRPC failure hides in a 200 that has
-        // its status among the fields (trailers-only).
+        // Below 400 nothing failed. A gRPC failure hides in a 200 that has its status among the fields (trailers-only).
         let grpc = head.headers.get("grpc-status").is_some_and(|status| status.as_bytes() != b"0");
         if !grpc && head.status.as_u16() < 400 {
             return None;
@@ -350,8 +362,25 @@ impl Exchange<'_> {
         if head.status.is_server_error() {
             self.failed(view, index);
         }
-        let wanted = plan.route.retry_plugin.is_some() || plan.route.retry.retries_status(head.status);
-        let fault = Fault::new(Cause::Status, head.status);
+        let retry = &plan.route.retry;
+        if head.status == StatusCode::REQUEST_TIMEOUT && lease.reused() && retry.on.reset {
+            // The origin gave up an idle connection as the request was on its way (RFC 9110, section 15.5.9).
+            let raced = Fault::new(Cause::Reset, "408 on a connection that had idled");
+            return self.consider(plan, body, view, index, &raced, None);
+        }
+        let mut fault = Fault::new(Cause::Status, head.status);
+        match head.status {
+            // Not processed here: another connection may be the right one (RFC 9110, section 15.5.20).
+            StatusCode::MISDIRECTED_REQUEST => {
+                lease.misdirected();
+                fault.unprocessed = true;
+            }
+            // Who sent the request early is who has to hear of it (RFC 8470, section 5.2).
+            StatusCode::TOO_EARLY if self.asked.request.headers.contains_key("early-data") => return None,
+            StatusCode::TOO_EARLY => fault.unprocessed = true,
+            _ => {}
+        }
+        let wanted = plan.route.retry_plugin.is_some() || retry.retries_status(head.status);
         wanted.then(|| self.consider(plan, body, view, index, &fault, Some((head.status, &head.headers))))?
     }
 

@@ -110,7 +110,8 @@ impl Exchange<'_> {
         let begun = Instant::now();
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
-        let dialled = select(upstreams.tunnel(&plan.cluster, index), reply, |cx| clocks.poll(cx)).await;
+        let dialled =
+            select(upstreams.tunnel(&plan.cluster, index, &self.asked.connection), reply, |cx| clocks.poll(cx)).await;
         let (incoming, outgoing, _seat) = match dialled.and_then(|dialled| dialled) {
             Ok(dialled) => dialled,
             Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),

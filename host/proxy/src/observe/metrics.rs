@@ -72,6 +72,15 @@ const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Every cause of `tidegate_policy::Cause` has a slot: its discriminant.
 const CAUSES: usize = Cause::Internal as usize + 1;
 
+/// By reason.
+#[derive(Debug, Default)]
+pub struct ProxyHeadersRefused {
+    pub untrusted: Counter,
+    pub invalid: Counter,
+    pub late: Counter,
+    pub cut_off: Counter,
+}
+
 /// Everything one worker counts.
 #[derive(Debug)]
 pub struct WorkerMetrics {
@@ -94,6 +103,7 @@ pub struct WorkerMetrics {
     pub connections_active: Counter,
     pub connections_refused: Counter,
     pub handshakes_failed: Counter,
+    pub proxy_headers_refused: ProxyHeadersRefused,
     pub upstream_connections: Counter,
     pub upstream_connections_active: Counter,
     pub upstream_reused: Counter,
@@ -123,6 +133,7 @@ impl Default for WorkerMetrics {
             connections_active: Counter::default(),
             connections_refused: Counter::default(),
             handshakes_failed: Counter::default(),
+            proxy_headers_refused: ProxyHeadersRefused::default(),
             upstream_connections: Counter::default(),
             upstream_connections_active: Counter::default(),
             upstream_reused: Counter::default(),
@@ -196,6 +207,11 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.single(names::CONNECTIONS_ACTIVE, "gauge", "downstream connections open", |w| w.connections_active.get());
     page.single(names::CONNECTIONS_REFUSED, "counter", "connections turned away", |w| w.connections_refused.get());
     page.single(names::HANDSHAKES_FAILED, "counter", "handshakes that failed", |w| w.handshakes_failed.get());
+    page.head(names::PROXY_HEADERS_REFUSED, "counter", "connections closed for want of a good PROXY header");
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"untrusted\"", |w| w.proxy_headers_refused.untrusted.get());
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"invalid\"", |w| w.proxy_headers_refused.invalid.get());
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"late\"", |w| w.proxy_headers_refused.late.get());
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"cut_off\"", |w| w.proxy_headers_refused.cut_off.get());
     page.single(names::UPSTREAM_CONNECTIONS, "counter", "upstream connections dialled", |w| {
         w.upstream_connections.get()
     });

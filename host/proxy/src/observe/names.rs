@@ -29,6 +29,9 @@ pub const CONNECTIONS: &str = "tidegate_connections_total";
 pub const CONNECTIONS_ACTIVE: &str = "tidegate_connections_active";
 /// Downstream connections turned away at a limit. From `listener`.
 pub const CONNECTIONS_REFUSED: &str = "tidegate_connections_refused_total";
+/// Downstream connections closed for want of a good PROXY header, by reason (`untrusted` peer, `invalid` or none at all,
+/// `late`, `cut_off`). From `listener`.
+pub const PROXY_HEADERS_REFUSED: &str = "tidegate_proxy_headers_refused_total";
 /// TLS and QUIC handshakes that failed. From `listener`.
 pub const HANDSHAKES_FAILED: &str = "tidegate_handshakes_failed_total";
 /// Upstream connections dialled. From `upstream`.
@@ -69,6 +72,8 @@ pub const PLUGIN_INSTANTIATIONS: &str = "tidegate_plugin_instantiations_total";
 pub const PLUGIN_QUARANTINED: &str = "tidegate_plugin_quarantined";
 /// What guests count themselves, by plugin and name. From the plugin's statistics.
 pub const PLUGIN_CUSTOM: &str = "tidegate_plugin_custom";
+/// Requests from trusted peers whose `Forwarded` and `X-Forwarded-For` named different clients. From `received_identity`.
+pub const CONFLICTING_CLAIMS: &str = "tidegate_forwarding_conflicts_total";
 /// The configuration generation that is served. From the admin listener.
 pub const GENERATION: &str = "tidegate_config_generation";
 /// Reloads, by outcome (`ok`, `refused`). From reload.

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidegate_config::{BalanceBy, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey};
+use tidegate_config::{BalanceBy, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey, ProxyProtocol};
 use tidegate_policy::native::{HashOn, LeastRequest, Maglev, PeakEwma, RetryBudget, RoundRobin};
 use tidegate_policy::{Balancer, Endpoint, EndpointSet};
-use tidegate_proxy::snapshot::{Cluster, PoolSettings, UpstreamProtocol};
+use tidegate_proxy::snapshot::{Cluster, PoolSettings, ProxyFields, SendProxyHeader, UpstreamProtocol};
 use tidegate_proxy::{CertificatePair, ClientTls, ClientTlsSpec};
 
 use super::{Files, Scope};
@@ -42,6 +42,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         ClusterProtocol::Auto => UpstreamProtocol::Auto,
         ClusterProtocol::Http1 => UpstreamProtocol::Http1,
         ClusterProtocol::Http2 => UpstreamProtocol::Http2,
+        ClusterProtocol::Http3 => UpstreamProtocol::Http3,
     };
     let (tls, source) = match &config.tls {
         None => (None, None),
@@ -62,8 +63,8 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
     let maglev = Arc::new(Maglev::new(&set, if hashes { config.balance.table } else { 1 }, on));
     let balancer: Arc<dyn Balancer> = match config.balance.by {
         BalanceBy::RoundRobin => Arc::new(RoundRobin::new(&set)),
-        BalanceBy::LeastRequest => Arc::new(LeastRequest),
-        BalanceBy::PeakEwma => Arc::new(PeakEwma),
+        BalanceBy::LeastRequest => Arc::new(LeastRequest::new(&set)),
+        BalanceBy::PeakEwma => Arc::new(PeakEwma::new(&set)),
         BalanceBy::Maglev => maglev.clone(),
     };
     let plugin = scope.asked(config.balance.plugin.as_deref(), config.balance.line, "pick", |plugin| plugin.balancer());
@@ -80,6 +81,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
             max_streams_per_connection: config.max_streams_per_connection,
             max_pending: config.max_pending,
             pending_timeout: config.pending_timeout,
+            proxy_protocol: send_proxy_header(&config.proxy_protocol),
         },
         tls,
         balancer,
@@ -88,6 +90,23 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         budget: Arc::new(RetryBudget::new(config.retry_percent, config.retry_min)),
     };
     Some(Kept { cluster: Arc::new(cluster), tls: source })
+}
+
+fn send_proxy_header(config: &ProxyProtocol) -> Option<SendProxyHeader> {
+    match config {
+        ProxyProtocol::Off => None,
+        ProxyProtocol::V1 => Some(SendProxyHeader::V1),
+        ProxyProtocol::V2(fields) => {
+            let has = |name: &str| fields.iter().any(|field| field == name);
+            Some(SendProxyHeader::V2(ProxyFields {
+                alpn: has("alpn"),
+                authority: has("authority"),
+                ssl: has("ssl"),
+                unique_id: has("unique_id"),
+                crc32c: has("crc32c"),
+            }))
+        }
+    }
 }
 
 /// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on.

@@ -77,6 +77,11 @@ impl ClientConnection {
         idle && conn.wire.try_borrow().is_ok_and(|wire| wire.read.is_empty() && !wire.eof && wire.unsent() == 0)
     }
 
+    /// Takes no request after this one.
+    pub(crate) fn retire(&self) {
+        self.conn.keep_alive.set(false);
+    }
+
     /// Ready when an idle connection must be discarded: closed by the origin, or not silent.
     pub(crate) fn poll_stale(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut wire = self.conn.wire.borrow_mut();

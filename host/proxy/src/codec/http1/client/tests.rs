@@ -20,11 +20,14 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
     let any = SocketAddr::from(([127, 0, 0, 1], 1));
     let connection = ConnectionHead {
+        id: 0,
         peer: any,
         client: any,
         local: any,
+        proxy_tlvs: Default::default(),
         listener: "edge".into(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
@@ -38,7 +41,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         headers,
         tunnel: None,
     };
-    let (client, received) = received_identity(&request.headers, &connection, &[]);
+    let (client, received) = received_identity(&request.headers, &connection, &[], Default::default());
     let notes = Default::default();
     let asked = Rc::new(Asked { connection: Rc::new(connection), request, client, received, notes });
     let snapshot = Snapshot {

@@ -113,6 +113,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         max_streams_per_connection: 10,
         max_pending: 10,
         pending_timeout: second,
+        proxy_protocol: None,
     };
     let cluster = Arc::new(Cluster {
         name: "o".into(),
@@ -153,6 +154,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         protocols: Protocols { http1: true, http2: false, http3: false },
         limits,
         trusted_proxies: Box::new([]),
+        proxy_protocol: None,
+        trusted_family: Default::default(),
         tls: None,
         alt_svc: false,
     };
