@@ -9,7 +9,7 @@ use http::Method;
 use tidegate_tests::certs::Authority;
 use tidegate_tests::origin::read_head;
 use tidegate_tests::tunnel::{
-    ACCEPT, Asked, End, Ended, Http2Client, KEY, Speaks, TunnelOrigin, accept, ask_http1, frame, handshake,
+    ACCEPT, Asked, End, Ended, Http2Client, Http3Client, KEY, Speaks, TunnelOrigin, accept, ask_http1, frame, handshake,
 };
 use tidegate_tests::{Client, Gateway, RawClient, RawOrigin, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -538,7 +538,8 @@ async fn tls_halves_close_one_by_one() {
         let tcp = tokio::net::TcpStream::connect(gateway.edge()).await.expect("a connection");
         let name = rustls::pki_types::ServerName::try_from("edge.example").expect("a name");
         let mut tls = connector.connect(name, tcp).await.expect("a handshake");
-        tls.write_all(handshake("/chat").as_bytes()).await.expect("sent");
+        let request = handshake("/chat").replace("Host: a", "Host: edge.example");
+        tls.write_all(request.as_bytes()).await.expect("sent");
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(tls.read_u8().await.expect("a head"));
@@ -583,6 +584,50 @@ async fn silent_tunnels_hold_no_buffers() {
     let each = gateway.resident().saturating_sub(before) / 100;
     println!("{} KiB each", each / 1024);
     assert!(each < 192 << 10, "{each} bytes each");
+}
+
+/// RFC 9220, section 3: from HTTP/3 as from HTTP/2, to origins of both kinds; H3_REQUEST_CANCELLED is its reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_http3_have_it_too() {
+    for to_http2 in [false, true] {
+        let mut origin = TunnelOrigin::start(if to_http2 { Speaks::Http2 } else { Speaks::Http1 }).await;
+        let authority = Authority::new();
+        let folder = tempfile::tempdir().expect("a folder");
+        authority.issue(&["edge.example"]).write(folder.path(), "edge");
+        let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]";
+        let config = config(origin.address, to_http2, "").replacen("name = \"edge\"", tls, 1);
+        let gateway = Gateway::start_in(folder, &config).await;
+        let http3 = Http3Client::connect(gateway.edge(), authority.client(&[b"h3"], None), "edge.example").await;
+
+        let (opened, mut client) = http3.ask("websocket", "/chat").await;
+        assert!(opened);
+        let (asked, mut server) = origin.tunnel().await;
+        assert_eq!((asked.path.as_str(), asked.protocol.as_deref()), ("/chat", Some("websocket")), "{asked:?}");
+        let (up, down) = (vec![b'u'; 1 << 20], vec![b'd'; 1 << 20]);
+        let (from_client, from_server) =
+            tokio::join!(both(&mut client, &up, down.len()), both(&mut server, &down, up.len()));
+        assert!(from_client.1 == down && from_server.1 == up);
+        client.finish().await;
+        assert_eq!(server.end().await, Ended::Cleanly);
+        server.send(b"last words").await;
+        server.finish().await;
+        assert_eq!(client.exactly(10).await, b"last words");
+        assert_eq!(client.end().await, Ended::Cleanly);
+        let line = last_line(&gateway).await;
+        assert_eq!((line["protocol"].as_str(), line["status"].as_u64()), (Some("h3"), Some(200)), "{line}");
+        assert_eq!((line["bytes_in"].as_u64(), line["bytes_out"].as_u64()), (Some(1 << 20), Some((1 << 20) + 10)));
+
+        let (opened, mut client) = http3.ask("websocket", "/chat").await;
+        assert!(opened);
+        origin.tunnel().await.1.reset();
+        assert_eq!(client.end().await, Ended::QuicReset(0x10c));
+        let (opened, client) = http3.ask("websocket", "/chat").await;
+        assert!(opened);
+        let (_, mut server) = origin.tunnel().await;
+        client.reset();
+        assert_eq!(server.end().await, Ended::Reset(to_http2.then_some(Reason::CANCEL)));
+        assert!(!http3.ask("websocket", "/refuse").await.0 && !http3.ask("webtransport", "/").await.0);
+    }
 }
 
 /// Somebody else's client and server (the Python package `websockets`), with compression and a close code end to end.

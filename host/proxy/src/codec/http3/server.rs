@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h3::error::Code;
 use http::{HeaderMap, Method, StatusCode};
-use tidegate_policy::{HttpVersion, ResponseHead};
+use tidegate_policy::{HttpVersion, ResponseHead, Tunnel};
 use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter};
@@ -36,8 +36,8 @@ pub(crate) async fn serve(connection: quinn::Connection, served: Rc<Served>, tim
     tokio::task::spawn_local(uni::accept(link.clone()));
     let settings = Settings {
         max_field_section_size: Some(limits.max_header_bytes as u64),
-        // The exchange has no tunnels yet: such requests are refused with 501.
-        connect_protocol: false,
+        // RFC 9220, section 3.
+        connect_protocol: true,
     };
     let mut deadline = Deadline::after(&timers, Some(limits.handshake_timeout));
     let control = tokio::select! {
@@ -381,6 +381,21 @@ impl Reply {
             return Ok(Outgoing::Ended);
         }
         Ok(Outgoing::Http3(BodyWriter::new(writer)))
+    }
+
+    /// Accepts a tunnel: DATA frames are its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 9220,
+    /// section 3); for `CONNECT` there is a code of its own (RFC 9114, section 4.4).
+    pub(crate) async fn open(mut self, head: ResponseHead, tunnel: Tunnel) -> Result<BodyWriter, SinkGone> {
+        let Some(mut writer) = self.writer.take() else {
+            return Err(SinkGone("the response was sent already".to_owned()));
+        };
+        writer.cut_off(match tunnel {
+            Tunnel::WebSocket => Code::H3_REQUEST_CANCELLED,
+            Tunnel::Connect => Code::H3_CONNECT_ERROR,
+        });
+        let frame = frame(&writer, head)?;
+        writer.section(frame).await?;
+        Ok(BodyWriter::new(writer))
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
