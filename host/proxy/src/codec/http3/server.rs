@@ -32,8 +32,8 @@ pub(crate) async fn serve(connection: quinn::Connection, served: Rc<Served>, tim
     tokio::task::spawn_local(uni::accept(link.clone()));
     let settings = Settings {
         max_field_section_size: Some(limits.max_header_bytes as u64),
-        // The exchange has no tunnels yet: such requests are refused with 501.
-        connect_protocol: false,
+        // RFC 9220, section 3.
+        connect_protocol: true,
     };
     let mut deadline = Deadline::after(&timers, Some(limits.handshake_timeout));
     let control = tokio::select! {

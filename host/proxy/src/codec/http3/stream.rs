@@ -210,6 +210,11 @@ impl Writer {
         }
     }
 
+    /// With what a drop before the end resets the stream from now on.
+    pub(super) fn cut_off(&mut self, code: Code) {
+        self.cut_off = code;
+    }
+
     pub(super) fn reset(&mut self, code: Code) {
         if matches!(self.state, Sending::Between | Sending::Within) {
             self.state = Sending::Reset;

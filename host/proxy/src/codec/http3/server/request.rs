@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h3::error::Code;
 use http::{HeaderMap, Method, StatusCode};
-use tidegate_policy::{HttpVersion, RequestHead, ResponseHead};
+use tidegate_policy::{HttpVersion, RequestHead, ResponseHead, Tunnel};
 
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::http3::body::{BodyReader, BodyWriter};
@@ -200,6 +200,21 @@ impl Reply {
             return Ok(Outgoing::Ended);
         }
         Ok(Outgoing::Http3(BodyWriter::new(writer)))
+    }
+
+    /// Accepts a tunnel: DATA frames are its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 9220,
+    /// section 3); for `CONNECT` there is a code of its own (RFC 9114, section 4.4).
+    pub(crate) async fn open(mut self, head: ResponseHead, tunnel: Tunnel) -> Result<BodyWriter, SinkGone> {
+        let Some(mut writer) = self.writer.take() else {
+            return Err(SinkGone("the response was sent already".to_owned()));
+        };
+        writer.cut_off(match tunnel {
+            Tunnel::WebSocket => Code::H3_REQUEST_CANCELLED,
+            Tunnel::Connect => Code::H3_CONNECT_ERROR,
+        });
+        let frame = frame(&writer, head)?;
+        writer.section(frame).await?;
+        Ok(BodyWriter::new(writer))
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
