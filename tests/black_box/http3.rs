@@ -233,7 +233,7 @@ async fn limits_are_answered_and_the_unknown_is_ignored() {
     assert_eq!(status(&headers(&[(":method", "CONNECT"), (":authority", "a.example:443")])).await, Ok(403));
     let extended = [
         (":method", "CONNECT"),
-        (":protocol", "websocket"),
+        (":protocol", "unheard-of"),
         (":scheme", "https"),
         (":authority", "edge.example"),
         (":path", "/chat"),
@@ -453,7 +453,7 @@ async fn an_idle_connection_is_closed() {
     assert_eq!(client.closed().await, NO_ERROR);
     let mut narrow = quinn::TransportConfig::default();
     // The control stream's type and SETTINGS fit in, and nothing after them.
-    narrow.stream_receive_window(8_u32.into());
+    narrow.stream_receive_window(10_u32.into());
     let client = QuicClient::with(edge.gateway.edge(), edge.tls(), "edge.example", narrow).await.expect("a handshake");
     assert_eq!(client.closed().await, NO_ERROR);
 }

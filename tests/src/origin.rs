@@ -221,7 +221,8 @@ async fn respond(
     record: Arc<Mutex<Vec<Recorded>>>,
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
-    let collected = body.collect().await.unwrap_or_default();
+    // What broke off was never a request.
+    let Ok(collected) = body.collect().await else { return Ok(Response::new(full(""))) };
     let trailers = collected.trailers().cloned();
     let mut recorded = recorded(parts, collected.to_bytes(), connection);
     recorded.trailers = trailers;
