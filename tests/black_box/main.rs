@@ -7,6 +7,7 @@ mod drain;
 mod examples;
 mod faults;
 mod framing;
+mod health;
 mod http1;
 mod matrix;
 mod plugins;

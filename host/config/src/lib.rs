@@ -8,6 +8,7 @@ mod cluster;
 mod error;
 mod file;
 mod gateway;
+mod health;
 mod keys;
 mod listener;
 mod load;
@@ -20,6 +21,7 @@ pub use cluster::{Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, Endp
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
+pub use health::{CheckKind, CircuitBreaker, Ejection, HealthCheck};
 pub use keys::{json_schema, reference};
 pub use listener::{CertificateFiles, ClientAuthMode, Listener, ListenerTls};
 pub use load::{load, parse};

@@ -66,7 +66,7 @@ pub fn endpoints(weights: &[u32]) -> Arc<EndpointSet> {
         state: Arc::default(),
     };
     let endpoints = weights.iter().enumerate().map(endpoint).collect();
-    Arc::new(EndpointSet { cluster: "api".into(), generation: 1, endpoints })
+    Arc::new(EndpointSet { cluster: "api".into(), generation: 1, endpoints, health: SetHealth::default() })
 }
 
 /// A failed attempt with time and retries left.
@@ -143,7 +143,7 @@ pub fn balancer(make: &dyn Fn(&Arc<EndpointSet>) -> Arc<dyn Balancer>) {
             if size > 0 {
                 view.tried.extend((0..round % 3).map(|step| (round + step) % size));
                 let state = &set.endpoints[(round % size) as usize].state;
-                state.set_healthy(round % 7 != 0);
+                state.health.stand(if round % 7 == 0 { Standing::Failing } else { Standing::Passing });
                 state.sample_latency(view.now, Duration::from_micros(u64::from(round) * 37));
             }
             for asked in questions() {

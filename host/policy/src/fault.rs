@@ -51,6 +51,8 @@ pub enum Cause {
     NoRoute,
     /// A plugin with `on_failure = "deny"` failed.
     PolicyDenied,
+    /// The cluster's circuit breaker is open: it has all it may have in flight.
+    ClusterFull,
     Overload,
     Draining,
     Internal,
@@ -61,7 +63,7 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | PolicyDenied | Overload | Draining | Internal => Side::Internal,
+            NoRoute | PolicyDenied | ClusterFull | Overload | Draining | Internal => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -95,6 +97,7 @@ impl Cause {
             RequestBodyTimeout => "request_body_timeout",
             NoRoute => "no_route",
             PolicyDenied => "policy_denied",
+            ClusterFull => "cluster_full",
             Overload => "overload",
             Draining => "draining",
             Internal => "internal",

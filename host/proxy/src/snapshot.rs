@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tidegate_policy::native::{Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
-use tidegate_policy::{Balancer, DirectResponse, EndpointSet, Forwarding, Retry, Router};
+use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, Retry, Router};
 
-use crate::{ClientTls, ServerTls};
+use crate::{ClientTls, HealthCheck, ServerTls};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -106,6 +106,10 @@ pub struct Cluster {
     /// For a plugin's `hash` answers.
     pub maglev: Arc<Maglev>,
     pub budget: Arc<RetryBudget>,
+    /// How its endpoints are checked; `None`: nobody asks them.
+    pub check: Option<Arc<HealthCheck>>,
+    /// Bounds over all workers.
+    pub breaker: Breaker,
 }
 
 /// What happens to the requests that match.

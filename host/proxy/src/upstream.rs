@@ -15,6 +15,7 @@ use crate::snapshot::{Cluster, PoolSettings, Snapshot};
 use crate::timer::{Deadline, Timers};
 
 mod connect;
+pub(crate) mod health;
 mod pool;
 pub(crate) mod tls;
 

@@ -129,6 +129,7 @@ pub struct Gateway {
     threads: Vec<JoinHandle<()>>,
     bound: Bound,
     workers: usize,
+    zero: Instant,
 }
 
 impl Gateway {
@@ -145,6 +146,7 @@ impl Gateway {
             threads: Vec::new(),
             bound: HashMap::new(),
             workers,
+            zero,
         };
         let (bound, opened) = gateway.bind(&snapshot)?;
         gateway.bound = bound;
@@ -216,6 +218,11 @@ impl Gateway {
     /// The place where successive snapshots are.
     pub fn current(&self) -> Arc<ArcSwap<Snapshot>> {
         self.current.clone()
+    }
+
+    /// The zero of all times that workers share.
+    pub fn zero(&self) -> Instant {
+        self.zero
     }
 
     pub fn metrics(&self) -> &[Arc<WorkerMetrics>] {

@@ -9,6 +9,8 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 use tidegate_config::{AccessLogTarget, Config};
+use tidegate_policy::Ailment;
+use tidegate_proxy::HealthChecks;
 use tidegate_proxy::observe::{RecordSink, WorkerMetrics};
 use tidegate_proxy::snapshot::Snapshot;
 use tidegate_proxy::worker::{Gateway, GatewayOptions};
@@ -35,6 +37,8 @@ pub(crate) struct Control {
 pub(crate) struct Running {
     pub(crate) gateway: Gateway,
     pub(crate) compiled: Arc<Compiled>,
+    /// Once the control thread's runtime is there.
+    health: Option<HealthChecks>,
 }
 
 impl Control {
@@ -63,7 +67,7 @@ impl Control {
         Ok(Self {
             path: path.map(Path::to_owned),
             compiler,
-            running: Mutex::new(Running { gateway, compiled: Arc::new(compiled) }),
+            running: Mutex::new(Running { gateway, compiled: Arc::new(compiled), health: None }),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             reloads_ok: AtomicU64::new(0),
@@ -108,8 +112,19 @@ impl Control {
         let compiled = self.compiler.compile(&config, Some(&running.compiled)).map_err(words)?;
         running.gateway.apply(compiled.snapshot.clone()).map_err(|error| vec![error.to_string()])?;
         let generation = compiled.snapshot.generation;
-        running.compiled = Arc::new(compiled);
+        let before = std::mem::replace(&mut running.compiled, Arc::new(compiled));
+        let snapshot = running.compiled.snapshot.clone();
+        if let Some(health) = &mut running.health {
+            health.apply(&snapshot, Some(&before.snapshot));
+        }
         Ok(generation)
+    }
+
+    /// Health is looked after on this runtime, from now on and over reloads.
+    pub(crate) fn start_health(&self, runtime: &tokio::runtime::Handle) {
+        let mut running = self.running();
+        let (zero, current) = (running.gateway.zero(), running.gateway.current());
+        running.health = Some(HealthChecks::start(runtime.clone(), zero, current));
     }
 
     pub(crate) fn draining(&self) -> bool {
@@ -171,6 +186,8 @@ fn cluster_status(cluster: &tidegate_proxy::snapshot::Cluster) -> serde_json::Va
                 "address": endpoint.address,
                 "weight": endpoint.weight,
                 "healthy": endpoint.state.healthy(),
+                "reason": endpoint.state.health.ailment().map(ailment),
+                "ejections": endpoint.state.health.ejections(),
                 "in_flight": endpoint.state.in_flight(),
                 "requests": endpoint.state.requests.load(Ordering::Relaxed),
                 "failures": endpoint.state.failures.load(Ordering::Relaxed),
@@ -178,7 +195,15 @@ fn cluster_status(cluster: &tidegate_proxy::snapshot::Cluster) -> serde_json::Va
             })
         })
         .collect();
-    json!({ "name": *cluster.name, "endpoints": endpoints })
+    json!({ "name": *cluster.name, "panic": cluster.set.panicking(), "endpoints": endpoints })
+}
+
+/// Why an endpoint takes no requests: `awaited`, `checks`, or `ejected: consecutive_5xx`.
+fn ailment(ailment: Ailment) -> String {
+    match ailment {
+        Ailment::Ejected(reason) => format!("{}: {}", ailment.name(), reason.name()),
+        Ailment::Awaited | Ailment::Checks => ailment.name().to_owned(),
+    }
 }
 
 /// Prints every error; the caller ends with the code for a bad configuration.
@@ -191,6 +216,7 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
     telemetry::install(&config.gateway.log);
     let control = Arc::new(Control::start(Some(path), &config, Vec::new())?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    control.start_health(runtime.handle());
     runtime.block_on(async {
         let mut bound = serde_json::Map::new();
         for (name, address) in control.running().gateway.addresses() {

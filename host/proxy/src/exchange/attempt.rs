@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::native::permitted;
-use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Verdict};
+use tidegate_policy::{
+    AttemptFacts, Bound, Cause, EndpointState, EndpointsView, Fault, Outcome, Proof, ResponseHead, Swept, Verdict,
+};
 
 use super::request_body::{RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape};
 use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
 use crate::timer::Deadline;
+use crate::upstream::health;
 
 /// What became of an attempt.
 pub(super) enum Step {
@@ -112,7 +115,7 @@ impl Exchange<'_> {
     ) -> Step {
         let begun = Instant::now();
         let cluster = plan.cluster.clone();
-        view.now = self.served.worker.now();
+        view.refresh(self.served.worker.now());
         let index = match decide::pick(&cluster, &self.asked, view, &mut self.record) {
             Ok(index) => index,
             Err(fault) => return Step::Failed(fault),
@@ -312,7 +315,9 @@ impl Exchange<'_> {
     ) -> Option<Duration> {
         // 421 and 425 are judged like other statuses; below 400 nothing failed. A gRPC failure hides in a 200 that has
         // its status among the fields (trailers-only).
-        let grpc = head.headers.get("grpc-status").is_some_and(|status| status.as_bytes() != b"0");
+        let grpc_status = head.headers.get("grpc-status").map(|status| status.as_bytes());
+        self.report(view, index, Outcome::of_response(head.status, grpc_status));
+        let grpc = grpc_status.is_some_and(|status| status != b"0");
         if !grpc && head.status.as_u16() < 400 {
             return None;
         }
@@ -330,6 +335,9 @@ impl Exchange<'_> {
             return Step::Failed(fault);
         }
         self.failed(view, index);
+        if let Some(outcome) = Outcome::of_fault(fault.cause) {
+            self.report(view, index, outcome);
+        }
         if fault.cause == Cause::TotalTimeout {
             return Step::Failed(fault);
         }
@@ -345,6 +353,13 @@ impl Exchange<'_> {
     fn failed(&self, view: &EndpointsView, index: u32) {
         if let Some(endpoint) = view.get(index) {
             endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Passive health: every attempt that ended says something of its endpoint.
+    fn report(&self, view: &EndpointsView, index: u32, outcome: Outcome) {
+        if let Some(ejected) = view.set.report(index, outcome, self.served.worker.now()) {
+            health::tell(&view.set, index, Swept::Ejected(ejected));
         }
     }
 
@@ -419,10 +434,16 @@ impl Exchange<'_> {
         if pause >= time_left {
             return None;
         }
+        // One place for all the retries of an exchange: it makes them one at a time.
+        let permit = match self.retrying.take() {
+            Some(permit) => permit,
+            None => plan.cluster.breaker.enter(Bound::Retries)?,
+        };
         if !plan.cluster.budget.withdraw(now) {
             self.served.worker.metrics.retries_without_budget.add(1);
             return None;
         }
+        self.retrying = Some(permit);
         Some(pause)
     }
 }
