@@ -246,6 +246,39 @@ async fn not_all_are_ejected() {
     assert_eq!(healthy, 1.0);
 }
 
+/// "Success rate by standard deviation": who fares much worse than the others is put out by comparison, without a row of errors.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_fares_much_worse_is_ejected() {
+    let mut origins = Vec::new();
+    for _ in 0..3 {
+        origins.push(Origin::http1().await);
+    }
+    // Every other answer is bad.
+    let count = AtomicUsize::new(0);
+    let bad = Origin::answering(false, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) % 2 == 0 { status(500, "no") } else { status(200, "ok") }
+    })
+    .await;
+    let endpoints: Vec<SocketAddr> = origins.iter().map(|origin| origin.address).chain([bad.address]).collect();
+    let more = "ejection = { interval = \"1s\", base_time = \"60s\", success_rate_factor = \"1.2\", min_endpoints = 4, min_requests = 6 }";
+    let gateway = Gateway::start(&crate::simple(&endpoints, more)).await;
+    let client = Client::http1(gateway.edge());
+    eventually("it is ejected", async || {
+        for _ in 0..8 {
+            client.get("/").await.expect("an answer");
+        }
+        let ejected = gateway.metric(&of("tidegate_endpoint_ejections_total", bad.address, "")).await;
+        (ejected == 1.0).then_some(())
+    })
+    .await;
+    assert!(gateway.log().contains("success_rate"), "the log says why");
+    for origin in &origins {
+        assert_eq!(gateway.metric(&of("tidegate_endpoint_healthy", origin.address, "")).await, 1.0);
+    }
+    let page: serde_json::Value = serde_json::from_str(&gateway.admin_get("/status").await.text()).expect("JSON");
+    assert_eq!(page["clusters"][0]["endpoints"][3]["reason"], "ejected: success_rate");
+}
+
 /// "Panic threshold": when too few are healthy all are used, and with a threshold of nothing none is: 503.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn panic_serves_anyway() {

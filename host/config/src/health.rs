@@ -61,6 +61,9 @@ pub struct CircuitBreaker {
     pub max_retries: u32,
 }
 
+/// Of intervals between checks.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 impl HealthCheck {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let word = section.one_of("kind");
@@ -91,9 +94,15 @@ impl HealthCheck {
                 expect: expected(section),
             },
         };
+        let interval = section.time("interval");
+        if interval < SHORTEST {
+            let message =
+                format!("cluster.health: interval: less than {SHORTEST:?} would keep endpoints busy with checks");
+            section.error(section.line_of("interval"), message);
+        }
         Self {
             kind,
-            interval: section.time("interval"),
+            interval,
             timeout: section.time("timeout"),
             jitter: share(section, "cluster.health", "jitter"),
             healthy_threshold: section.number("healthy_threshold", 1, 1000).unwrap_or(1) as u32,

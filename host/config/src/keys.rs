@@ -219,7 +219,7 @@ pub(crate) const TABLES: &[Table] = &[
                 "panic_threshold",
                 Share,
                 "50%",
-                "When a smaller share of the endpoints is healthy, all are used: better some errors than the rest crowded. `0%` for never.",
+                "When a smaller share of the endpoints is healthy, all are used: better some errors than the rest crowded. Those that await their first check count neither way. `0%` for never.",
             ),
             key(
                 "slow_start",

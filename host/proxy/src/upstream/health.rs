@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::ClientTls;
-use crate::snapshot::{Cluster, Snapshot, UpstreamProtocol};
+use crate::snapshot::{Cluster, PoolSettings, Snapshot};
 
 mod check;
 
@@ -134,7 +134,8 @@ struct Work {
     cluster: Arc<str>,
     address: SocketAddr,
     check: Arc<HealthCheck>,
-    protocol: UpstreamProtocol,
+    /// Checks connect like requests do.
+    pool: PoolSettings,
     tls: Option<Arc<ClientTls>>,
     state: Arc<EndpointState>,
     shared: Arc<SharedHealth>,
@@ -149,7 +150,7 @@ impl Work {
             cluster: cluster.name.clone(),
             address,
             check: check.clone(),
-            protocol: cluster.pool.protocol,
+            pool: cluster.pool.clone(),
             tls: cluster.tls.clone(),
             state,
             shared: cluster.set.health.shared.clone(),
@@ -166,7 +167,7 @@ impl Work {
             _ => false,
         };
         tls && self.check == other.check
-            && self.protocol == other.protocol
+            && self.pool == other.pool
             && self.slow_start == other.slow_start
             && Arc::ptr_eq(&self.state, &other.state)
             && Arc::ptr_eq(&self.shared, &other.shared)
@@ -201,7 +202,7 @@ impl Work {
 /// Checks one endpoint for good; the first time at once.
 async fn watch(work: Arc<Work>, zero: Instant) {
     let check = &work.check;
-    let target = Target::new(work.address, work.protocol, work.tls.as_deref(), check.kind.clone());
+    let target = Target::new(work.address, work.pool.clone(), work.tls.as_deref(), check.kind.clone());
     let mut streak = Streak::default();
     loop {
         let begun = tokio::time::Instant::now();

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::ClientTls;
-use crate::snapshot::UpstreamProtocol;
+use crate::snapshot::{PoolSettings, UpstreamProtocol};
 
 /// What a check asks, and what it wants to hear.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,18 +48,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(super) struct Target {
     address: SocketAddr,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    protocol: UpstreamProtocol,
+    pool: PoolSettings,
     authority: String,
     kind: CheckKind,
 }
 
 impl Target {
-    pub(super) fn new(
-        address: SocketAddr,
-        protocol: UpstreamProtocol,
-        tls: Option<&ClientTls>,
-        kind: CheckKind,
-    ) -> Self {
+    pub(super) fn new(address: SocketAddr, pool: PoolSettings, tls: Option<&ClientTls>, kind: CheckKind) -> Self {
         let name = tls.and_then(|tls| tls.server_name.clone());
         let host = match &kind {
             CheckKind::Http { host, .. } | CheckKind::Grpc { host, .. } => host.clone(),
@@ -77,7 +72,7 @@ impl Target {
             }
             (config, name)
         });
-        Self { address, tls, protocol, authority: authority.unwrap_or_else(|| address.to_string()), kind }
+        Self { address, tls, pool, authority: authority.unwrap_or_else(|| address.to_string()), kind }
     }
 
     /// `Err` says why it failed. Whoever calls bounds the time.
@@ -123,12 +118,13 @@ impl Target {
         let _ = tcp.set_nodelay(true);
         let grpc = matches!(self.kind, CheckKind::Grpc { .. });
         let Some((config, name)) = &self.tls else {
-            return Ok((Box::new(tcp), grpc || self.protocol == UpstreamProtocol::Http2));
+            return Ok((Box::new(tcp), grpc || self.pool.protocol == UpstreamProtocol::Http2));
         };
         let connector = tokio_rustls::TlsConnector::from(config.clone());
         let stream = connector.connect(name.clone(), tcp).await.map_err(|error| format!("tls: {error}"))?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let wanted = grpc || (self.protocol == UpstreamProtocol::Http2 && matches!(self.kind, CheckKind::Http { .. }));
+        let wanted =
+            grpc || (self.pool.protocol == UpstreamProtocol::Http2 && matches!(self.kind, CheckKind::Http { .. }));
         if wanted && !http2 {
             return Err("tls: h2 is not agreed to by ALPN".to_owned());
         }
