@@ -256,7 +256,7 @@ async fn who_fares_much_worse_is_ejected() {
     // Every other answer is bad.
     let count = AtomicUsize::new(0);
     let bad = Origin::answering(false, move |_| {
-        if count.fetch_add(1, Ordering::Relaxed) % 2 == 0 { status(500, "no") } else { status(200, "ok") }
+        if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { status(500, "no") } else { status(200, "ok") }
     })
     .await;
     let endpoints: Vec<SocketAddr> = origins.iter().map(|origin| origin.address).chain([bad.address]).collect();
@@ -296,6 +296,7 @@ async fn panic_serves_anyway() {
     assert!(texts.contains(&"one".to_owned()) && texts.contains(&"two".to_owned()), "{texts:?}");
     assert_eq!(gateway.metric("tidegate_cluster_panic{cluster=\"api\"}").await, 1.0);
     assert_eq!(gateway.metric("tidegate_cluster_panic_attempts_total{cluster=\"api\"}").await, 6.0);
+    eventually("the log says so", async || gateway.log().contains("too few endpoints are healthy").then_some(())).await;
 
     let gateway = start("panic_threshold = \"0%\"").await;
     let answer = Client::http1(gateway.edge()).get("/").await.expect("an answer");

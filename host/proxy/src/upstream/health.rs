@@ -4,8 +4,8 @@
 //! endpoint's atomics, where the next pick on any worker sees it. A reload keeps the tasks of endpoints whose cluster,
 //! address and way of being checked are the same.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -85,7 +85,7 @@ impl HealthChecks {
             let Some(check) = &cluster.check else { continue };
             for endpoint in &cluster.set.endpoints {
                 let place = (cluster.name.clone(), endpoint.address);
-                // An address that is there twice is checked once: both share their state or the second goes unasked.
+                // An address that is listed twice has one state, and is checked once.
                 let Entry::Vacant(vacant) = running.entry(place.clone()) else { continue };
                 let work = Work::new(cluster, check, endpoint.address, endpoint.state.clone());
                 let kept = self.running.remove(&place).filter(|kept| kept.work.same(&work));
@@ -225,6 +225,7 @@ const SLOWEST: Duration = Duration::from_secs(1);
 /// Brings back what was ejected long enough, and has endpoints compared. Over all clusters, with rules or without: an exchange
 /// that began before a reload may eject by rules that are gone.
 async fn sweep(current: Arc<ArcSwap<Snapshot>>, zero: Instant, changed: Arc<Notify>) {
+    let mut panicking = HashSet::new();
     loop {
         let snapshot = current.load_full();
         let mut pace = SLOWEST;
@@ -235,12 +236,26 @@ async fn sweep(current: Arc<ArcSwap<Snapshot>>, zero: Instant, changed: Arc<Noti
             for (index, swept) in cluster.set.sweep(zero.elapsed()) {
                 tell(&cluster.set, index, swept);
             }
+            tell_of_panic(&cluster.set, &mut panicking);
         }
         drop(snapshot);
         tokio::select! {
             () = tokio::time::sleep(pace.max(FASTEST)) => {}
             () = changed.notified() => {}
         }
+    }
+}
+
+/// One line in the log when a cluster falls into panic, and one when it is over. That nobody is checked yet is no news.
+fn tell_of_panic(set: &EndpointSet, panicking: &mut HashSet<Arc<str>>) {
+    let judged = set.endpoints.iter().any(|endpoint| endpoint.state.health.standing() != Standing::Awaited);
+    let cluster = &set.cluster;
+    if judged && set.panicking() {
+        if panicking.insert(cluster.clone()) {
+            tracing::warn!(%cluster, "too few endpoints are healthy: all are used until there are more");
+        }
+    } else if panicking.remove(cluster) {
+        tracing::info!(%cluster, "enough endpoints are healthy again");
     }
 }
 

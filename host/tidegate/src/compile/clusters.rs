@@ -101,13 +101,12 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
     Some(Kept { cluster: Arc::new(cluster), tls: source })
 }
 
-/// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on.
+/// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on. So is one
+/// that is listed twice.
 fn endpoints(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<EndpointSet> {
     let previous = scope.previous.and_then(|previous| previous.clusters.get(&config.name));
-    let known = |address| {
-        let endpoints = &previous?.cluster.set.endpoints;
-        endpoints.iter().find(|endpoint| endpoint.address == address).map(|endpoint| endpoint.state.clone())
-    };
+    let known = previous.into_iter().flat_map(|previous| &previous.cluster.set.endpoints);
+    let mut states: HashMap<_, _> = known.map(|endpoint| (endpoint.address, endpoint.state.clone())).collect();
     let awaits = config.health.as_ref().is_some_and(|health| !health.initially_healthy);
     let fresh = || Arc::new(if awaits { EndpointState::awaited() } else { EndpointState::default() });
     let endpoints = config
@@ -119,7 +118,7 @@ fn endpoints(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<EndpointSet> {
             zone: endpoint.zone.as_deref().map(Into::into),
             labels: endpoint.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
             max_requests: config.max_requests,
-            state: known(endpoint.address).unwrap_or_else(fresh),
+            state: states.entry(endpoint.address).or_insert_with(fresh).clone(),
         })
         .collect();
     let shared = previous.map(|previous| previous.cluster.set.health.shared.clone()).unwrap_or_default();
