@@ -215,6 +215,10 @@ impl Exchange<'_> {
                         }
                         let rest = (upload == Upload::Running).then_some(uploading);
                         self.relay(plan, head, response, rest, &activity, reply).await;
+                        // The head spoke well of the endpoint; a body that breaks off speaks against it.
+                        if let Some(outcome) = self.record.cause.and_then(Outcome::of_fault) {
+                            self.report(view, index, outcome);
+                        }
                         self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
                         return Step::Done;
                     }
