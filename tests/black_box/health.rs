@@ -194,6 +194,27 @@ async fn checks_use_the_clusters_tls() {
     assert!(other.record().is_empty(), "no request over a connection that is not verified");
 }
 
+/// Conduct "PROXY v2 + TLV: health checks must send LOCAL", PROXY protocol section 2.2: a check is nobody's connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_say_local_where_a_proxy_header_is_wanted() {
+    for (version, header) in [("v1", &b"PROXY UNKNOWN\r\n"[..]), ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")] {
+        let origin = RawOrigin::start(move |mut stream, _| async move {
+            let mut first = vec![0; header.len()];
+            if stream.read_exact(&mut first).await.is_ok() && first == header {
+                tidegate_tests::origin::read_head(&mut stream).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            }
+        })
+        .await;
+        let more = format!("proxy_protocol = \"{version}\"\nhealth = {{ {OFTEN} }}");
+        let gateway = Gateway::start(&crate::simple(&[origin.address], &more)).await;
+        until_healthy(&gateway, origin.address, true).await;
+        assert!(
+            gateway.metric(&of("tidegate_endpoint_checks_total", origin.address, ",outcome=\"passed\"")).await >= 1.0
+        );
+    }
+}
+
 /// "Passive with ejection by consecutive errors": a row of 5xx puts an endpoint out at once, and after its time it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_of_errors_ejects_for_a_while() {

@@ -152,7 +152,7 @@ async fn a_truncated_response_is_not_a_whole_one() {
         let got = client.rest().await;
         assert!(got.contains("half") && !got.contains("\r\n0\r\n"), "{got}");
         assert!(Client::http2(gateway.edge()).get("/").await.is_err(), "HTTP/2 resets the stream");
-        let line = gateway.access_log().remove(0);
+        let line = eventually("it is logged", async || gateway.access_log().into_iter().next()).await;
         assert_eq!(line["cause"], "response_truncated", "{line}");
     }
 }
@@ -203,4 +203,42 @@ async fn heads_are_limited_in_size_number_and_time() {
     let slow = ask("GET / HTTP/1.1\r\nHost:".to_owned()).await;
     assert!(slow.is_empty() || slow.starts_with("HTTP/1.1 408"), "{slow}");
     assert!(origin.record().is_empty());
+}
+
+/// Conduct "L7 terminating proxy": a request that comes round again and again is stopped (RFC 9110, section 7.6.3; RFC
+/// 9209, `proxy_loop_detected`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loops_end() {
+    let origin = Origin::http1().await;
+    let gateway = crate::gateway_to(origin.address).await;
+    let client = Client::http1(gateway.edge());
+    let via = |times: usize| vec!["1.1 tidegate"; times].join(", ");
+    let passed = client.send(Method::GET, "/", &[("via", &via(10))], "").await.expect("an answer");
+    assert_eq!(passed.status, 200);
+    let vias: Vec<_> = origin.last().headers.get_all("via").iter().cloned().collect();
+    assert_eq!(vias.last().and_then(|via| via.to_str().ok()), Some("1.1 tidegate"), "{vias:?}");
+    let stopped = client.send(Method::GET, "/", &[("via", &via(11))], "").await.expect("an answer");
+    assert_eq!(stopped.status, 508);
+    assert_eq!(stopped.header("proxy-status"), Some("tidegate; error=proxy_loop_detected"));
+}
+
+/// Conduct "TRACE/OPTIONS Max-Forwards": counted down, and answered here at nought (RFC 9110, section 7.6.2).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn max_forwards_counts_down() {
+    let origin = Origin::http1().await;
+    let gateway = crate::gateway_to(origin.address).await;
+    let client = Client::http1(gateway.edge());
+    let ask = async |method: Method, hops: &str| {
+        client.send(method, "/x", &[("max-forwards", hops), ("cookie", "secret=1")], "").await.expect("an answer")
+    };
+    assert_eq!(ask(Method::OPTIONS, "3").await.status, 200);
+    assert_eq!(origin.last().header("max-forwards"), Some("2"));
+    assert_eq!(ask(Method::GET, "0").await.status, 200);
+    assert_eq!(origin.last().header("max-forwards"), Some("0"), "it means nothing to a GET");
+    let asked = origin.record().len();
+    assert_eq!(ask(Method::OPTIONS, "0").await.status, 200);
+    let trace = ask(Method::TRACE, "0").await;
+    assert_eq!(trace.header("content-type"), Some("message/http"));
+    assert!(trace.text().starts_with("TRACE /x HTTP/1.1") && !trace.text().contains("secret"), "{}", trace.text());
+    assert_eq!(origin.record().len(), asked, "nobody else was asked");
 }

@@ -3,20 +3,28 @@
 mod admin;
 mod buffering;
 mod cli;
+mod connect;
 mod drain;
 mod examples;
 mod faults;
 mod framing;
+mod grpc;
 mod health;
 mod http1;
+mod http2;
+mod http3;
+mod http3_upstream;
 mod matrix;
 mod plugins;
 mod pooling;
+mod proxy_peers;
+mod proxy_protocol;
 mod reload;
 mod retry;
 mod streaming;
 mod timeouts;
 mod tls;
+mod websocket;
 
 use tidegate_tests::Gateway;
 

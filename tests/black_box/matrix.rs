@@ -2,7 +2,7 @@
 
 use http::{Method, Version};
 use tidegate_tests::certs::Authority;
-use tidegate_tests::{Client, Gateway, Origin};
+use tidegate_tests::{Client, Gateway, Origin, eventually};
 
 /// RFC 9110, section 3.7: two independent connections, the protocol may differ on each; a new message is built.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,7 +62,7 @@ forwarding = {{ plugin = "private" }}
         }
     }
     assert_eq!(one.record().len() + two.record().len(), asked);
-    let log = gateway.access_log();
+    let log = eventually("all are logged", async || Some(gateway.access_log()).filter(|log| log.len() >= asked)).await;
     assert_eq!(log.len(), asked);
     for line in log {
         let questions: Vec<&str> =

@@ -14,7 +14,8 @@ async fn a_gibibyte_each_way_takes_little_memory() {
         let head = read_head(&mut stream).await;
         let piece = vec![b'x'; PIECE];
         if head.starts_with("GET") {
-            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n").as_bytes()).await;
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {GIB}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
             for _ in 0..GIB / PIECE as u64 {
                 if stream.write_all(&piece).await.is_err() {
                     return;

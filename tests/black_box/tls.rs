@@ -75,3 +75,32 @@ async fn origins_are_verified() {
     let identity = format!("{good}, certificate = \"client.pem\", key = \"client.key\"");
     assert_eq!(start(mutual.address, &identity).await.0, 200);
 }
+
+/// Conduct "TLS termination": SNI and authority must agree, or the certificate stand for both (RFC 9110, section 15.5.20;
+/// RFC 9113, section 9.1.1): 421 else, on every version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_cannot_be_reached_by_another_names_handshake() {
+    let origin = Origin::http1().await;
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["a.example", "both.example"]).write(folder.path(), "a");
+    authority.issue(&["b.example"]).write(folder.path(), "b");
+    let pairs = "tls.certificates = [{ certificate = \"a.pem\", key = \"a.key\" }, { certificate = \"b.pem\", key = \"b.key\" }]";
+    let config =
+        crate::simple(&[origin.address], "").replacen("name = \"edge\"", &format!("name = \"edge\"\n{pairs}"), 1);
+    let gateway = Gateway::start_in(folder, &config).await;
+    for (version, alpn) in [(Version::HTTP_11, &b"http/1.1"[..]), (Version::HTTP_2, b"h2"), (Version::HTTP_3, b"h3")] {
+        for (host, status) in [
+            ("a.example", 200),
+            ("A.example:8443", 200),
+            ("both.example", 200),
+            ("b.example", 421),
+            ("elsewhere.example", 421),
+        ] {
+            let client = Client::tls(gateway.edge(), version, authority.client(&[alpn], None), "a.example");
+            let answer = client.authority(host).get("/").await.expect("an answer");
+            assert_eq!(answer.status, status, "{version:?} {host}");
+        }
+    }
+    assert!(origin.record().iter().all(|seen| !seen.authority.starts_with("b.")));
+}

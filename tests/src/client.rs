@@ -43,20 +43,27 @@ pub struct Client {
     address: SocketAddr,
     version: Version,
     tls: Option<(Arc<rustls::ClientConfig>, String)>,
+    authority: Option<String>,
 }
 
 impl Client {
     pub fn http1(address: SocketAddr) -> Self {
-        Self { address, version: Version::HTTP_11, tls: None }
+        Self { address, version: Version::HTTP_11, tls: None, authority: None }
     }
 
     /// By prior knowledge.
     pub fn http2(address: SocketAddr) -> Self {
-        Self { address, version: Version::HTTP_2, tls: None }
+        Self { address, version: Version::HTTP_2, tls: None, authority: None }
     }
 
     pub fn tls(address: SocketAddr, version: Version, config: rustls::ClientConfig, name: &str) -> Self {
-        Self { address, version, tls: Some((Arc::new(config), name.to_owned())) }
+        Self { address, version, tls: Some((Arc::new(config), name.to_owned())), authority: None }
+    }
+
+    /// Asks for another authority than the one that TLS was told.
+    pub fn authority(mut self, authority: &str) -> Self {
+        self.authority = Some(authority.to_owned());
+        self
     }
 
     pub async fn get(&self, path: &str) -> Result<Answer, Error> {
@@ -72,7 +79,8 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> Result<Answer, Error> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let host = self.tls.as_ref().map_or("example.com", |(_, name)| name);
+        let named = self.tls.as_ref().map_or("example.com", |(_, name)| name);
+        let host = self.authority.as_deref().unwrap_or(named);
         let mut request = Request::builder().method(method);
         for (name, value) in fields {
             request = request.header(*name, *value);

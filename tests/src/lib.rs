@@ -6,8 +6,13 @@ pub mod client;
 pub mod eventually;
 pub mod gateway;
 pub mod origin;
+pub mod peer;
+pub mod peers;
+pub mod quic;
+pub mod tunnel;
 
 pub use client::{Answer, Client, RawClient};
 pub use eventually::eventually;
 pub use gateway::{Gateway, program};
 pub use origin::{Origin, RawOrigin, Recorded};
+pub use peer::Peer;

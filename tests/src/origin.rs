@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, Request, Response, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -26,6 +26,7 @@ pub struct Recorded {
     pub authority: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
     /// Counts from 0.
     pub connection: usize,
 }
@@ -71,6 +72,32 @@ impl Origin {
         Self::start(http2, Some(Arc::new(tls)), Arc::new(|_| Response::new(full("ok")))).await
     }
 
+    /// Answers as `answer` says, over HTTP/3.
+    pub async fn http3(
+        tls: rustls::ServerConfig,
+        answer: impl Fn(&Recorded) -> Response<Body> + Send + Sync + 'static,
+    ) -> Self {
+        let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("TLS 1.3");
+        let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let address = endpoint.local_addr().expect("an address");
+        let record = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (records, count) = (record.clone(), connections.clone());
+        let answer: Arc<Answer> = Arc::new(answer);
+        tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let connection = count.fetch_add(1, Ordering::SeqCst);
+                let (answer, record) = (answer.clone(), records.clone());
+                tokio::spawn(async move {
+                    // A connection that its peer gives up is part of many tests.
+                    let _ = serve_http3(incoming, connection, answer, record).await;
+                });
+            }
+        });
+        Self { address, record, connections }
+    }
+
     async fn start(http2: bool, tls: Option<Arc<rustls::ServerConfig>>, answer: Arc<Answer>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -113,6 +140,67 @@ impl Origin {
     }
 }
 
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn serve_http3(
+    incoming: quinn::Incoming,
+    number: usize,
+    answer: Arc<Answer>,
+    record: Arc<Mutex<Vec<Recorded>>>,
+) -> Result<(), Failure> {
+    let connection = h3_quinn::Connection::new(incoming.await?);
+    let mut connection = h3::server::Connection::<_, Bytes>::new(connection).await?;
+    while let Some(resolver) = connection.accept().await? {
+        let (answer, record) = (answer.clone(), record.clone());
+        tokio::spawn(async move {
+            let (request, mut stream) = resolver.resolve_request().await?;
+            let (parts, ()) = request.into_parts();
+            let mut body = Vec::new();
+            while let Some(mut data) = stream.recv_data().await? {
+                body.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+            }
+            let trailers = stream.recv_trailers().await?;
+            let mut recorded = recorded(parts, body.into(), number);
+            recorded.trailers = trailers;
+            let response = answer(&recorded);
+            record.lock().expect("no panic").push(recorded);
+            let (parts, mut body) = response.into_parts();
+            if parts.headers.contains_key("x-hint") {
+                let hint = Response::builder().status(103).header("link", "</a.css>; rel=preload").body(())?;
+                stream.send_response(hint).await?;
+            }
+            stream.send_response(Response::from_parts(parts, ())).await?;
+            while let Some(frame) = body.frame().await {
+                match frame?.into_data() {
+                    Ok(data) => stream.send_data(data).await?,
+                    Err(frame) => {
+                        if let Ok(trailers) = frame.into_trailers() {
+                            stream.send_trailers(trailers).await?;
+                        }
+                    }
+                }
+            }
+            stream.finish().await?;
+            Ok::<(), Failure>(())
+        });
+    }
+    Ok(())
+}
+
+fn recorded(parts: http::request::Parts, body: Bytes, connection: usize) -> Recorded {
+    let host = parts.headers.get("host").and_then(|host| host.to_str().ok());
+    Recorded {
+        method: parts.method,
+        path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        version: parts.version,
+        authority: parts.uri.authority().map(ToString::to_string).or(host.map(str::to_owned)).unwrap_or_default(),
+        headers: parts.headers,
+        body,
+        trailers: None,
+        connection,
+    }
+}
+
 async fn serve<I, S, F>(io: I, http2: bool, service: S)
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
@@ -133,17 +221,10 @@ async fn respond(
     record: Arc<Mutex<Vec<Recorded>>>,
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let host = parts.headers.get("host").and_then(|host| host.to_str().ok());
-    let recorded = Recorded {
-        method: parts.method,
-        path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
-        version: parts.version,
-        authority: parts.uri.authority().map(ToString::to_string).or(host.map(str::to_owned)).unwrap_or_default(),
-        headers: parts.headers,
-        body,
-        connection,
-    };
+    let collected = body.collect().await.unwrap_or_default();
+    let trailers = collected.trailers().cloned();
+    let mut recorded = recorded(parts, collected.to_bytes(), connection);
+    recorded.trailers = trailers;
     let response = answer(&recorded);
     record.lock().expect("no panic").push(recorded);
     Ok(response)

@@ -23,6 +23,7 @@ pub struct Cluster {
     pub max_pending: usize,
     pub pending_timeout: Duration,
     pub max_requests: u32,
+    pub proxy_protocol: ProxyProtocol,
     pub retry_percent: f64,
     pub retry_min: u32,
     pub tls: Option<ClusterTls>,
@@ -46,7 +47,20 @@ pub enum ClusterProtocol {
     Auto,
     Http1,
     Http2,
+    Http3,
 }
+
+/// The header that goes before all else on a connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ProxyProtocol {
+    Off,
+    V1,
+    /// With these fields, of [`PROXY_TLVS`].
+    V2(Vec<String>),
+}
+
+/// What `proxy_tlvs` may name.
+pub const PROXY_TLVS: [&str; 5] = ["alpn", "authority", "ssl", "unique_id", "crc32c"];
 
 #[derive(Clone, Debug)]
 pub struct Balance {
@@ -87,16 +101,22 @@ impl Cluster {
         let protocol = match section.one_of("protocol").as_str() {
             "http1" => ClusterProtocol::Http1,
             "http2" => ClusterProtocol::Http2,
-            "http3" => {
-                let line = section.line_of("protocol");
-                section.error(
-                    line,
-                    "cluster: protocol = \"http3\": upstreams over QUIC are not there yet; use \"http2\" or \"auto\"",
-                );
-                ClusterProtocol::Auto
-            }
+            "http3" => ClusterProtocol::Http3,
             _ => ClusterProtocol::Auto,
         };
+        let tls = section.optional_section("tls").map(|tls| ClusterTls::read(&tls));
+        if protocol == ClusterProtocol::Http3 && tls.is_none() {
+            let line = section.line_of("protocol");
+            section.error(
+                line,
+                "cluster: protocol = \"http3\" needs tls: QUIC has no clear text (RFC 9001); add tls = {}",
+            );
+        }
+        let health = section.optional_section("health").map(|health| HealthCheck::read(&health));
+        if protocol == ClusterProtocol::Http3 && health.is_some() {
+            let line = section.line_of("health");
+            section.error(line, "cluster: health: checks do not go over http3 yet; ejection does without them");
+        }
         let budget = section.section("retry_budget");
         let endpoints = endpoints(section);
         let balance = Balance::read(&section.section("balance"));
@@ -121,15 +141,33 @@ impl Cluster {
             max_pending: section.number("max_pending", 0, 1_000_000).unwrap_or(0) as usize,
             pending_timeout: section.time("pending_timeout"),
             max_requests: section.number("max_requests", 1, u64::from(u32::MAX)).unwrap_or(1) as u32,
+            proxy_protocol: proxy_protocol(section),
             retry_percent: budget.share("percent"),
             retry_min: budget.number("min", 0, 1_000_000).unwrap_or(0) as u32,
-            tls: section.optional_section("tls").map(|tls| ClusterTls::read(&tls)),
-            health: section.optional_section("health").map(|health| HealthCheck::read(&health)),
+            tls,
+            health,
             ejection: section.optional_section("ejection").map(|ejection| Ejection::read(&ejection)),
             panic_threshold: share(section, "cluster", "panic_threshold"),
             slow_start,
             breaker: CircuitBreaker::read(&section.section("circuit_breaker")),
         }
+    }
+}
+
+fn proxy_protocol(section: &Section<'_>) -> ProxyProtocol {
+    let fields = section.words("proxy_tlvs", &PROXY_TLVS);
+    let version = section.one_of("proxy_protocol");
+    if version != "v2" && section.has("proxy_tlvs") {
+        let line = section.line_of("proxy_tlvs");
+        section.error(
+            line,
+            "cluster: proxy_tlvs without proxy_protocol = \"v2\" are sent nowhere; only version 2 has fields",
+        );
+    }
+    match version.as_str() {
+        "v1" => ProxyProtocol::V1,
+        "v2" => ProxyProtocol::V2(fields),
+        _ => ProxyProtocol::Off,
     }
 }
 

@@ -17,15 +17,18 @@ mod reader;
 mod route;
 mod units;
 
-pub use cluster::{Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey};
+pub use cluster::{
+    Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey, PROXY_TLVS, ProxyProtocol,
+};
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
 pub use health::{CheckKind, CircuitBreaker, Ejection, HealthCheck};
 pub use keys::{json_schema, reference};
-pub use listener::{CertificateFiles, ClientAuthMode, Listener, ListenerTls};
+pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listener, ListenerTls};
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{
-    Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch, Respond, RetryPolicy, Route,
+    ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch, Respond,
+    RetryPolicy, Route,
 };

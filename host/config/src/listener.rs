@@ -17,6 +17,8 @@ pub struct Listener {
     pub http2: bool,
     pub http3: bool,
     pub trusted_proxies: Vec<IpNet>,
+    /// `None`: off.
+    pub proxy_protocol: Option<AcceptProxyProtocol>,
     pub max_connections: usize,
     pub max_header_bytes: usize,
     pub max_headers: usize,
@@ -28,6 +30,13 @@ pub struct Listener {
     pub max_requests_per_connection: u64,
     pub alt_svc: bool,
     pub tls: Option<ListenerTls>,
+}
+
+#[derive(Clone, Debug)]
+pub struct AcceptProxyProtocol {
+    pub required: bool,
+    pub trusted: Vec<IpNet>,
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -57,8 +66,11 @@ impl Listener {
         let tls = section.optional_section("tls").map(|tls| ListenerTls::read(&tls));
         let line = section.line_of("protocols");
         let named = section.words("protocols", &["http1", "http2", "http3"]);
+        let proxy_protocol = AcceptProxyProtocol::read(&section.section("proxy_protocol"));
+        let proxied = proxy_protocol.as_ref().is_some_and(|accept| accept.required);
         let has = |name: &str| {
-            if section.has("protocols") { named.iter().any(|n| n == name) } else { name != "http3" || tls.is_some() }
+            let default = name != "http3" || (tls.is_some() && !proxied);
+            if section.has("protocols") { named.iter().any(|n| n == name) } else { default }
         };
         let (http1, http2, http3) = (has("http1"), has("http2"), has("http3"));
         if section.has("protocols") && named.is_empty() {
@@ -67,16 +79,12 @@ impl Listener {
         if http3 && tls.is_none() {
             section.error(line, "listener: http3 needs tls: QUIC has no clear text (RFC 9001)");
         }
+        if http3 && proxied {
+            section
+                .error(line, "listener: http3 has no PROXY header to require; leave it out, or accept = \"optional\"");
+        }
         if http3 && !http1 && !http2 {
             section.error(line, "listener: http3 alone is never found; add http2 or http1, which announce it");
-        }
-        let mut trusted_proxies = Vec::new();
-        for (text, line) in section.texts("trusted_proxies") {
-            let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            match net {
-                Ok(net) => trusted_proxies.push(net.trunc()),
-                Err(_) => section.error(line, format!("listener: {text:?} is not a network, as in \"10.0.0.0/8\"")),
-            }
         }
         let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         Self {
@@ -86,7 +94,8 @@ impl Listener {
             http1,
             http2,
             http3,
-            trusted_proxies,
+            trusted_proxies: networks(section, "listener", section.texts("trusted_proxies")),
+            proxy_protocol,
             max_connections: section.number("max_connections", 1, 10_000_000).unwrap_or(1) as usize,
             max_header_bytes: section.size("max_header_bytes", 1024, 1024 * 1024) as usize,
             max_headers: section.number("max_headers", 1, 1000).unwrap_or(1) as usize,
@@ -100,6 +109,39 @@ impl Listener {
             tls,
         }
     }
+}
+
+impl AcceptProxyProtocol {
+    fn read(section: &Section<'_>) -> Option<Self> {
+        let texts = section.texts("trusted");
+        let nobody = texts.is_empty();
+        let trusted = networks(section, "proxy_protocol", texts);
+        let timeout = section.time("timeout");
+        let accept = section.one_of("accept");
+        if accept == "off" {
+            return None;
+        }
+        if nobody {
+            section.error(
+                section.line_of("accept"),
+                format!("proxy_protocol: accept = {accept:?} without trusted takes a header from nobody; name the proxies' networks"),
+            );
+        }
+        Some(Self { required: accept == "required", trusted, timeout })
+    }
+}
+
+/// Networks, or single addresses.
+fn networks(section: &Section<'_>, table: &str, texts: Vec<(String, usize)>) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for (text, line) in texts {
+        let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        match network {
+            Ok(network) => networks.push(network.trunc()),
+            Err(_) => section.error(line, format!("{table}: {text:?} is not a network, as in \"10.0.0.0/8\"")),
+        }
+    }
+    networks
 }
 
 impl ListenerTls {

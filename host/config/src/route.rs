@@ -26,6 +26,16 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
     pub buffer_request: u64,
+    /// Clients may change to WebSocket.
+    pub websocket: bool,
+    pub connect: Vec<ConnectTarget>,
+}
+
+/// An authority that `CONNECT` may name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConnectTarget {
+    pub host: HostMatch,
+    pub port: u16,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -115,6 +125,8 @@ impl Route {
             idle_timeout: section.time_or_off("idle_timeout"),
             max_request_body: section.size_or_off("max_request_body"),
             buffer_request: section.section("buffer").size("request", 0, 1 << 30),
+            websocket: section.words("upgrade", &["websocket"]).iter().any(|word| word == "websocket"),
+            connect: connect(section),
         }
     }
 }
@@ -122,29 +134,55 @@ impl Route {
 fn hosts(section: &Section<'_>) -> Vec<HostMatch> {
     let mut hosts = Vec::new();
     for (text, line) in section.texts("host") {
-        let lower = text.to_ascii_lowercase();
-        let (wildcard, name) = match lower.strip_prefix("*.") {
-            Some(rest) => (true, rest),
-            None => (false, lower.as_str()),
-        };
-        let fine = !name.is_empty()
-            && !name.ends_with('.')
-            && (name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-                || (name.starts_with('[') && name.ends_with(']')));
-        if !fine {
-            section.error(
+        match host(&text) {
+            Some(host) => hosts.push(host),
+            None => section.error(
                 line,
                 format!(
                     "route: host {text:?} is not a name without port, as in \"api.example.com\" or \"*.example.com\""
                 ),
-            );
-        } else if wildcard {
-            hosts.push(HostMatch::Wildcard(name.to_owned()));
-        } else {
-            hosts.push(HostMatch::Exact(name.to_owned()));
+            ),
         }
     }
     hosts
+}
+
+/// A name, a bracketed address, or `*.` and a name.
+fn host(text: &str) -> Option<HostMatch> {
+    let lower = text.to_ascii_lowercase();
+    let (wildcard, name) = match lower.strip_prefix("*.") {
+        Some(rest) => (true, rest),
+        None => (false, lower.as_str()),
+    };
+    let fine = !name.is_empty()
+        && !name.ends_with('.')
+        && (name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+            || (name.starts_with('[') && name.ends_with(']')));
+    fine.then(|| if wildcard { HostMatch::Wildcard(name.to_owned()) } else { HostMatch::Exact(name.to_owned()) })
+}
+
+fn connect(section: &Section<'_>) -> Vec<ConnectTarget> {
+    let mut targets = Vec::new();
+    for (text, line) in section.texts("connect") {
+        let target = text.rsplit_once(':').and_then(|(name, port)| {
+            let port = port.parse().ok().filter(|port| *port > 0)?;
+            Some(ConnectTarget { host: host(name)?, port })
+        });
+        match target {
+            Some(target) => targets.push(target),
+            None => section.error(
+                line,
+                format!("route: connect: {text:?} is not a name with a port, as in \"db.example.com:5432\" or \"*.example.com:443\""),
+            ),
+        }
+    }
+    // A request for a tunnel has no path, and an answer of our own would pass for one.
+    for key in ["path", "respond"] {
+        if !targets.is_empty() && section.has(key) {
+            section.error(section.line_of("connect"), format!("route: connect does not go with {key}; keep one"));
+        }
+    }
+    targets
 }
 
 fn path(section: &Section<'_>) -> PathMatch {

@@ -15,11 +15,14 @@ use crate::*;
 /// A connection from 192.0.2.7 in clear text.
 pub fn connection() -> Rc<ConnectionHead> {
     Rc::new(ConnectionHead {
+        id: 7,
         peer: SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), 40_000)),
         client: SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), 40_000)),
         local: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+        proxy_tlvs: ProxyTlvs::default(),
         listener: "edge".into(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
@@ -49,6 +52,7 @@ pub fn asked_with(method: &str, target: &str, fields: &[(&str, &str)]) -> Rc<Ask
             authority: "example.com".into(),
             target: Target::new(target.into()),
             headers,
+            tunnel: None,
         },
         received: Vec::new(),
         notes: RefCell::default(),

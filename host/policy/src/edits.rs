@@ -188,11 +188,13 @@ pub(crate) fn is_core_field(name: &HeaderName) -> bool {
         header::FORWARDED,
         header::PROXY_AUTHORIZATION,
     ];
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 13] = [
         "keep-alive",
         "proxy-connection",
         "proxy-status",
         "http2-settings",
+        "sec-websocket-key",
+        "sec-websocket-accept",
         "early-data",
         "alt-svc",
         "x-real-ip",

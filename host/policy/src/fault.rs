@@ -38,6 +38,8 @@ pub enum Cause {
     /// The response broke the protocol: framing, syntax, too large a head.
     ResponseInvalid,
     ResponseHeadTooLarge,
+    /// The answer to a handshake is neither an acceptance that holds nor a refusal.
+    UpgradeFailed,
     /// The body ended before its length, or the connection died in it.
     ResponseTruncated,
     /// A whole head arrived and its status asks for another try.
@@ -49,6 +51,14 @@ pub enum Cause {
     RequestBodyTimeout,
     // Ours.
     NoRoute,
+    /// A request for a name that the client's TLS connection is not for.
+    Misdirected,
+    /// It went through this gateway too often already.
+    Loop,
+    /// `CONNECT` to an authority that no route allows.
+    TunnelDenied,
+    /// A protocol that the route does not take, where the request cannot go on without it.
+    TunnelUnsupported,
     /// A plugin with `on_failure = "deny"` failed.
     PolicyDenied,
     /// The cluster's circuit breaker is open: it has all it may have in flight.
@@ -63,7 +73,8 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | PolicyDenied | ClusterFull | Overload | Draining | Internal => Side::Internal,
+            NoRoute | Misdirected | Loop | TunnelDenied | TunnelUnsupported | PolicyDenied | ClusterFull | Overload
+            | Draining | Internal => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -89,6 +100,7 @@ impl Cause {
             TotalTimeout => "total_timeout",
             ResponseInvalid => "response_invalid",
             ResponseHeadTooLarge => "response_head_too_large",
+            UpgradeFailed => "upgrade_failed",
             ResponseTruncated => "response_truncated",
             Status => "status",
             ClientGone => "client_gone",
@@ -96,6 +108,10 @@ impl Cause {
             RequestBodyTooLarge => "request_body_too_large",
             RequestBodyTimeout => "request_body_timeout",
             NoRoute => "no_route",
+            Misdirected => "misdirected",
+            Loop => "loop",
+            TunnelDenied => "tunnel_denied",
+            TunnelUnsupported => "tunnel_unsupported",
             PolicyDenied => "policy_denied",
             ClusterFull => "cluster_full",
             Overload => "overload",

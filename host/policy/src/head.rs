@@ -7,6 +7,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::ProxyTlvs;
+
 /// The version of HTTP a message came in, or goes out with.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum HttpVersion {
@@ -52,7 +54,8 @@ impl Scheme {
 
 /// Path and query exactly as received: never decoded, never normalised, so that what is matched is what is forwarded.
 ///
-/// Codecs hand over visible ASCII only (0x21 to 0x7e, no `#`), starting with `/`, or the lone `*` of `OPTIONS *`.
+/// Codecs hand over visible ASCII only (0x21 to 0x7e, no `#`), starting with `/`, or the lone `*` of `OPTIONS *`,
+/// or nothing for `CONNECT`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Target {
     text: ByteString,
@@ -95,19 +98,46 @@ impl Target {
 /// What is known of a downstream connection once it is accepted, and its TLS handshake done.
 #[derive(Clone, Debug)]
 pub struct ConnectionHead {
+    /// Names this connection among all of all gateways: random.
+    pub id: u128,
     /// The other end of the socket.
     pub peer: SocketAddr,
-    /// Whom the core takes for the client of this connection.
+    /// Whom the core takes for the client of this connection: the source in a trusted peer's PROXY header, else the peer.
     pub client: SocketAddr,
+    /// Where the client connected to: the destination in that header, else this end of the socket.
     pub local: SocketAddr,
+    /// The fields of that header.
+    pub proxy_tlvs: ProxyTlvs,
     pub listener: Arc<str>,
     /// Whether the client speaks TLS (or QUIC) to us.
     pub tls: bool,
+    /// As OpenSSL writes it: `TLSv1.3`.
+    pub tls_version: Option<&'static str>,
     /// The name in the TLS ClientHello, lower case.
     pub server_name: Option<ByteString>,
     pub alpn: Option<ByteString>,
     /// DER of the client certificate that was verified.
     pub client_certificate: Option<Bytes>,
+}
+
+/// What a request asks its connection or stream to become, once an upstream accepts: bytes both ways, no messages.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Tunnel {
+    /// RFC 6455; `:protocol` in HTTP/2 and HTTP/3 (RFC 8441, RFC 9220). Its method is `GET` in every version, so that
+    /// routes and policies see one kind of request.
+    WebSocket,
+    /// `CONNECT` without a protocol (RFC 9110, section 9.3.6): a target of no path, an authority with a port.
+    Connect,
+}
+
+impl Tunnel {
+    /// The name in logs and metric labels; that of WebSocket is its upgrade token too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Connect => "connect",
+        }
+    }
 }
 
 /// A request's head, the same for every version of HTTP. `headers` never holds `Host` (it is in `authority`).
@@ -121,6 +151,8 @@ pub struct RequestHead {
     pub target: Target,
     /// Names lower case, framing already taken out: `content-length` stays, `transfer-encoding` is gone.
     pub headers: HeaderMap,
+    /// What the client asks for; the route may know better.
+    pub tunnel: Option<Tunnel>,
 }
 
 impl RequestHead {
@@ -131,6 +163,21 @@ impl RequestHead {
             return &authority[..end + 2];
         }
         authority.split(':').next().unwrap_or_default()
+    }
+
+    /// The port, where the authority has one.
+    pub fn port(&self) -> Option<u16> {
+        self.authority.get(self.host().len()..)?.strip_prefix(':')?.parse().ok()
+    }
+
+    /// Whether a 2xx would open a tunnel: for every `CONNECT`, and every request for a protocol but those of HTTP/1.1,
+    /// which has 101 for that (RFC 9110, section 9.3.6; RFC 8441, section 4).
+    pub fn opened_by_success(&self) -> bool {
+        match self.tunnel {
+            None => false,
+            Some(Tunnel::Connect) => true,
+            Some(Tunnel::WebSocket) => matches!(self.version, HttpVersion::Http2 | HttpVersion::Http3),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod head;
 mod health;
 mod identity;
 pub mod native;
+mod proxy_tlvs;
 mod retry;
 mod router;
 
@@ -38,11 +39,12 @@ pub use edits::{Buffering, EditError, HeaderEdit, HeaderEdits, RequestEdits};
 pub use endpoints::{Endpoint, EndpointSet, EndpointState, EndpointsView};
 pub use fault::{Cause, Fault, Side};
 pub use forwarding::Forwarding;
-pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target};
+pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target, Tunnel};
 pub use health::{
     Ailment, CheckOutcome, Ejected, EjectionReason, EjectionRules, EndpointHealth, HealthRules, Outcome, SetHealth,
     SharedHealth, Standing, Streak, Swept, Thresholds,
 };
 pub use identity::{Element, Families, Identity, Node};
+pub use proxy_tlvs::{ProxyTlvs, Tlv, TlvError, tlv, walk as walk_tlvs};
 pub use retry::{Retry, Verdict};
 pub use router::{DirectResponse, RouteAnswer, Router};

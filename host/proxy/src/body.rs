@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use thiserror::Error;
 use tidegate_policy::native::{is_hop_by_hop, is_identity_field};
-use tidegate_policy::{Fault, ResponseHead};
+use tidegate_policy::{Fault, ResponseHead, Tunnel};
 
 use crate::codec::{http1, http2, http3};
 use crate::timer::{Deadline, Timers};
@@ -80,6 +80,14 @@ impl Incoming {
         }
     }
 
+    /// Takes note of what has come since, without waiting: in HTTP/3 only the end of the stream tells that a message
+    /// without content-length has no content, and it may come after the head. Then `length` is `None`.
+    pub(crate) fn look(&mut self) {
+        if let Self::Http3(body) = self {
+            body.look();
+        }
+    }
+
     /// The next frame; `None` after the clean end of the message. After an error nothing more may be polled.
     ///
     /// Flow control: the codec gives the sender credit for a frame only when the next one is asked for.
@@ -99,8 +107,6 @@ impl Incoming {
 pub(crate) struct Held {
     pub(crate) length: Length,
     pub(crate) frames: VecDeque<Bytes>,
-    /// Reading ahead ended with this.
-    broken: Option<BodyError>,
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) rest: Option<Box<Incoming>>,
 }
@@ -108,21 +114,7 @@ pub(crate) struct Held {
 impl Held {
     /// Nothing yet, of a body of this length.
     pub(crate) fn new(length: Length) -> Self {
-        Self { length, frames: VecDeque::new(), broken: None, trailers: None, rest: None }
-    }
-
-    /// A body whose first frame was read to find out whether there is one.
-    pub(crate) fn begun_with(frame: Result<Frame, BodyError>, length: Length, rest: Incoming) -> Self {
-        let mut held = Self::new(length);
-        match frame {
-            Ok(Frame::Data(data)) => held.frames.push_back(data),
-            Ok(Frame::Trailers(trailers)) => held.trailers = Some(trailers),
-            Err(error) => held.broken = Some(error),
-        }
-        if held.broken.is_none() && held.trailers.is_none() {
-            held.rest = Some(Box::new(rest));
-        }
-        held
+        Self { length, frames: VecDeque::new(), trailers: None, rest: None }
     }
 
     /// A copy to send, which is only complete when there is no rest.
@@ -130,7 +122,6 @@ impl Held {
         self.rest.is_none().then(|| Held {
             length: self.length,
             frames: self.frames.clone(),
-            broken: self.broken.clone(),
             trailers: self.trailers.clone(),
             rest: None,
         })
@@ -139,9 +130,6 @@ impl Held {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(data) = self.frames.pop_front() {
             return Poll::Ready(Some(Ok(Frame::Data(data))));
-        }
-        if let Some(error) = self.broken.take() {
-            return Poll::Ready(Some(Err(error)));
         }
         match &mut self.rest {
             Some(rest) => rest.poll_frame(cx),
@@ -193,6 +181,17 @@ impl Outgoing {
         }
     }
 
+    /// Cuts a tunnel off in a way that its peer tells from an end: TCP reset, RST_STREAM. Unlike a drop, after `finish` too.
+    pub(crate) fn reset(self) {
+        match self {
+            Self::Ended => {}
+            Self::Http1(body) => body.reset(),
+            Self::Http2(body) => body.reset(),
+            // Its drop does.
+            Self::Http3(_) => {}
+        }
+    }
+
     /// Ready when the receiver has gone away or refused more while we were silent.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
         match self {
@@ -233,6 +232,24 @@ impl Reply {
         }
     }
 
+    /// Accepts the tunnel that the request asked for. `body` is what the codec gave as the request's: in HTTP/1 the
+    /// tunnel's bytes come from the connection instead, those that were read ahead first.
+    pub(crate) async fn open(
+        self,
+        head: ResponseHead,
+        tunnel: Tunnel,
+        body: Incoming,
+    ) -> Result<(Incoming, Outgoing), SinkGone> {
+        match self {
+            Self::Http1(reply) => {
+                let (reader, writer) = reply.open(head, tunnel.name()).await?;
+                Ok((Incoming::Http1(reader), Outgoing::Http1(writer)))
+            }
+            Self::Http2(reply) => Ok((body, Outgoing::Http2(reply.open(head)?))),
+            Self::Http3(reply) => Ok((body, reply.head(head, Length::Unknown).await?)),
+        }
+    }
+
     /// Ready when the client has gone away, or given this request up.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
         match self {
@@ -247,12 +264,16 @@ impl Reply {
 pub(crate) enum Awaiting {
     Http1(http1::Awaiting),
     Http2(http2::Awaiting),
+    Http3(http3::Awaiting),
 }
 
 /// What arrives of a response.
+#[allow(clippy::large_enum_variant, reason = "it is made and taken apart at once")]
 pub(crate) enum Arrived {
     Interim(ResponseHead),
     Final(ResponseHead, Incoming),
+    /// The tunnel that was asked for is open: both its ends on the upstream's side.
+    Tunnel(ResponseHead, Incoming, Outgoing),
 }
 
 impl Awaiting {
@@ -262,6 +283,7 @@ impl Awaiting {
         match self {
             Self::Http1(awaiting) => awaiting.poll_head(cx),
             Self::Http2(awaiting) => awaiting.poll_head(cx),
+            Self::Http3(awaiting) => awaiting.poll_head(cx),
         }
     }
 }
@@ -315,8 +337,8 @@ pub(crate) struct PumpRules<'a> {
 /// Back-pressure is the await on `send`: the next frame is not asked for before the last was taken. While the source is
 /// silent the sink is flushed and watched, so that a client that leaves a quiet event stream is noticed at once.
 pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRules<'_>) -> Result<(), PumpError> {
-    let mut silent = Quiet::new(&rules, rules.source_idle);
-    let mut full = Quiet::new(&rules, rules.sink_idle);
+    let mut silent = Quiet::new(rules.activity, rules.timers, rules.source_idle);
+    let mut full = Quiet::new(rules.activity, rules.timers, rules.sink_idle);
     loop {
         let frame = match poll_fn(|cx| Poll::Ready(from.poll_frame(cx))).await {
             Poll::Ready(frame) => frame,
@@ -357,7 +379,7 @@ pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRule
 
 /// The idle time of one side of a pump: armed only while that side is waited for, put off by every byte of either
 /// direction.
-struct Quiet<'a> {
+pub(crate) struct Quiet<'a> {
     idle: Option<Duration>,
     activity: &'a Activity,
     deadline: Deadline,
@@ -365,12 +387,12 @@ struct Quiet<'a> {
 }
 
 impl<'a> Quiet<'a> {
-    fn new(rules: &PumpRules<'a>, idle: Option<Duration>) -> Self {
-        Self { idle, activity: rules.activity, deadline: Deadline::after(rules.timers, idle), timers: rules.timers }
+    pub(crate) fn new(activity: &'a Activity, timers: &'a Timers, idle: Option<Duration>) -> Self {
+        Self { idle, activity, deadline: Deadline::after(timers, idle), timers }
     }
 
     /// Ready with the idle time when nothing moved for that long.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         loop {
             let Some(idle) = self.idle else { return Poll::Pending };
             ready!(self.deadline.poll_elapsed(cx));

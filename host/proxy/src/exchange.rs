@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_policy::native::received_identity;
-use tidegate_policy::{Asked, Bound, Cause, DirectResponse, EndpointsView, Fault, Permit, RequestEdits, RequestHead};
+use tidegate_policy::{
+    Asked, Bound, Cause, DirectResponse, EndpointsView, Fault, Permit, RequestEdits, RequestHead, Tunnel,
+};
 
 use crate::body::{Incoming, Length, Reply};
 use crate::codec::Served;
@@ -18,14 +20,18 @@ use crate::observe::Record;
 use crate::snapshot::{Cluster, Route, Snapshot};
 use crate::timer::Deadline;
 
+mod admit;
 mod attempt;
 mod decide;
+mod grpc;
 mod reply;
 mod request_body;
 mod shape;
+mod upgrade;
 
 pub(crate) use shape::OutgoingHead;
 
+use admit::Hops;
 use attempt::Step;
 use decide::Destination;
 use request_body::RequestBody;
@@ -49,6 +55,12 @@ struct Plan {
     /// Until the final response head; moves on by the time that receiving the request took.
     total: Option<Instant>,
     attempt_timeout: Option<Duration>,
+    /// A gRPC call's own, until the end of its response.
+    deadline: Option<Instant>,
+    /// What the exchange becomes if an upstream accepts.
+    tunnel: Option<Tunnel>,
+    /// What the client sends into that tunnel, untouched before it is open.
+    client_half: Option<Incoming>,
 }
 
 /// Runs one exchange to its end.
@@ -74,28 +86,60 @@ enum Planned {
 impl Exchange<'_> {
     /// Route, then identify. No byte is sent for a request that has no place to go.
     fn plan(&mut self) -> Result<Planned, Fault> {
-        let Some(index) = self.snapshot.table.find(&self.asked.request) else {
-            return Err(Fault::new(Cause::NoRoute, "no route matches"));
+        let request = &self.asked.request;
+        admit::admit(self.served, request, &self.snapshot)?;
+        let hops = admit::max_forwards(request);
+        if let Hops::Ended(response) = hops {
+            return Ok(Planned::Respond(response));
+        }
+        let Some(index) = self.snapshot.table.find(request) else {
+            let connect = request.tunnel == Some(Tunnel::Connect);
+            return Err(if connect {
+                upgrade::denied(request)
+            } else {
+                Fault::new(Cause::NoRoute, "no route matches")
+            });
         };
         let route = self.snapshot.routes[index].clone();
         self.record.route = Some(route.name.clone());
+        let tunnel = upgrade::granted(request, &route)?;
+        let key = (tunnel == Some(Tunnel::WebSocket)).then(|| upgrade::handshake_key(request)).transpose()?;
         let mut edits = RequestEdits::default();
         let destination = decide::route(&self.snapshot, &route, &self.asked, &mut edits, &mut self.record)?;
         self.asked.notes.borrow_mut().append(&mut edits.notes);
         let cluster = match destination {
             Destination::Cluster(cluster) => cluster,
+            Destination::Respond(response) if response.status.is_success() && request.opened_by_success() => {
+                return Err(Fault::new(Cause::TunnelUnsupported, "an answer of our own would open the tunnel"));
+            }
             Destination::Respond(response) => return Ok(Planned::Respond(response)),
         };
         self.record.cluster = Some(cluster.name.clone());
         let identity = decide::identify(&route, &self.asked, &mut self.record)?;
-        let head = OutgoingHead::new(&self.asked, &edits, identity, &self.snapshot);
-        let total = edits.timeout.or(route.timeout).and_then(|timeout| self.record.begun.checked_add(timeout));
+        if let Hops::Left(left) = hops {
+            // Room for it there is: a router's edits are far fewer than its bound.
+            let _ = edits.headers.set("max-forwards", left.to_string().as_bytes());
+        }
+        let mut head = OutgoingHead::new(&self.asked, &edits, identity, &self.snapshot);
+        head.upgrade = key;
+        let timeout = edits.timeout.or(route.timeout);
+        let call = grpc::timeout(&self.asked.request);
+        let deadline = call.and_then(|call| self.record.begun.checked_add(call));
+        let total = timeout.into_iter().chain(call).min().and_then(|total| self.record.begun.checked_add(total));
         let attempt_timeout = edits.attempt_timeout.or(route.attempt_timeout);
-        Ok(Planned::Forward(Box::new(Plan { route, cluster, head, edits, total, attempt_timeout })))
+        let client_half = None;
+        let plan = Plan { route, cluster, head, edits, total, attempt_timeout, deadline, tunnel, client_half };
+        Ok(Planned::Forward(Box::new(plan)))
     }
 
     /// Tries until there is an answer, or a reason not to try again.
-    async fn forward(mut self, mut plan: Box<Plan>, body: Incoming, reply: Reply) {
+    async fn forward(mut self, mut plan: Box<Plan>, mut body: Incoming, reply: Reply) {
+        if plan.tunnel.is_some() {
+            if let Err(fault) = upgrade::without_content(&self.asked.request, &body) {
+                return self.fail(fault, reply).await;
+            }
+            plan.client_half = Some(std::mem::replace(&mut body, Incoming::Empty));
+        }
         if let (Some(limit), Length::Known(length)) = (plan.route.max_request_body, body.length())
             && length > limit
         {
@@ -147,9 +191,17 @@ impl Exchange<'_> {
     async fn respond(mut self, response: DirectResponse, reply: Reply) {
         self.record.status = response.status.as_u16();
         let method = &self.asked.request.method;
-        if let Ok(sent) = reply::send(self.served, method, response, reply).await {
-            self.record.bytes_out.set(sent);
-            self.record.complete = true;
+        match reply::send(self.served, method, response, reply).await {
+            Ok(sent) => {
+                self.record.bytes_out.set(sent);
+                self.record.complete = true;
+            }
+            // What there was to answer for is the better reason to keep.
+            Err(gone) if self.record.cause.is_none() => {
+                self.record.cause = Some(Cause::ClientGone);
+                self.record.detail = Some(gone.to_string());
+            }
+            Err(_) => {}
         }
     }
 

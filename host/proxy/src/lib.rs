@@ -3,19 +3,24 @@
 //! A request goes one way through these modules, top to bottom, and a module uses only those below it:
 //!
 //! 1. [`worker`]: a thread per core with its runtime, sockets, pools.
-//! 2. `listener`: accept, limits, a task per connection; TLS and QUIC handshakes inside that task.
+//! 2. `listener`: accept, limits, a task per connection; PROXY header, TLS and QUIC handshakes inside that task.
 //! 3. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
 //! 4. `exchange`: one request, all steps in order. Read this first.
 //! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
-//! 6. `body`: the frames that stream through, and the pump that moves them.
-//! 7. [`observe`]: one record per exchange; metrics and access log come from it.
-//! 8. [`snapshot`]: all that a worker needs to know, immutable.
+//! 6. `relay`: bytes both ways, for tunnels.
+//! 7. `body`: the frames that stream through, and the pump that moves them.
+//! 8. [`observe`]: one record per exchange; metrics and access log come from it.
+//! 9. [`snapshot`]: all that a worker needs to know, immutable.
+//!
+//! `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
 
 mod body;
 mod codec;
 mod exchange;
 mod listener;
 pub mod observe;
+mod proxy_protocol;
+mod relay;
 pub mod snapshot;
 mod stream;
 mod timer;

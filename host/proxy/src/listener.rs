@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_policy::{ConnectionHead, HttpVersion};
+use tidegate_policy::{ConnectionHead, HttpVersion, ProxyTlvs};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -23,8 +24,11 @@ use crate::stream::{Stream, Transport};
 use crate::timer::Deadline;
 use crate::worker::Worker;
 
+mod proxy_protocol;
 pub(crate) mod quic;
 pub(crate) mod tls;
+
+use proxy_protocol::{Begins, Refused};
 
 /// The sockets of a listener on all workers, as the control thread remembers them.
 #[derive(Clone)]
@@ -39,13 +43,13 @@ pub(crate) struct Sockets {
 pub(crate) struct Opened {
     name: Arc<str>,
     tcp: std::net::TcpListener,
-    udp: Option<std::net::UdpSocket>,
+    udp: Option<Arc<quic::Group>>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Sockets {
     /// Binds a group of SO_REUSEPORT sockets, one a worker: the kernel spreads connections over them.
-    pub(crate) fn bind(listener: &Listener, workers: usize) -> io::Result<(Self, Vec<Opened>)> {
+    pub(crate) fn bind(listener: &Listener, workers: usize, groups: &quic::Groups) -> io::Result<(Self, Vec<Opened>)> {
         let quic = listener.protocols.http3 && listener.tls.is_some();
         let connections = Arc::new(AtomicUsize::new(0));
         let mut address = listener.address;
@@ -56,7 +60,7 @@ impl Sockets {
             let tcp = bind_tcp(address)?;
             let bound = tcp.local_addr()?;
             tries -= 1;
-            let udp = match quic.then(|| quic::bind(bound, workers)).transpose() {
+            let udp = match quic.then(|| groups.open(bound, workers)).transpose() {
                 Ok(udp) => udp,
                 Err(error) if tries == 0 => return Err(error),
                 Err(_) => continue,
@@ -68,10 +72,9 @@ impl Sockets {
         for _ in 1..workers {
             opened.push(bind_tcp(address)?);
         }
-        let mut udp = udp.into_iter().flatten();
         let shares = opened
             .into_iter()
-            .map(|tcp| Opened { name: listener.name.clone(), tcp, udp: udp.next(), connections: connections.clone() })
+            .map(|tcp| Opened { name: listener.name.clone(), tcp, udp: udp.clone(), connections: connections.clone() })
             .collect();
         Ok((Self { configured: listener.address, bound: address, quic, connections }, shares))
     }
@@ -107,7 +110,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// A listener that a worker serves. Dropped, its sockets close.
 pub(crate) struct Serving {
     listener: Rc<RefCell<Arc<Listener>>>,
-    endpoint: Option<quinn::Endpoint>,
+    quic: Option<quic::Serving>,
     stop: Rc<Notify>,
     accepting: JoinHandle<()>,
 }
@@ -141,8 +144,8 @@ pub(crate) fn reconcile(
     for listener in &snapshot.listeners {
         if let Some(serving) = serving.get(&listener.name) {
             *serving.listener.borrow_mut() = listener.clone();
-            if let (Some(endpoint), Some(tls)) = (&serving.endpoint, &listener.tls) {
-                quic::update(endpoint, tls, &listener.limits);
+            if let (Some(quic), Some(tls)) = (&serving.quic, &listener.tls) {
+                quic.update(tls, &listener.limits);
             }
         }
     }
@@ -165,16 +168,11 @@ impl Serving {
         let tcp = TcpListener::from_std(share.tcp)?;
         let accepting = Accepting { worker: worker.clone(), listener: current.clone(), gate: gate.clone() };
         let accepting = tokio::task::spawn_local(accepting.run(tcp, stop.clone()));
-        let endpoint = match (share.udp, &listener.tls) {
-            (Some(udp), Some(tls)) => {
-                let endpoint = quic::endpoint(udp, worker.index, worker.workers, tls, &listener.limits)?;
-                let serving = quic::serve(endpoint.clone(), current.clone(), worker.clone(), gate);
-                tokio::task::spawn_local(serving);
-                Some(endpoint)
-            }
+        let quic = match (share.udp, &listener.tls) {
+            (Some(group), Some(tls)) => Some(quic::Serving::begin(worker, current.clone(), tls, &group, gate)?),
             _ => None,
         };
-        Ok(Self { listener: current, endpoint, stop, accepting })
+        Ok(Self { listener: current, quic, stop, accepting })
     }
 }
 
@@ -194,6 +192,12 @@ impl Drop for Permit {
 }
 
 impl Gate {
+    /// Whether more than a quarter of the limit is taken: then it is worth a round trip to know that a peer is where it
+    /// says it is (RFC 9000, section 8.1.2).
+    pub(crate) fn crowded(&self, limit: usize) -> bool {
+        self.connections.load(Ordering::Relaxed) > limit / 4
+    }
+
     /// `None` at the limit: the connection is to be closed at once.
     pub(crate) fn admit(&self, limit: usize) -> Option<Permit> {
         let permit = Permit(self.connections.clone());
@@ -258,27 +262,50 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// One TCP connection: handshake, then the codec that was agreed on.
-async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer: SocketAddr) {
+/// One TCP connection: PROXY header, handshake, then the codec that was agreed on.
+async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, peer: SocketAddr) {
     // Without it a small response waits for the client's delayed acknowledgement.
     let _ = tcp.set_nodelay(true);
     let Ok(local) = tcp.local_addr() else { return };
     let (peer, local) = (canonical(peer), canonical(local));
     let mut head = ConnectionHead {
+        id: fastrand::u128(..),
         peer,
         client: peer,
         local,
+        proxy_tlvs: ProxyTlvs::default(),
         listener: listener.name.clone(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
     };
+    let mut ahead = Bytes::new();
+    if let Some(accept) = &listener.proxy_protocol {
+        match proxy_protocol::receive(&mut tcp, accept, peer.ip(), &worker.timers).await {
+            Ok(Begins::WithHeader(header)) => {
+                if let Some(addresses) = header.addresses {
+                    (head.client, head.local) = (canonical(addresses.source), canonical(addresses.destination));
+                }
+                head.proxy_tlvs = header.tlvs;
+            }
+            Ok(Begins::With(taken)) => ahead = taken,
+            Err(refused) => return proxy_header_refused(&worker, &listener, peer, &refused),
+        }
+    }
     let transport = match &listener.tls {
         None => Transport::Tcp(tcp),
+        // What may begin a header cannot begin a TLS record.
+        Some(_) if !ahead.is_empty() => {
+            worker.metrics.handshakes_failed.add(1);
+            tracing::debug!(listener = %listener.name, %peer, "neither a PROXY header nor TLS");
+            return;
+        }
         Some(tls) => match tls::accept(tcp, tls, listener.limits.handshake_timeout, &worker.timers).await {
             Ok(accepted) => {
                 head.tls = true;
+                head.tls_version = accepted.version;
                 head.server_name = accepted.server_name;
                 head.alpn = accepted.alpn;
                 head.client_certificate = accepted.client_certificate;
@@ -307,4 +334,16 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer
         }
         None => codec::serve_clear_text(stream, served, timers).await,
     }
+}
+
+fn proxy_header_refused(worker: &Worker, listener: &Listener, peer: SocketAddr, refused: &Refused) {
+    let counts = &worker.metrics.proxy_headers_refused;
+    match refused {
+        Refused::Untrusted => counts.untrusted.add(1),
+        Refused::Invalid(_) | Refused::Absent => counts.invalid.add(1),
+        Refused::Late(_) => counts.late.add(1),
+        Refused::CutOff => counts.cut_off.add(1),
+        Refused::Gone(_) => {}
+    }
+    tracing::debug!(listener = %listener.name, %peer, %refused, "connection closed before a PROXY header");
 }

@@ -40,6 +40,8 @@ pub struct Record {
     pub cluster: Option<Arc<str>>,
     pub endpoint: Option<SocketAddr>,
     pub attempts: u32,
+    /// Until it became a tunnel, whose life is no response time.
+    pub opened: Option<Duration>,
     /// From the start of the last attempt to its response head.
     pub upstream: Option<Duration>,
     pub bytes_in: Cell<u64>,
@@ -66,6 +68,7 @@ impl Record {
             cluster: None,
             endpoint: None,
             attempts: 0,
+            opened: None,
             upstream: None,
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
@@ -86,7 +89,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let metrics = &self.worker.metrics;
         metrics.exchanges_active.sub(1);
-        metrics.exchange(self.asked.request.version, self.status, self.begun.elapsed());
+        metrics.exchange(self.asked.request.version, self.status, self.opened.unwrap_or_else(|| self.begun.elapsed()));
         metrics.bytes_in.add(self.bytes_in.get());
         metrics.bytes_out.add(self.bytes_out.get());
         if self.cancelled() {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tidegate_policy::native::{Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
-use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, Retry, Router};
+use tidegate_policy::native::{HostPattern, Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
+use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
 use crate::{ClientTls, HealthCheck, ServerTls};
 
@@ -55,6 +55,32 @@ pub struct Limits {
     pub max_requests_per_connection: u64,
 }
 
+/// From whom a listener takes a PROXY header.
+#[derive(Clone, Debug)]
+pub struct AcceptProxyHeader {
+    /// A connection without one is closed.
+    pub required: bool,
+    pub trusted: Box<[IpNet]>,
+    pub timeout: Duration,
+}
+
+/// The PROXY header that goes before all else on a cluster's connections.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum SendProxyHeader {
+    V1,
+    V2(ProxyFields),
+}
+
+/// Which fields a version 2 header carries, where there is something to say.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct ProxyFields {
+    pub alpn: bool,
+    pub authority: bool,
+    pub ssl: bool,
+    pub unique_id: bool,
+    pub crc32c: bool,
+}
+
 /// A listener: where clients connect, and what they may do.
 pub struct Listener {
     pub name: Arc<str>,
@@ -64,6 +90,8 @@ pub struct Listener {
     pub limits: Limits,
     /// Peers whose forwarding fields are believed.
     pub trusted_proxies: Box<[IpNet]>,
+    /// `None`: a header is bytes like any others.
+    pub proxy_protocol: Option<AcceptProxyHeader>,
     pub tls: Option<Arc<ServerTls>>,
     /// Whether TLS clients over TCP are told that HTTP/3 is served on the same port (RFC 7838).
     pub alt_svc: bool,
@@ -74,6 +102,8 @@ pub struct Listener {
 pub enum UpstreamProtocol {
     Http1,
     Http2,
+    /// Over QUIC; needs TLS.
+    Http3,
     /// By ALPN over TLS, else HTTP/1.1.
     Auto,
 }
@@ -91,6 +121,8 @@ pub struct PoolSettings {
     pub max_streams_per_connection: u32,
     pub max_pending: usize,
     pub pending_timeout: Duration,
+    /// With one, a connection is for the requests of one client only.
+    pub proxy_protocol: Option<SendProxyHeader>,
 }
 
 /// A cluster: endpoints that can stand in for one another, and how to reach them.
@@ -138,9 +170,33 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// Of one attempt, until its response head.
     pub attempt_timeout: Option<Duration>,
-    /// Without a byte of the upstream's body.
+    /// Without a byte of the upstream's body, or either way of a tunnel.
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
     /// Bytes of a request body that are kept for replay before the upstream is engaged; 0 streams.
     pub buffer_request: u64,
+    /// Whether clients may change to WebSocket.
+    pub websocket: bool,
+    /// What `CONNECT` may name; the tunnel leads to the route's cluster.
+    pub connect: Box<[ConnectTarget]>,
+}
+
+/// An authority that `CONNECT` may name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConnectTarget {
+    pub host: HostPattern,
+    pub port: u16,
+}
+
+impl ConnectTarget {
+    pub(crate) fn allows(&self, request: &RequestHead) -> bool {
+        let host = request.host();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let named = match &self.host {
+            HostPattern::Any => true,
+            HostPattern::Exact(name) => host == name,
+            HostPattern::Wildcard(suffix) => host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.ends_with('.')),
+        };
+        named && request.port() == Some(self.port)
+    }
 }

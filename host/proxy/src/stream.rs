@@ -28,6 +28,7 @@ impl Stream {
 
     /// Gives back bytes that were read: they are delivered before anything else.
     pub(crate) fn put_back(self, ahead: Bytes) -> Self {
+        let ahead = if self.ahead.is_empty() { ahead } else { [ahead, self.ahead].concat().into() };
         Self { ahead, transport: self.transport }
     }
 

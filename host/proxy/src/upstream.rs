@@ -7,21 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tidegate_policy::{Cause, Fault};
+use tidegate_policy::{Cause, ConnectionHead, Fault};
 use tokio::sync::Notify;
 
+use crate::body::{Incoming, Outgoing};
 use crate::observe::WorkerMetrics;
 use crate::snapshot::{Cluster, PoolSettings, Snapshot};
 use crate::timer::{Deadline, Timers};
 
+mod advertised;
 mod connect;
 pub(crate) mod health;
 mod pool;
+mod quic;
 pub(crate) mod tls;
 
-pub(crate) use pool::Lease;
+pub(crate) use pool::{Lease, TunnelSeat};
 
+use advertised::Advertised;
 use pool::{Pool, Shared};
+use quic::Endpoints;
 
 /// Everything that makes two connections not interchangeable: where to, how, and as whom. TLS configurations are told
 /// apart by identity: one that is unchanged by a reload is the same `Arc`.
@@ -37,6 +42,11 @@ impl Key {
         let tls = cluster.tls.as_ref().map_or(0, |tls| Arc::as_ptr(tls) as usize);
         Self { address, settings: cluster.pool.clone(), tls }
     }
+}
+
+/// What the cluster's endpoints are told of the client before anything else, where they are told.
+fn advertised(cluster: &Cluster, client: &Rc<ConnectionHead>) -> Option<Advertised> {
+    cluster.pool.proxy_protocol.map(|version| Advertised::new(version, client))
 }
 
 /// All of a worker's pools.
@@ -56,31 +66,54 @@ const SWEEP: Duration = Duration::from_secs(1);
 impl Upstreams {
     /// Needs a `LocalSet`: idle connections are watched by a task.
     pub(crate) fn new(timers: Timers, metrics: Arc<WorkerMetrics>) -> Self {
-        let shared = Rc::new(Shared { timers, metrics, idling: Notify::new() });
+        let shared = Rc::new(Shared { timers, metrics, idling: Notify::new(), quic: Endpoints::default() });
         let pools = Rc::new(RefCell::new(FxHashMap::default()));
         tokio::task::spawn_local(sweep(shared.clone(), pools.clone()));
         Self { shared, pools, clusters: RefCell::default() }
     }
 
-    /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for.
-    pub(crate) async fn lease(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<Lease, Fault> {
-        let pool = self.pool(cluster, endpoint);
-        match pool {
-            Some(pool) => pool.lease().await,
-            None => Err(Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name))),
-        }
+    /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for. `client` is
+    /// advertised where the cluster sends PROXY headers.
+    pub(crate) async fn lease(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+        client: &Rc<ConnectionHead>,
+    ) -> Result<Lease, Fault> {
+        self.pool(cluster, endpoint)?.lease(advertised(cluster, client)).await
     }
 
-    fn pool(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Option<Rc<Pool>> {
+    /// The same with room for a request that asks for another protocol than HTTP.
+    pub(crate) async fn lease_for_upgrade(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+        client: &Rc<ConnectionHead>,
+    ) -> Result<Lease, Fault> {
+        self.pool(cluster, endpoint)?.lease_for_upgrade(advertised(cluster, client)).await
+    }
+
+    /// A connection of its own, with no protocol on it. The seat is its place among the endpoint's connections.
+    pub(crate) async fn tunnel(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+        client: &Rc<ConnectionHead>,
+    ) -> Result<(Incoming, Outgoing, TunnelSeat), Fault> {
+        self.pool(cluster, endpoint)?.tunnel(advertised(cluster, client)).await
+    }
+
+    fn pool(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<Rc<Pool>, Fault> {
         let at = Arc::as_ptr(cluster) as usize;
-        if let Some((_, pools)) = self.clusters.borrow().get(&at) {
-            return pools.get(endpoint as usize).cloned();
-        }
+        let known = self.clusters.borrow().get(&at).map(|(_, pools)| pools.get(endpoint as usize).cloned());
         // An exchange that began before a reload, or one that began before this worker heard of it.
-        let pools = self.pools_of(cluster);
-        let pool = pools.get(endpoint as usize).cloned();
-        self.clusters.borrow_mut().insert(at, (cluster.clone(), pools));
-        pool
+        let pool = known.unwrap_or_else(|| {
+            let pools = self.pools_of(cluster);
+            let pool = pools.get(endpoint as usize).cloned();
+            self.clusters.borrow_mut().insert(at, (cluster.clone(), pools));
+            pool
+        });
+        pool.ok_or_else(|| Fault::new(Cause::Internal, format!("{:?} has no endpoint {endpoint}", cluster.name)))
     }
 
     fn pools_of(&self, cluster: &Cluster) -> Box<[Rc<Pool>]> {

@@ -32,6 +32,7 @@ pub(crate) struct Worker {
     pub(crate) upstreams: Upstreams,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) drain: Drain,
+    pub(crate) ports: listener::quic::Ports,
     pub(crate) sinks: Box<[Arc<dyn RecordSink>]>,
     /// Connection tasks that have not ended.
     connections: Cell<usize>,
@@ -97,7 +98,7 @@ impl Drain {
         }
     }
 
-    fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.draining.set(true);
         self.begin.notify_waiters();
     }
@@ -128,6 +129,7 @@ pub struct Gateway {
     channels: Vec<mpsc::UnboundedSender<Command>>,
     threads: Vec<JoinHandle<()>>,
     bound: Bound,
+    udp: listener::quic::Groups,
     workers: usize,
     zero: Instant,
 }
@@ -145,6 +147,7 @@ impl Gateway {
             channels: Vec::new(),
             threads: Vec::new(),
             bound: HashMap::new(),
+            udp: listener::quic::Groups::default(),
             workers,
             zero,
         };
@@ -176,7 +179,7 @@ impl Gateway {
                 bound.insert(spec.name.clone(), sockets.clone());
                 continue;
             }
-            let (sockets, shares) = Sockets::bind(spec, self.workers).map_err(|error| {
+            let (sockets, shares) = Sockets::bind(spec, self.workers, &self.udp).map_err(|error| {
                 io::Error::new(error.kind(), format!("listener {:?}: cannot bind {}: {error}", spec.name, spec.address))
             })?;
             bound.insert(spec.name.clone(), sockets);
@@ -278,6 +281,7 @@ impl Start {
             timers,
             metrics: self.metrics,
             drain: Drain::default(),
+            ports: listener::quic::Ports::default(),
             sinks: options.sinks.clone().into(),
             connections: Cell::new(0),
             quiet: Notify::new(),

@@ -36,7 +36,7 @@ pub(crate) enum Read {
     ServerName,
     Alpn,
     ClientCertificate,
-    ProxyTlv,
+    ProxyTlv(u8),
     Received,
     Proposed,
 }
@@ -98,7 +98,7 @@ pub(crate) fn value(read: &Read, facts: &Facts, granted: impl Fn(&str) -> bool, 
         Read::ServerName => option(out, asked.connection.server_name.as_ref().map(|name| name.as_bytes().as_ref())),
         Read::Alpn => option(out, asked.connection.alpn.as_ref().map(|alpn| alpn.as_bytes().as_ref())),
         Read::ClientCertificate => option(out, asked.connection.client_certificate.as_deref()),
-        Read::ProxyTlv => {}
+        Read::ProxyTlv(kind) => option(out, asked.connection.proxy_tlvs.get(*kind)),
         Read::Received => out.extend_from_slice(format!("{:?}", facts.received()).as_bytes()),
         Read::Proposed => {
             let elements = facts.identity.as_ref().map(|identity| &identity.elements);

@@ -34,8 +34,9 @@ impl Outcome {
     /// Of an attempt without a response head; `None` where the endpoint is not to blame.
     pub fn of_fault(cause: Cause) -> Option<Self> {
         match cause {
-            // Our own limits; and an endpoint that closes in an orderly way is well.
-            Cause::NoEndpoint | Cause::PoolExhausted | Cause::GoAway => None,
+            // Our own limits; an endpoint that closes in an orderly way is well; and one that does not speak what a client wants
+            // to change to is no worse for it.
+            Cause::NoEndpoint | Cause::PoolExhausted | Cause::GoAway | Cause::UpgradeFailed => None,
             _ if cause.side() != Side::Upstream => None,
             _ => Some(Self::LocalError),
         }

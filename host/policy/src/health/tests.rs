@@ -280,7 +280,14 @@ fn outcomes_blame_whom_they_should() {
     assert_eq!(of(200, Some(b"14".as_slice())), GatewayError);
     assert_eq!(Outcome::of_fault(Cause::ConnectRefused), Some(LocalError));
     assert_eq!(Outcome::of_fault(Cause::AttemptTimeout), Some(LocalError));
-    for cause in [Cause::PoolExhausted, Cause::NoEndpoint, Cause::GoAway, Cause::ClientGone, Cause::Internal] {
+    for cause in [
+        Cause::PoolExhausted,
+        Cause::NoEndpoint,
+        Cause::GoAway,
+        Cause::UpgradeFailed,
+        Cause::ClientGone,
+        Cause::Internal,
+    ] {
         assert_eq!(Outcome::of_fault(cause), None, "{cause:?}");
     }
 }

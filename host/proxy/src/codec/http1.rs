@@ -14,6 +14,6 @@ mod target;
 mod wire;
 
 pub(crate) use body::{BodyReader, BodyWriter};
-pub(crate) use client::{Awaiting, ClientConnection};
+pub(crate) use client::{Awaiting, ClientConnection, tunnel};
 pub(crate) use server::{Reply, serve};
-pub(crate) use target::{checked_authority, checked_target};
+pub(crate) use target::{checked_authority, checked_connect, checked_target};

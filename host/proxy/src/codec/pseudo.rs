@@ -4,9 +4,9 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
-use tidegate_policy::{HttpVersion, RequestHead, Scheme, Target};
+use tidegate_policy::{HttpVersion, RequestHead, Scheme, Target, Tunnel};
 
-use super::http1::{checked_authority, checked_target};
+use super::http1::{checked_authority, checked_connect, checked_target};
 use crate::body::Length;
 
 /// Why a request is not taken.
@@ -18,8 +18,13 @@ pub(crate) enum Refused {
     Status(StatusCode, &'static str),
 }
 
+/// `:protocol`, put into a request's extensions by a codec whose crate knows the pseudo-header field by another type
+/// (RFC 8441, section 4; RFC 9220, section 3).
+#[derive(Clone, Debug)]
+pub(crate) struct Protocol(pub(crate) bytestring::ByteString);
+
 /// Connection-specific fields make a message malformed (RFC 9113, section 8.2.2; RFC 9114, section 4.2).
-fn is_connection_specific(name: &HeaderName) -> bool {
+pub(crate) fn is_connection_specific(name: &HeaderName) -> bool {
     *name == header::CONNECTION
         || *name == header::TRANSFER_ENCODING
         || *name == header::UPGRADE
@@ -33,12 +38,9 @@ pub(crate) fn request_head(
     tls: bool,
     max_fields: usize,
 ) -> Result<RequestHead, Refused> {
-    let Parts { method, uri, mut headers, .. } = parts;
+    let Parts { mut method, uri, mut headers, extensions, .. } = parts;
     if headers.len() > max_fields {
         return Err(Refused::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
-    }
-    if method == Method::CONNECT {
-        return Err(Refused::Status(StatusCode::NOT_IMPLEMENTED, "CONNECT is not configured"));
     }
     if headers.keys().any(is_connection_specific) {
         return Err(Refused::Malformed("a connection-specific field"));
@@ -53,6 +55,16 @@ pub(crate) fn request_head(
     if headers.values().any(padded) {
         return Err(Refused::Malformed("white space around a field value"));
     }
+    let tunnel = match extensions.get::<Protocol>() {
+        None if method == Method::CONNECT => return connect(version, method, &uri, headers, tls),
+        None => None,
+        Some(_) if method != Method::CONNECT => return Err(Refused::Malformed(":protocol without CONNECT")),
+        Some(Protocol(name)) if name.eq_ignore_ascii_case(Tunnel::WebSocket.name()) => {
+            method = Method::GET;
+            Some(Tunnel::WebSocket)
+        }
+        Some(_) => return Err(Refused::Status(StatusCode::NOT_IMPLEMENTED, "an unknown :protocol")),
+    };
     let scheme = match uri.scheme_str() {
         Some("https") => Scheme::Https,
         Some("http") => Scheme::Http,
@@ -69,7 +81,28 @@ pub(crate) fn request_head(
     let target = Target::new(target.into());
     let authority = authority(&uri, &mut headers)?;
     join_cookies(&mut headers);
-    Ok(RequestHead { version, method, scheme, authority, target, headers })
+    Ok(RequestHead { version, method, scheme, authority, target, headers, tunnel })
+}
+
+/// `CONNECT` has an authority with a port, and neither scheme nor path (RFC 9113, section 8.5; RFC 9114, section 4.4).
+fn connect(
+    version: HttpVersion,
+    method: Method,
+    uri: &http::Uri,
+    mut headers: HeaderMap,
+    tls: bool,
+) -> Result<RequestHead, Refused> {
+    if uri.scheme().is_some() || uri.path_and_query().is_some_and(|target| !matches!(target.as_str(), "" | "/")) {
+        return Err(Refused::Malformed("CONNECT with :scheme or :path"));
+    }
+    let authority = uri.authority().and_then(|authority| checked_connect(authority.as_str().as_bytes()));
+    let Some(authority) = authority else {
+        return Err(Refused::Status(StatusCode::BAD_REQUEST, ":authority is no host with a port"));
+    };
+    headers.remove(header::HOST);
+    let scheme = if tls { Scheme::Https } else { Scheme::Http };
+    let target = Target::new(bytestring::ByteString::new());
+    Ok(RequestHead { version, method, scheme, authority, target, headers, tunnel: Some(Tunnel::Connect) })
 }
 
 /// `:authority`, else `Host`; both only if they agree (RFC 9113, section 8.3.1; RFC 9114, section 4.3.1).
@@ -163,9 +196,30 @@ mod tests {
             head(|b| b.uri("http://a.example/")),
             Err(Refused::Status(StatusCode::MISDIRECTED_REQUEST, _))
         ));
-        assert!(matches!(head(|b| b.method("CONNECT")), Err(Refused::Status(StatusCode::NOT_IMPLEMENTED, _))));
+        assert!(matches!(head(|b| b.method("CONNECT")), Err(Refused::Malformed(_))), "it has neither scheme nor path");
         let many = |b: http::request::Builder| (0..11).fold(b, |b, i| b.header(format!("x-{i}"), "y"));
         assert!(matches!(head(many), Err(Refused::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _))));
+    }
+
+    /// RFC 9113, section 8.5; RFC 8441, section 4.
+    #[test]
+    fn connect_is_plain_or_for_a_protocol() {
+        let plain = head(|b| b.method("CONNECT").uri("db.example:5432")).expect("fine");
+        assert_eq!(
+            (&*plain.authority, plain.port(), plain.tunnel),
+            ("db.example:5432", Some(5432), Some(Tunnel::Connect))
+        );
+        assert!(plain.opened_by_success() && plain.target.as_str().is_empty());
+        let no_port = head(|b| b.method("CONNECT").uri("db.example"));
+        assert!(matches!(no_port, Err(Refused::Status(StatusCode::BAD_REQUEST, _))));
+
+        let protocol = |name: &'static str| Protocol(name.into());
+        let socket = head(|b| b.method("CONNECT").extension(protocol("WebSocket"))).expect("fine");
+        assert_eq!((socket.method.as_str(), socket.tunnel), ("GET", Some(Tunnel::WebSocket)));
+        assert!(socket.opened_by_success());
+        let other = head(|b| b.method("CONNECT").extension(protocol("connect-udp")));
+        assert!(matches!(other, Err(Refused::Status(StatusCode::NOT_IMPLEMENTED, _))));
+        assert!(matches!(head(|b| b.extension(protocol("websocket"))), Err(Refused::Malformed(_))));
     }
 
     #[test]

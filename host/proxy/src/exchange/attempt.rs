@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::native::permitted;
 use tidegate_policy::{
-    AttemptFacts, Bound, Cause, EndpointState, EndpointsView, Fault, Outcome, Proof, ResponseHead, Swept, Verdict,
+    AttemptFacts, Bound, Cause, EndpointState, EndpointsView, Fault, Outcome, Proof, ResponseHead, Swept, Tunnel,
+    Verdict,
 };
 
 use super::request_body::{RequestBody, from_body};
-use super::{Exchange, Plan, decide, reply, shape};
-use crate::body::{Activity, Arrived, BodyError, Incoming, PumpError, PumpRules, Reply, pump};
+use super::{Exchange, Plan, decide, reply, shape, upgrade};
+use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, Reply, pump};
+use crate::relay::End;
 use crate::timer::Deadline;
-use crate::upstream::health;
+use crate::upstream::{Lease, health};
 
 /// What became of an attempt.
 pub(super) enum Step {
@@ -65,18 +67,18 @@ pub(super) async fn select<T>(
 
 /// The times that bound an attempt until its response head. They run while the upstream has the whole request: how
 /// fast a client uploads is for the idle time alone to judge.
-struct Clocks {
+pub(super) struct Clocks {
     attempt: Deadline,
     total: Deadline,
 }
 
 impl Clocks {
-    fn new(exchange: &Exchange<'_>, plan: &Plan) -> Self {
+    pub(super) fn new(exchange: &Exchange<'_>, plan: &Plan) -> Self {
         let timers = &exchange.served.worker.timers;
         Self { attempt: Deadline::after(timers, plan.attempt_timeout), total: Deadline::at(timers, plan.total) }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
         if self.total.poll_elapsed(cx).is_ready() {
             return Poll::Ready(Fault::new(Cause::TotalTimeout, "no response head within the exchange's time"));
         }
@@ -127,9 +129,20 @@ impl Exchange<'_> {
         self.record.endpoint = Some(endpoint.address);
         let _load = InFlight::begin(&endpoint.state);
 
+        if plan.tunnel == Some(Tunnel::Connect) {
+            return Box::pin(self.connect(plan, body, view, index, reply)).await;
+        }
+
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
-        let lease = select(upstreams.lease(&cluster, index), reply, |cx| clocks.poll(cx)).await;
+        let connection = &self.asked.connection;
+        let leasing = async {
+            match plan.tunnel {
+                None => upstreams.lease(&cluster, index, connection).await,
+                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index, connection)).await,
+            }
+        };
+        let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;
         let mut lease = match lease.and_then(|lease| lease) {
             Ok(lease) => lease,
             Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),
@@ -137,6 +150,10 @@ impl Exchange<'_> {
         let Some(mut incoming) = body.take() else {
             return Step::Failed(Fault::new(Cause::Internal, "the request body is gone"));
         };
+        incoming.look();
+        if incoming.length() == Length::None {
+            *body = RequestBody::None;
+        }
         let started = select(lease.start(&plan.head, incoming.length()), reply, |cx| clocks.poll(cx)).await;
         let (mut out, mut awaiting) = match started.and_then(|started| started) {
             Ok(started) => started,
@@ -203,21 +220,44 @@ impl Exchange<'_> {
                             break Fault::new(Cause::ClientGone, gone);
                         }
                     }
+                    Event::Arrived(Ok(Arrived::Tunnel(head, incoming, outgoing))) => {
+                        let took = begun.elapsed();
+                        self.record.upstream = Some(took);
+                        lease.answered();
+                        endpoint.state.sample_latency(worker.now(), took);
+                        let upstream = End { incoming, outgoing };
+                        match upgrade::accepted(&head, plan.head.upgrade.as_ref()) {
+                            Ok(()) => {
+                                self.report(view, index, Outcome::Success);
+                                return Box::pin(self.upgraded(plan, head, upstream, reply)).await;
+                            }
+                            Err(fault) => break fault,
+                        }
+                    }
+                    Event::Arrived(Ok(Arrived::Final(head, _)))
+                        if head.status.is_success() && self.asked.request.opened_by_success() =>
+                    {
+                        // Passed on, it would open a tunnel that the upstream knows nothing of.
+                        break Fault::new(
+                            Cause::UpgradeFailed,
+                            format!("{} to a handshake over HTTP/1.1", head.status),
+                        );
+                    }
                     Event::Arrived(Ok(Arrived::Final(head, response))) => {
                         let took = begun.elapsed();
                         self.record.upstream = Some(took);
                         lease.answered();
                         endpoint.state.sample_latency(worker.now(), took);
                         // What was read of the body is lost to another attempt unless a whole copy is kept.
-                        let pause = self.after_status(plan, body, view, index, &head);
+                        let pause = self.after_status(plan, body, view, index, &head, &lease);
                         if let Some(pause) = pause {
                             return Step::Again(pause);
                         }
                         let rest = (upload == Upload::Running).then_some(uploading);
                         self.relay(plan, head, response, rest, &activity, reply).await;
                         // The head spoke well of the endpoint; a body that breaks off speaks against it.
-                        if let Some(outcome) = self.record.cause.and_then(Outcome::of_fault) {
-                            self.report(view, index, outcome);
+                        if let Some(cause) = self.record.cause {
+                            self.blame(plan, view, index, cause);
                         }
                         self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
                         return Step::Done;
@@ -241,7 +281,8 @@ impl Exchange<'_> {
         };
         drop(out);
         self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
-        if moved.get() == 0 && upload != Upload::Done {
+        // One that turned out to be empty can be sent again as well as one that nothing was read of.
+        if moved.get() == 0 && (upload != Upload::Done || incoming.length() == Length::None) {
             body.give_back(incoming);
         }
         self.after(plan, body, view, index, broke)
@@ -279,6 +320,7 @@ impl Exchange<'_> {
             };
             let mut download = pin!(pump(&mut response, &mut out, rules));
             let mut upload = upload;
+            let mut deadline = Deadline::at(&self.served.worker.timers, plan.deadline);
             poll_fn(|cx| {
                 if let Some(uploading) = &mut upload
                     && let Poll::Ready(end) = std::pin::Pin::new(uploading).poll(cx)
@@ -289,7 +331,11 @@ impl Exchange<'_> {
                         return Poll::Ready(Err(Err(from_body(&error))));
                     }
                 }
-                download.as_mut().poll(cx).map_err(Ok)
+                if let Poll::Ready(ended) = download.as_mut().poll(cx) {
+                    return Poll::Ready(ended.map_err(Ok));
+                }
+                let late = || Err(Err(Fault::new(Cause::TotalTimeout, "the call's own deadline is over")));
+                deadline.poll_elapsed(cx).map(|()| late())
             })
             .await
         };
@@ -303,7 +349,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn note(&mut self, cause: Cause, detail: String) {
+    pub(super) fn note(&mut self, cause: Cause, detail: String) {
         self.record.cause = Some(cause);
         self.record.detail = Some(detail);
     }
@@ -316,9 +362,9 @@ impl Exchange<'_> {
         view: &mut EndpointsView,
         index: u32,
         head: &ResponseHead,
+        lease: &Lease,
     ) -> Option<Duration> {
-        // 421 and 425 are judged like other statuses; below 400 nothing failed. A gRPC failure hides in a 200 that has
-        // its status among the fields (trailers-only).
+        // Below 400 nothing failed. A gRPC failure hides in a 200 that has its status among the fields (trailers-only).
         let grpc_status = head.headers.get("grpc-status").map(|status| status.as_bytes());
         self.report(view, index, Outcome::of_response(head.status, grpc_status));
         let grpc = grpc_status.is_some_and(|status| status != b"0");
@@ -328,21 +374,45 @@ impl Exchange<'_> {
         if head.status.is_server_error() {
             self.failed(view, index);
         }
-        let wanted = plan.route.retry_plugin.is_some() || plan.route.retry.retries_status(head.status);
-        let fault = Fault::new(Cause::Status, head.status);
+        let retry = &plan.route.retry;
+        if head.status == StatusCode::REQUEST_TIMEOUT && lease.reused() && retry.on.reset {
+            // The origin gave up an idle connection as the request was on its way (RFC 9110, section 15.5.9).
+            let raced = Fault::new(Cause::Reset, "408 on a connection that had idled");
+            return self.consider(plan, body, view, index, &raced, None);
+        }
+        let mut fault = Fault::new(Cause::Status, head.status);
+        match head.status {
+            // Not processed here: another connection may be the right one (RFC 9110, section 15.5.20).
+            StatusCode::MISDIRECTED_REQUEST => {
+                lease.misdirected();
+                fault.unprocessed = true;
+            }
+            // Who sent the request early is who has to hear of it (RFC 8470, section 5.2).
+            StatusCode::TOO_EARLY if self.asked.request.headers.contains_key("early-data") => return None,
+            StatusCode::TOO_EARLY => fault.unprocessed = true,
+            _ => {}
+        }
+        let wanted = plan.route.retry_plugin.is_some() || retry.retries_status(head.status);
         wanted.then(|| self.consider(plan, body, view, index, &fault, Some((head.status, &head.headers))))?
     }
 
     /// After a failure: again, or the fault stands.
-    fn after(&mut self, plan: &Plan, body: &RequestBody, view: &mut EndpointsView, index: u32, fault: Fault) -> Step {
+    pub(super) fn after(
+        &mut self,
+        plan: &Plan,
+        body: &RequestBody,
+        view: &mut EndpointsView,
+        index: u32,
+        fault: Fault,
+    ) -> Step {
         if fault.cause.side() != tidegate_policy::Side::Upstream {
             return Step::Failed(fault);
         }
         self.failed(view, index);
-        if let Some(outcome) = Outcome::of_fault(fault.cause) {
-            self.report(view, index, outcome);
-        }
-        if fault.cause == Cause::TotalTimeout {
+        self.blame(plan, view, index, fault.cause);
+        // An upstream that accepted, if wrongly, has begun: nothing proves the opposite.
+        let begun = fault.cause == Cause::UpgradeFailed && !fault.unprocessed;
+        if fault.cause == Cause::TotalTimeout || begun {
             return Step::Failed(fault);
         }
         match self.consider(plan, body, view, index, &fault, None) {
@@ -361,9 +431,18 @@ impl Exchange<'_> {
     }
 
     /// Passive health: every attempt that ended says something of its endpoint.
-    fn report(&self, view: &EndpointsView, index: u32, outcome: Outcome) {
+    pub(super) fn report(&self, view: &EndpointsView, index: u32, outcome: Outcome) {
         if let Some(ejected) = view.set.report(index, outcome, self.served.worker.now()) {
             health::tell(&view.set, index, Swept::Ejected(ejected));
+        }
+    }
+
+    /// Reports a fault that is the endpoint's. That a time was over which the client chose itself (grpc-timeout) proves nothing:
+    /// with short ones a client could put endpoints out.
+    fn blame(&self, plan: &Plan, view: &EndpointsView, index: u32, cause: Cause) {
+        let chosen = cause == Cause::TotalTimeout && plan.deadline.is_some();
+        if let Some(outcome) = Outcome::of_fault(cause).filter(|_| !chosen) {
+            self.report(view, index, outcome);
         }
     }
 

@@ -12,13 +12,11 @@ use tidegate_policy::{Cause, DirectResponse, HttpVersion, RequestHead, ResponseH
 
 use crate::body::{Activity, Frame, Length, Reply, SinkGone};
 use crate::codec::Served;
-use crate::exchange::shape;
+use crate::exchange::{grpc, shape};
 use crate::snapshot::Snapshot;
 use crate::timer::Deadline;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The status and the error token of RFC 9209, section 2.3, for each cause; `None` where there is nobody to answer.
 fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
@@ -36,12 +34,19 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
         HeaderTimeout | AttemptTimeout | TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_write_timeout"),
         ResponseInvalid => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        UpgradeFailed => (StatusCode::BAD_GATEWAY, "http_upgrade_failed"),
         ResponseHeadTooLarge => (StatusCode::BAD_GATEWAY, "http_response_header_section_size"),
         ResponseTruncated => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         RequestInvalid => (StatusCode::BAD_REQUEST, "http_request_error"),
         RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_denied"),
         RequestBodyTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
         NoRoute => (StatusCode::NOT_FOUND, "destination_not_found"),
+        // RFC 9110, section 15.5.20: the client may try again on another connection.
+        Misdirected => (StatusCode::MISDIRECTED_REQUEST, "http_request_error"),
+        Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
+        TunnelDenied => (StatusCode::FORBIDDEN, "http_request_denied"),
+        // RFC 9220, section 3.
+        TunnelUnsupported => (StatusCode::NOT_IMPLEMENTED, "http_request_denied"),
         PolicyDenied => (StatusCode::SERVICE_UNAVAILABLE, "http_request_denied"),
         Overload | Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response"),
         Status | Internal => (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error"),
@@ -59,35 +64,13 @@ pub(super) fn to_fault(cause: Cause, request: &RequestHead, snapshot: &Snapshot)
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    if is_grpc(request) {
-        // A gRPC client reads its outcome from grpc-status, trailers-only: HTTP's status is 200 (gRPC over HTTP/2,
-        // "Responses").
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(GRPC_STATUS, grpc_status(status));
-        headers.insert(GRPC_MESSAGE, HeaderValue::from_static(token));
-        return Some(DirectResponse { status: StatusCode::OK, headers, body: Default::default() });
+    if grpc::is_call(request) {
+        return Some(grpc::failure(status, token, headers));
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let reason = status.canonical_reason().unwrap_or("error");
     let body = format!("{} {reason}\n", status.as_u16()).into();
     Some(DirectResponse { status, headers, body })
-}
-
-fn is_grpc(request: &RequestHead) -> bool {
-    request.headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// gRPC's mapping of HTTP statuses for a response that is not gRPC's own.
-fn grpc_status(status: StatusCode) -> HeaderValue {
-    HeaderValue::from_static(match status.as_u16() {
-        400 => "13",
-        403 => "7",
-        404 => "12",
-        408 | 504 => "4",
-        413 => "8",
-        502 | 503 => "14",
-        _ => "2",
-    })
 }
 
 /// Sends a response that the gateway made. Returns the bytes of its body.

@@ -25,6 +25,8 @@ pub(crate) struct OutgoingHead {
     added: SmallVec<[(HeaderName, HeaderValue); 8]>,
     /// The gateway itself told the client to go on (RFC 9110, section 10.1.1): nobody else need be asked.
     pub(crate) continued: bool,
+    /// WebSocket is asked for, with this key where the upstream speaks HTTP/1.1.
+    pub(crate) upgrade: Option<HeaderValue>,
     pub(crate) method: Method,
     /// What the client used: origins build links from it.
     pub(crate) scheme: Scheme,
@@ -52,6 +54,7 @@ impl OutgoingHead {
             edits: edits.headers.clone(),
             added,
             continued: false,
+            upgrade: None,
             method: request.method.clone(),
             scheme: request.scheme,
             authority: edits.authority.clone().unwrap_or_else(|| request.authority.clone()),
@@ -87,9 +90,11 @@ impl OutgoingHead {
 
     fn passes(&self, name: &HeaderName) -> bool {
         let answered = self.continued && name == header::EXPECT;
+        let handshake = self.upgrade.is_some() && name == header::SEC_WEBSOCKET_KEY;
         name != header::HOST
             && name != header::CONTENT_LENGTH
             && !answered
+            && !handshake
             && !is_hop_by_hop(name)
             && !is_identity_field(name)
             && !self.nominated.contains(name)

@@ -1,136 +1,115 @@
 //! HTTP/3's way in: an endpoint per worker on one port, connection ids that name their worker.
-//!
-//! The kernel spreads datagrams over the sockets of a SO_REUSEPORT group by the 4-tuple, which a client that moves to
-//! another address changes. A classic BPF program on the group reads the worker from the connection id instead
-//! (RFC 9000, section 5.1): the byte we put into it, or for a client's first packets one of its random ones.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_policy::ConnectionHead;
+use tidegate_policy::{ConnectionHead, ProxyTlvs};
 
 use super::tls::ServerTls;
 use super::{Gate, canonical};
 use crate::codec::{Served, http3};
 use crate::snapshot::{Limits, Listener};
 use crate::timer::Deadline;
-use crate::worker::Worker;
+use crate::worker::{Drain, Worker};
 
-const CID_LENGTH: usize = 8;
-/// Measured best: smaller loses rate, larger gains none.
-const SOCKET_BUFFER: usize = 2 * 1024 * 1024;
+mod group;
 
-/// Binds one socket a worker to `address`, steered by connection id.
-pub(crate) fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
-    let mut sockets: Vec<UdpSocket> = Vec::with_capacity(workers);
-    for _ in 0..workers {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_reuse_port(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
+pub(crate) use group::{Group, Groups};
+
+/// Handshakes under way on one worker of a listener before a peer must show that it is where it says it is.
+const UNPROVED_HANDSHAKES: usize = 64;
+
+/// A worker's endpoint on one address. Lives while a listener serves it, or connections of one that is gone.
+struct Port {
+    group: Arc<Group>,
+    endpoint: quinn::Endpoint,
+}
+
+/// The ports of a worker. A listener that comes back to an address, under another name or after HTTP/3 was off, goes on
+/// with the endpoint that still carries connections there: two on one socket would take each other's datagrams.
+#[derive(Default)]
+pub(crate) struct Ports(RefCell<Vec<Weak<Port>>>);
+
+impl Ports {
+    fn open(&self, group: &Arc<Group>, worker: &Worker, config: ServerConfig) -> io::Result<Rc<Port>> {
+        let mut ports = self.0.borrow_mut();
+        ports.retain(|port| port.strong_count() > 0);
+        if let Some(port) = ports.iter().filter_map(Weak::upgrade).find(|port| Arc::ptr_eq(&port.group, group)) {
+            port.endpoint.set_server_config(Some(config));
+            return Ok(port);
         }
-        // The system may allow less: a smaller buffer works too.
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        sockets.push(socket.into());
+        let (index, workers) = (worker.index, worker.workers);
+        let mut endpoint = EndpointConfig::default();
+        endpoint.cid_generator(move || Box::new(group::WorkerIds::new(index, workers)));
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let socket = group.socket(index)?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint, Some(config), socket, runtime)?;
+        let port = Rc::new(Port { group: group.clone(), endpoint });
+        ports.push(Rc::downgrade(&port));
+        Ok(port)
     }
-    if workers > 1
-        && let Some(first) = sockets.first()
-    {
-        steer(first, workers)?;
+}
+
+/// A listener on a port. Dropped, it takes no more connections; those that are open get GOAWAY and finish, and the port
+/// is closed after the last.
+pub(crate) struct Serving {
+    port: Rc<Port>,
+    retired: Rc<Drain>,
+}
+
+impl Serving {
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        listener: Rc<RefCell<Arc<Listener>>>,
+        tls: &ServerTls,
+        group: &Arc<Group>,
+        gate: Gate,
+    ) -> io::Result<Self> {
+        let config = server_config(tls, &listener.borrow().limits)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the listener has no QUIC configuration"))?;
+        let port = worker.ports.open(group, worker, config)?;
+        let retired = Rc::new(Drain::default());
+        let accepting = Accepting {
+            port: port.clone(),
+            retired: retired.clone(),
+            listener,
+            worker: worker.clone(),
+            gate,
+            handshakes: Rc::default(),
+        };
+        tokio::task::spawn_local(accepting.run());
+        Ok(Self { port, retired })
     }
-    Ok(sockets)
-}
 
-/// Attaches the program to the group: long headers carry the destination id from byte 6, short ones from byte 1.
-fn steer(socket: &UdpSocket, workers: usize) -> io::Result<()> {
-    let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let mut program = [
-        op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 0),
-        op(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 2, 0x80),
-        op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 6),
-        op(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
-        op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 1),
-        op(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, u32::try_from(workers).unwrap_or(1)),
-        op(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
-    ];
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the descriptor is open for the call, and `filter` points at `program`, which outlives it; the kernel
-    // copies both.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            (&raw const filter).cast(),
-            size_of::<libc::sock_fprog>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Makes ids whose first byte, modulo the number of workers, is their worker; the rest is random.
-struct WorkerIds {
-    worker: u8,
-    workers: u8,
-}
-
-impl ConnectionIdGenerator for WorkerIds {
-    fn generate_cid(&mut self) -> ConnectionId {
-        let mut id = [0; CID_LENGTH];
-        // A failing system generator leaves fastrand's numbers: guessable, but still unique.
-        if rustls_random(&mut id).is_none() {
-            fastrand::fill(&mut id);
+    /// Takes over changed certificates and limits; connections that are open keep what they have.
+    pub(crate) fn update(&self, tls: &ServerTls, limits: &Limits) {
+        if let Some(config) = server_config(tls, limits) {
+            self.port.endpoint.set_server_config(Some(config));
         }
-        // Any multiple of the number of workers above hides the index from a casual look.
-        let turns = u16::from(u8::MAX) / u16::from(self.workers);
-        let turn = u16::from(id[0]) % turns.max(1);
-        id[0] = (turn * u16::from(self.workers) + u16::from(self.worker)) as u8;
-        ConnectionId::new(&id)
-    }
-
-    fn cid_len(&self) -> usize {
-        CID_LENGTH
-    }
-
-    fn cid_lifetime(&self) -> Option<Duration> {
-        None
     }
 }
 
-fn rustls_random(id: &mut [u8]) -> Option<()> {
-    super::tls::provider().secure_random.fill(id).ok()
-}
-
-/// A worker's endpoint.
-pub(crate) fn endpoint(
-    socket: UdpSocket,
-    worker: usize,
-    workers: usize,
-    tls: &ServerTls,
-    limits: &Limits,
-) -> io::Result<quinn::Endpoint> {
-    let ids = (u8::try_from(worker).unwrap_or(0), u8::try_from(workers.clamp(1, 255)).unwrap_or(1));
-    let mut config = EndpointConfig::default();
-    config.cid_generator(move || Box::new(WorkerIds { worker: ids.0, workers: ids.1 }));
-    let server = server_config(tls, limits)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the listener has no QUIC configuration"))?;
-    quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // At once, not when the task runs: another listener may take the port over meanwhile.
+        self.port.endpoint.set_server_config(None);
+        self.retired.begin();
+    }
 }
 
 fn server_config(tls: &ServerTls, limits: &Limits) -> Option<ServerConfig> {
-    let mut config = ServerConfig::with_crypto(tls.quic.clone()?);
+    // Its random key seals address validation tokens: with one for all, what one worker gave out another accepts, and so
+    // does the configuration after a reload (RFC 9000, section 8.1.3).
+    static FIRST: OnceLock<ServerConfig> = OnceLock::new();
+    let crypto = tls.quic.clone()?;
+    let mut config = FIRST.get_or_init(|| ServerConfig::with_crypto(crypto.clone())).clone();
+    config.crypto = crypto;
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(limits.max_streams))
@@ -147,48 +126,83 @@ fn server_config(tls: &ServerTls, limits: &Limits) -> Option<ServerConfig> {
     Some(config)
 }
 
-/// Takes over changed certificates and limits; connections that are open keep what they have.
-pub(crate) fn update(endpoint: &quinn::Endpoint, tls: &ServerTls, limits: &Limits) {
-    if let Some(config) = server_config(tls, limits) {
-        endpoint.set_server_config(Some(config));
+/// One worker's accept loop of one listener.
+struct Accepting {
+    port: Rc<Port>,
+    retired: Rc<Drain>,
+    listener: Rc<RefCell<Arc<Listener>>>,
+    worker: Rc<Worker>,
+    gate: Gate,
+    /// Under way.
+    handshakes: Rc<Cell<usize>>,
+}
+
+struct Handshake(Rc<Cell<usize>>);
+
+impl Handshake {
+    fn begin(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
     }
 }
 
-/// One worker's accept loop. Ends when the endpoint closes or the drain begins; what is open goes on in its tasks.
-pub(crate) async fn serve(
-    endpoint: quinn::Endpoint,
-    current: Rc<RefCell<Arc<Listener>>>,
-    worker: Rc<Worker>,
-    gate: Gate,
-) {
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            () = worker.drain.begun() => {
-                // New connections are refused from here on; the endpoint goes on carrying the open ones.
-                endpoint.set_server_config(None);
-                return endpoint.wait_idle().await;
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Accepting {
+    async fn run(self) {
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                () = self.retired.begun() => break,
+                incoming = self.port.endpoint.accept() => incoming,
+            };
+            match incoming {
+                Some(incoming) => self.take(incoming),
+                None => return,
             }
-        };
-        let Some(incoming) = incoming else { return };
-        let listener = current.borrow().clone();
-        worker.metrics.quic_connections.add(1);
-        let Some(permit) = gate.admit(listener.limits.max_connections) else {
-            worker.metrics.connections_refused.add(1);
+        }
+        // The port is this task's for as long as connections need it.
+        self.port.endpoint.wait_idle().await;
+    }
+
+    fn take(&self, incoming: quinn::Incoming) {
+        let listener = self.listener.borrow().clone();
+        let (metrics, limit) = (&self.worker.metrics, listener.limits.max_connections);
+        let crowded = self.gate.crowded(limit) || self.handshakes.get() >= UNPROVED_HANDSHAKES;
+        if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
+            // RFC 9000, section 8.1.2: whoever sends from a false address never sees the token, and takes no place.
+            let _ = incoming.retry();
+            return;
+        }
+        metrics.quic_connections.add(1);
+        let Some(permit) = self.gate.admit(limit) else {
+            metrics.connections_refused.add(1);
             incoming.refuse();
-            continue;
+            return;
         };
-        let task = connection(worker.clone(), listener, incoming);
-        worker.spawn_connection(async move {
+        let handshake = Handshake::begin(&self.handshakes);
+        let port = self.port.group.address().port();
+        let (worker, retired) = (self.worker.clone(), self.retired.clone());
+        self.worker.spawn_connection(async move {
             let _permit = permit;
-            task.await;
+            connection(worker, listener, incoming, port, handshake, retired).await;
         });
     }
 }
 
-async fn connection(worker: Rc<Worker>, listener: Arc<Listener>, incoming: quinn::Incoming) {
+async fn connection(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    incoming: quinn::Incoming,
+    port: u16,
+    handshaking: Handshake,
+    retired: Rc<Drain>,
+) {
     let peer = canonical(incoming.remote_address());
-    let port = listener.address.port();
     let local_ip = incoming.local_ip().unwrap_or(listener.address.ip()).to_canonical();
     let mut deadline = Deadline::after(&worker.timers, Some(listener.limits.handshake_timeout));
     let handshake = async { incoming.accept()?.await };
@@ -196,6 +210,7 @@ async fn connection(worker: Rc<Worker>, listener: Arc<Listener>, incoming: quinn
         connected = handshake => connected,
         () = deadline.elapsed() => Err(quinn::ConnectionError::TimedOut),
     };
+    drop(handshaking);
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => {
@@ -210,16 +225,23 @@ async fn connection(worker: Rc<Worker>, listener: Arc<Listener>, incoming: quinn
     let certificates = connection.peer_identity().and_then(|data| data.downcast::<Vec<CertificateDer<'static>>>().ok());
     let client_certificate = certificates.and_then(|chain| chain.first().map(|end| Bytes::copy_from_slice(end)));
     let head = ConnectionHead {
+        id: fastrand::u128(..),
         peer,
         client: peer,
         local: SocketAddr::new(local_ip, port),
+        proxy_tlvs: ProxyTlvs::default(),
         listener: listener.name.clone(),
         tls: true,
+        tls_version: Some("TLSv1.3"),
         server_name,
         alpn: Some("h3".into()),
         client_certificate,
     };
     let timers = worker.timers.clone();
     let served = Rc::new(Served::new(worker, listener, head));
-    http3::serve(connection, served, timers).await;
+    http3::serve(connection, served, timers, retired).await;
+    // The endpoint's tasks get to send the close, though this may have been the last that the worker waited for.
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
 }

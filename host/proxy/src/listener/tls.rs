@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ProtocolVersion, RootCertStore, ServerConfig};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
@@ -46,6 +46,7 @@ pub struct ServerTlsSpec {
 
 /// Ready-made configurations: one for TCP, one for QUIC when HTTP/3 is served.
 pub struct ServerTls {
+    names: Arc<BySni>,
     pub(crate) tcp: Arc<ServerConfig>,
     pub(crate) quic: Option<Arc<quinn::crypto::rustls::QuicServerConfig>>,
 }
@@ -89,6 +90,7 @@ pub(crate) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError
 impl ServerTls {
     pub fn new(spec: ServerTlsSpec) -> Result<Self, TlsError> {
         let resolver = Arc::new(BySni::new(&spec.certificates)?);
+        let names = resolver.clone();
         let tcp = config(&spec, resolver.clone(), false)?;
         let quic = if spec.http3 {
             let config = config(&spec, resolver, true)?;
@@ -98,7 +100,16 @@ impl ServerTls {
         } else {
             None
         };
-        Ok(Self { tcp: Arc::new(tcp), quic })
+        Ok(Self { names, tcp: Arc::new(tcp), quic })
+    }
+
+    /// Whether a connection whose ClientHello named `server_name` may carry requests for `host`: that very name, or one
+    /// that its certificate stands for too (RFC 9110, section 4.3.4; RFC 9113, section 9.1.1). A client that named
+    /// nothing had nothing to choose from.
+    pub(crate) fn covers(&self, server_name: Option<&str>, host: &str) -> bool {
+        let Some(name) = server_name else { return true };
+        let host = host.strip_suffix('.').unwrap_or(host);
+        name.strip_suffix('.').unwrap_or(name) == host || self.names.same_certificate(name, host)
     }
 }
 
@@ -183,22 +194,35 @@ fn dns_names(certified: &CertifiedKey) -> Result<Vec<String>, TlsError> {
     Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
 }
 
+impl BySni {
+    /// The certificate that names this host, which is lower case and has no trailing dot.
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        self.exact.get(name).or_else(|| {
+            let (_, suffix) = name.split_once('.')?;
+            self.wildcards.get(suffix)
+        })
+    }
+
+    /// Whether the certificate served for `server_name` names `host` too.
+    fn same_certificate(&self, server_name: &str, host: &str) -> bool {
+        let served = self.find(server_name).unwrap_or(&self.default);
+        self.find(host).is_some_and(|wanted| Arc::ptr_eq(served, wanted))
+    }
+}
+
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let Some(name) = hello.server_name() else { return Some(self.default.clone()) };
         let name = name.to_ascii_lowercase();
         let name = name.strip_suffix('.').unwrap_or(&name);
-        let found = self.exact.get(name).or_else(|| {
-            let (_, suffix) = name.split_once('.')?;
-            self.wildcards.get(suffix)
-        });
-        Some(found.unwrap_or(&self.default).clone())
+        Some(self.find(name).unwrap_or(&self.default).clone())
     }
 }
 
 /// What a handshake brought.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
+    pub(crate) version: Option<&'static str>,
     pub(crate) server_name: Option<ByteString>,
     pub(crate) alpn: Option<ByteString>,
     pub(crate) client_certificate: Option<Bytes>,
@@ -227,11 +251,16 @@ pub(crate) async fn accept(
     };
     let session = stream.get_ref().1;
     let text = |bytes: &[u8]| ByteString::try_from(bytes).ok();
+    let version = session.protocol_version().and_then(|version| match version {
+        ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
+        ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
+        _ => None,
+    });
     let server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
     let alpn = session.alpn_protocol().and_then(text);
     let client_certificate =
         session.peer_certificates().and_then(<[_]>::first).map(|certificate| Bytes::copy_from_slice(certificate));
-    Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), server_name, alpn, client_certificate })
+    Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), version, server_name, alpn, client_certificate })
 }
 
 #[cfg(test)]
@@ -255,6 +284,11 @@ mod tests {
         assert!(resolver.exact.contains_key("a.example"));
         assert!(resolver.wildcards.contains_key("b.example"));
         assert!(!Arc::ptr_eq(&resolver.exact["a.example"], &resolver.default));
+        // Conduct "TLS termination": a connection for one name carries another only where its certificate has both.
+        assert!(resolver.same_certificate("a.example", "x.b.example"));
+        assert!(resolver.same_certificate("unknown.example", "default.example"));
+        assert!(!resolver.same_certificate("a.example", "default.example"));
+        assert!(!resolver.same_certificate("a.example", "unknown.example"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
-use tidegate_policy::Origin;
+use tidegate_policy::{Origin, Tunnel};
 
 use super::{Decided, DecisionRecord, Record, protocol};
 
@@ -18,6 +18,8 @@ struct Line<'a> {
     method: &'a str,
     authority: &'a str,
     path: &'a str,
+    /// What the exchange became, or was asked to become.
+    tunnel: Option<&'static str>,
     status: u16,
     route: Option<&'a str>,
     cluster: Option<&'a str>,
@@ -74,6 +76,7 @@ pub fn line(record: &Record, out: &mut Vec<u8>) {
         method: request.method.as_str(),
         authority: &request.authority,
         path: request.target.as_str(),
+        tunnel: request.tunnel.map(Tunnel::name),
         status: record.status,
         route: record.route.as_deref(),
         cluster: record.cluster.as_deref(),

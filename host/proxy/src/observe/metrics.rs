@@ -72,6 +72,15 @@ const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Every cause of `tidegate_policy::Cause` has a slot: its discriminant.
 const CAUSES: usize = Cause::Internal as usize + 1;
 
+/// By reason.
+#[derive(Debug, Default)]
+pub struct ProxyHeadersRefused {
+    pub untrusted: Counter,
+    pub invalid: Counter,
+    pub late: Counter,
+    pub cut_off: Counter,
+}
+
 /// Everything one worker counts.
 #[derive(Debug)]
 pub struct WorkerMetrics {
@@ -86,11 +95,15 @@ pub struct WorkerMetrics {
     pub retries: Counter,
     pub retries_without_budget: Counter,
     pub retries_unsafe: Counter,
+    pub tunnels_websocket: Counter,
+    pub tunnels_connect: Counter,
+    pub tunnels_active: Counter,
     pub tcp_connections: Counter,
     pub quic_connections: Counter,
     pub connections_active: Counter,
     pub connections_refused: Counter,
     pub handshakes_failed: Counter,
+    pub proxy_headers_refused: ProxyHeadersRefused,
     pub upstream_connections: Counter,
     pub upstream_connections_active: Counter,
     pub upstream_reused: Counter,
@@ -112,11 +125,15 @@ impl Default for WorkerMetrics {
             retries: Counter::default(),
             retries_without_budget: Counter::default(),
             retries_unsafe: Counter::default(),
+            tunnels_websocket: Counter::default(),
+            tunnels_connect: Counter::default(),
+            tunnels_active: Counter::default(),
             tcp_connections: Counter::default(),
             quic_connections: Counter::default(),
             connections_active: Counter::default(),
             connections_refused: Counter::default(),
             handshakes_failed: Counter::default(),
+            proxy_headers_refused: ProxyHeadersRefused::default(),
             upstream_connections: Counter::default(),
             upstream_connections_active: Counter::default(),
             upstream_reused: Counter::default(),
@@ -177,6 +194,10 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.head(names::RETRIES_REFUSED, "counter", "retries that were wanted but refused");
     page.sample(names::RETRIES_REFUSED, "reason=\"budget\"", |w| w.retries_without_budget.get());
     page.sample(names::RETRIES_REFUSED, "reason=\"unsafe\"", |w| w.retries_unsafe.get());
+    page.head(names::TUNNELS, "counter", "tunnels opened");
+    page.sample(names::TUNNELS, "kind=\"websocket\"", |w| w.tunnels_websocket.get());
+    page.sample(names::TUNNELS, "kind=\"connect\"", |w| w.tunnels_connect.get());
+    page.single(names::TUNNELS_ACTIVE, "gauge", "tunnels open", |w| w.tunnels_active.get());
     page.head(names::CONNECTIONS, "counter", "downstream connections accepted");
     page.sample(names::CONNECTIONS, "kind=\"tcp\"", |w| w.tcp_connections.get());
     page.sample(names::CONNECTIONS, "kind=\"quic\"", |w| w.quic_connections.get());
@@ -186,6 +207,11 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.single(names::CONNECTIONS_ACTIVE, "gauge", "downstream connections open", |w| w.connections_active.get());
     page.single(names::CONNECTIONS_REFUSED, "counter", "connections turned away", |w| w.connections_refused.get());
     page.single(names::HANDSHAKES_FAILED, "counter", "handshakes that failed", |w| w.handshakes_failed.get());
+    page.head(names::PROXY_HEADERS_REFUSED, "counter", "connections closed for want of a good PROXY header");
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"untrusted\"", |w| w.proxy_headers_refused.untrusted.get());
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"invalid\"", |w| w.proxy_headers_refused.invalid.get());
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"late\"", |w| w.proxy_headers_refused.late.get());
+    page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"cut_off\"", |w| w.proxy_headers_refused.cut_off.get());
     page.single(names::UPSTREAM_CONNECTIONS, "counter", "upstream connections dialled", |w| {
         w.upstream_connections.get()
     });

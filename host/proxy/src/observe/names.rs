@@ -3,7 +3,7 @@
 /// Exchanges that ended, by listener protocol (`h1`, `h2`, `h3`) and status class (`1xx` to `5xx`, `none` for those
 /// without an answer). From `Record`.
 pub const EXCHANGES: &str = "tidegate_exchanges_total";
-/// Seconds from request head to the end of the response, by protocol. From `Record`.
+/// Seconds from request head to the end of the response, or to the opening of a tunnel, by protocol. From `Record`.
 pub const EXCHANGE_SECONDS: &str = "tidegate_exchange_duration_seconds";
 /// Exchanges in flight. From `Record`.
 pub const EXCHANGES_ACTIVE: &str = "tidegate_exchanges_active";
@@ -19,12 +19,19 @@ pub const BODY_BYTES: &str = "tidegate_body_bytes_total";
 pub const RETRIES: &str = "tidegate_retries_total";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
+/// Tunnels opened, by kind (`websocket`, `connect`). From `exchange::upgrade`.
+pub const TUNNELS: &str = "tidegate_tunnels_total";
+/// Tunnels open now. From `exchange::upgrade`.
+pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
 /// Downstream connections open now. From `listener`.
 pub const CONNECTIONS_ACTIVE: &str = "tidegate_connections_active";
 /// Downstream connections turned away at a limit. From `listener`.
 pub const CONNECTIONS_REFUSED: &str = "tidegate_connections_refused_total";
+/// Downstream connections closed for want of a good PROXY header, by reason (`untrusted` peer, `invalid` or none at all,
+/// `late`, `cut_off`). From `listener`.
+pub const PROXY_HEADERS_REFUSED: &str = "tidegate_proxy_headers_refused_total";
 /// TLS and QUIC handshakes that failed. From `listener`.
 pub const HANDSHAKES_FAILED: &str = "tidegate_handshakes_failed_total";
 /// Upstream connections dialled. From `upstream`.

@@ -1,21 +1,26 @@
-//! Dialling: TCP, TLS, ALPN, all within the connect timeout. Nothing of a request is written here.
+//! Dialling: TCP, PROXY header, TLS, ALPN, all within the connect timeout. Nothing of a request is written here.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tidegate_policy::{Cause, Fault};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::codec::{http1, http2};
+use super::quic::Endpoints;
+use crate::body::{Awaiting, Length, Outgoing};
+use crate::codec::{http1, http2, http3};
+use crate::exchange::OutgoingHead;
 use crate::snapshot::{PoolSettings, UpstreamProtocol};
 use crate::stream::{Stream, Transport};
 use crate::timer::{Deadline, Timers};
 use crate::upstream::tls::ClientTls;
 
 /// Most bytes of a response head.
-const MAX_RESPONSE_HEAD: usize = 64 * 1024;
+pub(super) const MAX_RESPONSE_HEAD: usize = 64 * 1024;
 /// When the kernel begins to probe a silent connection.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long what was sent may go unacknowledged before the kernel gives the connection up.
@@ -24,7 +29,61 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// A fresh connection, by the protocol it speaks.
 pub(crate) enum Connected {
     Http1(http1::ClientConnection),
+    Shared(Multiplexed),
+}
+
+/// A connection that many requests share, a stream each.
+#[derive(Clone)]
+pub(crate) enum Multiplexed {
     Http2(http2::ClientConnection),
+    Http3(http3::ClientConnection),
+}
+
+impl Multiplexed {
+    pub(super) async fn start(&self, head: &OutgoingHead, length: Length) -> Result<(Outgoing, Awaiting), Fault> {
+        match self {
+            Self::Http2(connection) => {
+                let (out, awaiting) = connection.start(head, length).await?;
+                Ok((out, Awaiting::Http2(awaiting)))
+            }
+            Self::Http3(connection) => {
+                let (out, awaiting) = connection.start(head, length).await?;
+                Ok((out, Awaiting::Http3(awaiting)))
+            }
+        }
+    }
+
+    /// Takes new streams.
+    pub(super) fn open(&self) -> bool {
+        match self {
+            Self::Http2(connection) => connection.open(),
+            Self::Http3(connection) => connection.open(),
+        }
+    }
+
+    /// Whether the origin takes extended CONNECT, once it has said so; not yet asked of over HTTP/3.
+    pub(super) async fn takes_tunnels(&self) -> bool {
+        match self {
+            Self::Http2(connection) => connection.takes_tunnels().await,
+            Self::Http3(_) => false,
+        }
+    }
+
+    /// The origin's limit on concurrent streams, as far as known.
+    pub(super) fn max_streams(&self) -> usize {
+        match self {
+            Self::Http2(connection) => connection.max_streams(),
+            Self::Http3(connection) => connection.max_streams(),
+        }
+    }
+
+    /// Takes no more streams from now on; closes after the last.
+    pub(super) fn retire(&self) {
+        match self {
+            Self::Http2(connection) => connection.retire(),
+            Self::Http3(connection) => connection.retire(),
+        }
+    }
 }
 
 /// Connects to an endpoint.
@@ -32,20 +91,55 @@ pub(crate) async fn connect(
     address: SocketAddr,
     settings: &PoolSettings,
     tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
+    quic: &Endpoints,
     timers: &Timers,
 ) -> Result<Connected, Fault> {
     let mut deadline = Deadline::after(timers, Some(settings.connect_timeout));
     tokio::select! {
-        connected = dial(address, settings, tls) => connected,
+        connected = async {
+            match settings.protocol {
+                UpstreamProtocol::Http3 => quic.dial(address, tls, timers).await.map(Multiplexed::Http3).map(Connected::Shared),
+                _ => dial(address, settings, tls, proxy_header).await,
+            }
+        } => connected,
         () = deadline.elapsed() => {
             Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
         }
     }
 }
 
-async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientTls>) -> Result<Connected, Fault> {
-    let protocol = settings.protocol;
-    let tcp = TcpStream::connect(address).await.map_err(|error| {
+/// A connection of its own, for a tunnel: over TLS where the cluster has it, with `alpn` as all that is offered.
+pub(crate) async fn connect_alone(
+    address: SocketAddr,
+    settings: &PoolSettings,
+    tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
+    alpn: &[&[u8]],
+    timers: &Timers,
+) -> Result<Stream, Fault> {
+    let dialling = async {
+        let tcp = tcp(address, proxy_header).await?;
+        let Some(tls) = tls else { return Ok(Stream::new(Transport::Tcp(tcp))) };
+        let mut config = (*tls.config).clone();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let name = tls.server_name.clone().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(name, tcp).await.map_err(|error| tls_failed(address, &error))?;
+        Ok(Stream::new(Transport::ClientTls(Box::new(stream))))
+    };
+    let mut deadline = Deadline::after(timers, Some(settings.connect_timeout));
+    tokio::select! {
+        stream = dialling => stream,
+        () = deadline.elapsed() => {
+            Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
+        }
+    }
+}
+
+/// A socket, on which nothing is written but the PROXY header of a cluster that wants one.
+async fn tcp(address: SocketAddr, proxy_header: Option<&[u8]>) -> Result<TcpStream, Fault> {
+    let mut tcp = TcpStream::connect(address).await.map_err(|error| {
         let cause = match error.kind() {
             io::ErrorKind::ConnectionRefused => Cause::ConnectRefused,
             io::ErrorKind::TimedOut => Cause::ConnectTimeout,
@@ -59,12 +153,27 @@ async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientT
     let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(3);
     let _ = socket.set_tcp_keepalive(&probes);
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    if let Some(header) = proxy_header {
+        let failed = |error| Fault::new(Cause::ConnectFailed, format!("{address}: sending the PROXY header: {error}"));
+        tcp.write_all(header).await.map_err(failed)?;
+    }
+    Ok(tcp)
+}
+
+async fn dial(
+    address: SocketAddr,
+    settings: &PoolSettings,
+    tls: Option<&ClientTls>,
+    proxy_header: Option<&[u8]>,
+) -> Result<Connected, Fault> {
+    let protocol = settings.protocol;
+    let tcp = tcp(address, proxy_header).await?;
     let Some(tls) = tls else {
         let stream = Stream::new(Transport::Tcp(tcp));
         return match protocol {
             // No ALPN in clear: HTTP/2 is spoken by prior knowledge only (RFC 9113, section 3.3).
             UpstreamProtocol::Http2 => over_http2(stream, settings.max_streams_per_connection).await,
-            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => Ok(over_http1(stream)),
+            UpstreamProtocol::Http1 | UpstreamProtocol::Http3 | UpstreamProtocol::Auto => Ok(over_http1(stream)),
         };
     };
     let name = tls.server_name.clone().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
@@ -82,11 +191,16 @@ async fn dial(address: SocketAddr, settings: &PoolSettings, tls: Option<&ClientT
 }
 
 fn over_http1(stream: Stream) -> Connected {
-    Connected::Http1(http1::ClientConnection::new(stream, MAX_RESPONSE_HEAD))
+    Connected::Http1(http1_over(stream))
+}
+
+pub(crate) fn http1_over(stream: Stream) -> http1::ClientConnection {
+    http1::ClientConnection::new(stream, MAX_RESPONSE_HEAD)
 }
 
 async fn over_http2(stream: Stream, streams: u32) -> Result<Connected, Fault> {
-    http2::ClientConnection::connect(stream, MAX_RESPONSE_HEAD, streams).await.map(Connected::Http2)
+    let connected = http2::ClientConnection::connect(stream, MAX_RESPONSE_HEAD, streams).await;
+    connected.map(Multiplexed::Http2).map(Connected::Shared)
 }
 
 /// A certificate that does not verify is told apart from a handshake that breaks.

@@ -24,9 +24,10 @@ pub struct ClientTlsSpec {
 }
 
 /// A ready-made configuration. One per cluster, so that sessions are resumed within it only.
-#[derive(Debug)]
 pub struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
+    /// For HTTP/3 only.
+    pub(crate) quic: Option<Arc<quinn::crypto::rustls::QuicClientConfig>>,
     pub(crate) server_name: Option<ServerName<'static>>,
 }
 
@@ -64,9 +65,18 @@ impl ClientTls {
         config.alpn_protocols = match spec.protocol {
             UpstreamProtocol::Http1 => vec![b"http/1.1".to_vec()],
             UpstreamProtocol::Http2 => vec![b"h2".to_vec()],
+            UpstreamProtocol::Http3 => vec![b"h3".to_vec()],
             UpstreamProtocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         };
-        Ok(Self { config: Arc::new(config), server_name })
+        let quic = match spec.protocol {
+            UpstreamProtocol::Http3 => {
+                let quic = quinn::crypto::rustls::QuicClientConfig::try_from(config.clone())
+                    .map_err(|error| TlsError::Verifier(error.to_string()))?;
+                Some(Arc::new(quic))
+            }
+            _ => None,
+        };
+        Ok(Self { config: Arc::new(config), quic, server_name })
     }
 }
 

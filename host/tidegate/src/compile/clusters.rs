@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use tidegate_config::{
     BalanceBy, CheckKind as ConfigCheckKind, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey,
+    ProxyProtocol,
 };
 use tidegate_policy::native::{HashOn, LeastRequest, Maglev, PeakEwma, RetryBudget, RoundRobin};
 use tidegate_policy::{
     Balancer, Breaker, EjectionRules, Endpoint, EndpointSet, EndpointState, HealthRules, SetHealth, Thresholds,
 };
-use tidegate_proxy::snapshot::{Cluster, PoolSettings, UpstreamProtocol};
+use tidegate_proxy::snapshot::{Cluster, PoolSettings, ProxyFields, SendProxyHeader, UpstreamProtocol};
 use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck};
 
 use super::{Files, Scope};
@@ -46,6 +47,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         ClusterProtocol::Auto => UpstreamProtocol::Auto,
         ClusterProtocol::Http1 => UpstreamProtocol::Http1,
         ClusterProtocol::Http2 => UpstreamProtocol::Http2,
+        ClusterProtocol::Http3 => UpstreamProtocol::Http3,
     };
     let (tls, source) = match &config.tls {
         None => (None, None),
@@ -85,6 +87,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
             max_streams_per_connection: config.max_streams_per_connection,
             max_pending: config.max_pending,
             pending_timeout: config.pending_timeout,
+            proxy_protocol: send_proxy_header(&config.proxy_protocol),
         },
         tls,
         balancer,
@@ -99,6 +102,23 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         ),
     };
     Some(Kept { cluster: Arc::new(cluster), tls: source })
+}
+
+fn send_proxy_header(config: &ProxyProtocol) -> Option<SendProxyHeader> {
+    match config {
+        ProxyProtocol::Off => None,
+        ProxyProtocol::V1 => Some(SendProxyHeader::V1),
+        ProxyProtocol::V2(fields) => {
+            let has = |name: &str| fields.iter().any(|field| field == name);
+            Some(SendProxyHeader::V2(ProxyFields {
+                alpn: has("alpn"),
+                authority: has("authority"),
+                ssl: has("ssl"),
+                unique_id: has("unique_id"),
+                crc32c: has("crc32c"),
+            }))
+        }
+    }
 }
 
 /// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on. So is one

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_config::{ClientAuthMode, Listener as ListenerConfig, ListenerTls};
-use tidegate_proxy::snapshot::{Limits, Listener, Protocols};
+use tidegate_proxy::snapshot::{AcceptProxyHeader, Limits, Listener, Protocols};
 use tidegate_proxy::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec};
 
 use super::Scope;
@@ -35,6 +35,11 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
             max_requests_per_connection: config.max_requests_per_connection,
         },
         trusted_proxies: config.trusted_proxies.clone().into(),
+        proxy_protocol: config.proxy_protocol.as_ref().map(|accept| AcceptProxyHeader {
+            required: accept.required,
+            trusted: accept.trusted.clone().into(),
+            timeout: accept.timeout,
+        }),
         tls,
         alt_svc: config.alt_svc && config.http3,
     }))

@@ -10,7 +10,7 @@ use tidegate_policy::native::{
     ValuePattern,
 };
 use tidegate_policy::{DirectResponse, Families, Node};
-use tidegate_proxy::snapshot::{Cluster, Route, RouteAction};
+use tidegate_proxy::snapshot::{Cluster, ConnectTarget, Route, RouteAction};
 
 use super::Scope;
 use super::clusters::Kept;
@@ -30,10 +30,7 @@ pub(super) fn compile(
 }
 
 fn rule(scope: &mut Scope<'_>, config: &RouteConfig) -> Option<RouteRule> {
-    let hosts = config.hosts.iter().map(|host| match host {
-        HostMatch::Exact(name) => HostPattern::Exact(name.clone()),
-        HostMatch::Wildcard(suffix) => HostPattern::Wildcard(suffix.clone()),
-    });
+    let hosts = config.hosts.iter().map(host);
     let path = match &config.path {
         PathMatch::Any => PathPattern::Any,
         PathMatch::Exact(path) => PathPattern::Exact(path.clone()),
@@ -57,6 +54,13 @@ fn rule(scope: &mut Scope<'_>, config: &RouteConfig) -> Option<RouteRule> {
         _ => None,
     };
     Some(RouteRule { hosts: hosts.collect(), path, methods, headers, cluster })
+}
+
+fn host(host: &HostMatch) -> HostPattern {
+    match host {
+        HostMatch::Exact(name) => HostPattern::Exact(name.clone()),
+        HostMatch::Wildcard(suffix) => HostPattern::Wildcard(suffix.clone()),
+    }
 }
 
 fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<String, Kept>) -> Option<Route> {
@@ -109,6 +113,8 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
         idle_timeout: config.idle_timeout,
         max_request_body: config.max_request_body,
         buffer_request: config.buffer_request,
+        websocket: config.websocket,
+        connect: config.connect.iter().map(|to| ConnectTarget { host: host(&to.host), port: to.port }).collect(),
     })
 }
 

@@ -34,11 +34,11 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         let certificate = state.facts.asked.as_ref().and_then(|asked| asked.connection.client_certificate.as_ref());
         Ok((certificate.map(|certificate| certificate.to_vec()),))
     })?;
-    // No listener takes a PROXY header, so none has a value.
-    linker.func_wrap("proxy-tlv", |mut store, (_,): (u8,)| {
+    linker.func_wrap("proxy-tlv", |mut store, (kind,): (u8,)| {
         let state: &mut State = store.data_mut();
-        state.trace.note(|| Read::ProxyTlv);
-        Ok((None::<Vec<u8>>,))
+        state.trace.note(|| Read::ProxyTlv(kind));
+        let value = state.facts.asked.as_ref().and_then(|asked| asked.connection.proxy_tlvs.get(kind));
+        Ok((value.map(<[u8]>::to_vec),))
     })
 }
 

@@ -1,4 +1,5 @@
-//! Reads a path and two header fields, and answers by them: what benchmarks and memoisation tests ask.
+//! Reads a path and two header fields, and answers by them: what benchmarks and memoisation tests ask. Tells of a field of
+//! the PROXY header.
 
 use serde::Deserialize;
 use tidegate_sdk::{Forward, Policy, Request, Route, Router};
@@ -22,6 +23,10 @@ impl Router for Reader {
         if path.starts_with("/edit") {
             let _ = forward.set_header("x-edited", path.as_bytes());
             forward.set_note("seen", &path);
+        }
+        if let Some(kind) = path.strip_prefix("/tlv/").and_then(|kind| kind.parse().ok()) {
+            let value = request.connection().proxy_tlv(kind);
+            let _ = forward.set_header("x-tlv", value.as_deref().unwrap_or(b"none"));
         }
         if !path.starts_with("/v1") {
             return Route::Pass;

@@ -36,7 +36,7 @@ impl BodyReader {
             Framing::None => (Decoder::Done, Length::None),
             Framing::Length(length) => (Decoder::Length(length), Length::Known(length)),
             Framing::Chunked => (Decoder::Chunked(ChunkDecoder::new(max_trailers, max_fields)), Length::Unknown),
-            Framing::UntilClose => (Decoder::UntilClose, Length::Unknown),
+            Framing::UntilClose | Framing::Tunnel => (Decoder::UntilClose, Length::Unknown),
         };
         conn.received.set(framing == Framing::None);
         Self { conn: conn.clone(), decoder, length }
@@ -129,7 +129,7 @@ impl BodyWriter {
                         }
                         None => return Err(SinkGone("the body is longer than its content-length".to_owned())),
                     },
-                    Framing::UntilClose => wire.push(data),
+                    Framing::UntilClose | Framing::Tunnel => wire.push(data),
                     // An empty chunk would end the message.
                     Framing::Chunked if data.is_empty() => {}
                     Framing::Chunked => {
@@ -168,8 +168,20 @@ impl BodyWriter {
             _ => {}
         }
         self.drain(0, activity).await?;
+        if self.framing == Framing::Tunnel {
+            // Our half is closed; theirs goes on.
+            poll_fn(|cx| self.conn.wire.borrow_mut().poll_shutdown(cx)).await.map_err(gone)?;
+        }
         self.conn.sent.set(true);
         Ok(())
+    }
+
+    /// Cuts a tunnel off: what is unsent is dropped, and the close is a reset.
+    pub(crate) fn reset(self) {
+        self.conn.sent.set(false);
+        let mut wire = self.conn.wire.borrow_mut();
+        wire.discard();
+        wire.stream.reset_on_close();
     }
 
     async fn drain(&self, keep: usize, activity: &Activity) -> Result<(), SinkGone> {
@@ -190,8 +202,19 @@ impl BodyWriter {
     /// While a response is written, a client that closes or resets has left (RFC 9112, section 9.5). What it pipelines
     /// meanwhile is kept, up to a bound.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
+        if self.framing == Framing::Tunnel {
+            // Its reader will notice a reset; the end of what comes in is none of what goes out.
+            return Poll::Pending;
+        }
         poll_closed(&self.conn, cx)
     }
+}
+
+/// Both ends of a connection that carries messages no more. What was read ahead comes first.
+pub(super) fn tunnel(conn: &Rc<Conn>) -> (BodyReader, BodyWriter) {
+    conn.keep_alive.set(false);
+    conn.sent.set(false);
+    (BodyReader::new(conn, Framing::Tunnel, 0, 0), BodyWriter::new(conn, Framing::Tunnel))
 }
 
 /// Most bytes of pipelined requests that are read ahead while a response is under way.
@@ -229,7 +252,7 @@ impl Drop for BodyWriter {
             self.conn.keep_alive.set(false);
             // A message that ends with the connection looks whole after an orderly close, and so does one that broke off
             // after its last byte; only a reset says it is not. The other framings are cut short by any close.
-            if matches!(self.framing, Framing::UntilClose | Framing::Length(0))
+            if matches!(self.framing, Framing::UntilClose | Framing::Tunnel | Framing::Length(0))
                 && let Ok(wire) = self.conn.wire.try_borrow()
             {
                 wire.stream.reset_on_close();

@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
-use http::{Method, StatusCode};
-use tidegate_policy::{Cause, Fault};
+use http::{Method, StatusCode, header};
+use tidegate_policy::{Cause, Fault, Tunnel};
 
-use super::body::{BodyReader, BodyWriter, put_field};
+use super::body::{self, BodyReader, BodyWriter, put_field};
 use super::framing::Framing;
 use super::head::{self, BadResponse};
 use super::wire::Conn;
@@ -62,6 +62,7 @@ impl ClientConnection {
         let awaiting = Awaiting {
             conn: conn.clone(),
             method: head.method.clone(),
+            upgrades: head.upgrade.is_some(),
             interim: Cell::new(0),
             max_head_bytes: self.max_head_bytes,
         };
@@ -74,6 +75,11 @@ impl ClientConnection {
         let conn = &self.conn;
         let idle = conn.received.get() && conn.sent.get() && conn.keep_alive.get();
         idle && conn.wire.try_borrow().is_ok_and(|wire| wire.read.is_empty() && !wire.eof && wire.unsent() == 0)
+    }
+
+    /// Takes no request after this one.
+    pub(crate) fn retire(&self) {
+        self.conn.keep_alive.set(false);
     }
 
     /// Ready when an idle connection must be discarded: closed by the origin, or not silent.
@@ -95,6 +101,12 @@ impl ClientConnection {
     }
 }
 
+/// Both ends of a connection on which no HTTP is spoken.
+pub(crate) fn tunnel(stream: Stream) -> (Incoming, Outgoing) {
+    let (reader, writer) = body::tunnel(&Rc::new(Conn::new(stream)));
+    (Incoming::Http1(reader), Outgoing::Http1(writer))
+}
+
 fn put_head(out: &mut BytesMut, head: &OutgoingHead, framing: Framing) {
     out.reserve(512);
     out.extend_from_slice(head.method.as_str().as_bytes());
@@ -102,14 +114,26 @@ fn put_head(out: &mut BytesMut, head: &OutgoingHead, framing: Framing) {
     out.extend_from_slice(head.target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     put_field(out, b"host", head.authority.as_bytes());
-    let mut te = false;
+    let (mut te, mut version) = (false, false);
     head.for_each(|name, value| {
-        te |= name == http::header::TE;
+        te |= name == header::TE;
+        version |= name == header::SEC_WEBSOCKET_VERSION;
         put_field(out, name.as_str().as_bytes(), value.as_bytes());
     });
-    if te {
-        // RFC 9110, section 10.1.4: a sender of TE names it in Connection.
-        out.extend_from_slice(b"connection: te\r\n");
+    // RFC 9110, sections 7.8 and 10.1.4: a sender of Upgrade, or of TE, names it in Connection.
+    match (&head.upgrade, te) {
+        (Some(_), true) => out.extend_from_slice(b"connection: upgrade, te\r\n"),
+        (Some(_), false) => out.extend_from_slice(b"connection: upgrade\r\n"),
+        (None, true) => out.extend_from_slice(b"connection: te\r\n"),
+        (None, false) => {}
+    }
+    if let Some(key) = &head.upgrade {
+        put_field(out, b"upgrade", Tunnel::WebSocket.name().as_bytes());
+        put_field(out, b"sec-websocket-key", key.as_bytes());
+        if !version {
+            // A client of HTTP/2 that left it out means the only one there is (RFC 6455, section 4.1).
+            out.extend_from_slice(b"sec-websocket-version: 13\r\n");
+        }
     }
     match framing {
         Framing::Length(length) => put_field(out, b"content-length", itoa::Buffer::new().format(length).as_bytes()),
@@ -118,7 +142,7 @@ fn put_head(out: &mut BytesMut, head: &OutgoingHead, framing: Framing) {
         Framing::None if [Method::POST, Method::PUT, Method::PATCH].contains(&head.method) => {
             out.extend_from_slice(b"content-length: 0\r\n");
         }
-        Framing::None | Framing::UntilClose => {}
+        Framing::None | Framing::UntilClose | Framing::Tunnel => {}
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -127,6 +151,8 @@ fn put_head(out: &mut BytesMut, head: &OutgoingHead, framing: Framing) {
 pub(crate) struct Awaiting {
     conn: Rc<Conn>,
     method: Method,
+    /// Another protocol was asked for: 101 is an answer.
+    upgrades: bool,
     interim: Cell<usize>,
     max_head_bytes: usize,
 }
@@ -143,6 +169,20 @@ impl Awaiting {
                     return Poll::Ready(Err(Fault::new(Cause::ResponseHeadTooLarge, detail)));
                 }
                 Ok(None) => {}
+                Ok(Some(parsed)) if parsed.head.status == StatusCode::SWITCHING_PROTOCOLS && self.upgrades => {
+                    // RFC 9110, section 7.8: to what, and that it is this connection that changes.
+                    let headers = &parsed.head.headers;
+                    let agreed = head::lists(headers, &header::CONNECTION, "upgrade")
+                        && head::lists(headers, &header::UPGRADE, Tunnel::WebSocket.name());
+                    self.conn.keep_alive.set(false);
+                    if !agreed {
+                        let fault = Fault::new(Cause::UpgradeFailed, "101 without the upgrade that was asked for");
+                        return Poll::Ready(Err(fault));
+                    }
+                    let (reader, writer) = body::tunnel(&self.conn);
+                    let (reader, writer) = (Incoming::Http1(reader), Outgoing::Http1(writer));
+                    return Poll::Ready(Ok(Arrived::Tunnel(parsed.head, reader, writer)));
+                }
                 Ok(Some(parsed)) if parsed.head.status == StatusCode::SWITCHING_PROTOCOLS => {
                     return invalid("101 to a request that asked for no upgrade".to_owned());
                 }

@@ -9,6 +9,8 @@ pub(super) enum Framing {
     Length(u64),
     Chunked,
     UntilClose,
+    /// No message any more, but bytes both ways: an end is half a close.
+    Tunnel,
 }
 
 /// Why a message's end cannot be told.

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use tidegate_policy::{HttpVersion, RequestHead, ResponseHead, Scheme};
+use tidegate_policy::{HttpVersion, RequestHead, ResponseHead, Scheme, Tunnel};
 
 use super::framing::{self, Ambiguous, Framing};
 use super::target::{effective_target, take_host};
@@ -198,9 +198,11 @@ fn parse_request<'b>(bytes: &'b Bytes, slots: &mut Slots<'b>, scheme: Scheme) ->
         Ambiguous::Invalid(reason) => Refusal::bad(reason),
         Ambiguous::Unsupported => Refusal::new(StatusCode::NOT_IMPLEMENTED, "an unknown transfer coding"),
     })?;
-    let keep_alive = persists(&headers, http10);
+    let tunnel = asked_tunnel(&method, http10, &headers);
+    // What a client sends after a CONNECT that is refused was meant for someone else: it must not be taken for a request.
+    let keep_alive = persists(&headers, http10) && tunnel != Some(Tunnel::Connect);
     let version = if http10 { HttpVersion::Http10 } else { HttpVersion::Http11 };
-    let head = RequestHead { version, method, scheme, authority, target, headers };
+    let head = RequestHead { version, method, scheme, authority, target, headers, tunnel };
     Ok(ParsedRequest { head, framing, keep_alive })
 }
 
@@ -223,14 +225,28 @@ fn names_a_version(head: &[u8]) -> bool {
 
 /// RFC 9112, section 9.3.
 fn persists(headers: &HeaderMap, http10: bool) -> bool {
-    let (mut close, mut keep) = (false, false);
-    for value in headers.get_all(header::CONNECTION) {
-        for token in value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii) {
-            close |= token.eq_ignore_ascii_case(b"close");
-            keep |= token.eq_ignore_ascii_case(b"keep-alive");
-        }
+    !lists(headers, &header::CONNECTION, "close") && (!http10 || lists(headers, &header::CONNECTION, "keep-alive"))
+}
+
+/// Whether a field that is a list of tokens has this one, in any spelling.
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    let mut tokens = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
+}
+
+/// What the request asks this connection to become. Of the protocols in `Upgrade` only WebSocket is one for a gateway;
+/// `h2c` and others are left out like every hop-by-hop field, and the request goes on without them (RFC 9110, section
+/// 7.8). HTTP/1.0 has none.
+fn asked_tunnel(method: &Method, http10: bool, headers: &HeaderMap) -> Option<Tunnel> {
+    if method == Method::CONNECT {
+        return Some(Tunnel::Connect);
     }
-    !close && (!http10 || keep)
+    let upgrades = method == Method::GET
+        && !http10
+        && headers.contains_key(header::UPGRADE)
+        && lists(headers, &header::CONNECTION, "upgrade")
+        && lists(headers, &header::UPGRADE, Tunnel::WebSocket.name());
+    upgrades.then_some(Tunnel::WebSocket)
 }
 
 /// A response's head; `framing` of an interim one is `None`.

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{HttpVersion, ResponseHead, Scheme};
 
-use super::body::{BodyReader, BodyWriter, gone, poll_closed, put_field};
+use super::body::{BodyReader, BodyWriter, gone, poll_closed, put_field, tunnel};
 use super::framing::Framing;
 use super::head::{self, ParsedRequest, Refusal};
 use super::wire::{Conn, WRITE_AHEAD};
@@ -238,7 +238,7 @@ impl Reply {
                     put_field(out, b"content-length", itoa::Buffer::new().format(length).as_bytes());
                 }
                 Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-                Framing::None | Framing::UntilClose => {}
+                Framing::None | Framing::UntilClose | Framing::Tunnel => {}
             }
             if !keep_alive {
                 out.extend_from_slice(b"connection: close\r\n");
@@ -248,6 +248,24 @@ impl Reply {
             out.extend_from_slice(b"\r\n");
         });
         Ok(Outgoing::Http1(BodyWriter::new(conn, framing)))
+    }
+
+    /// Ends messages on this connection: 101 changes to `protocol` (RFC 9110, section 7.8), a 2xx opens what `CONNECT`
+    /// asked for, without framing fields (section 9.3.6).
+    pub(crate) async fn open(self, head: ResponseHead, protocol: &str) -> Result<(BodyReader, BodyWriter), SinkGone> {
+        let conn = &self.conn;
+        conn.wire.borrow_mut().text(|out| {
+            put_status(out, head.status);
+            put_fields(out, &head.headers);
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                out.extend_from_slice(b"connection: upgrade\r\n");
+                put_field(out, b"upgrade", protocol.as_bytes());
+            }
+            out.extend_from_slice(b"\r\n");
+        });
+        let (reader, writer) = tunnel(conn);
+        poll_fn(|cx| conn.wire.borrow_mut().poll_send(cx, 0)).await.map_err(gone)?;
+        Ok((reader, writer))
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {

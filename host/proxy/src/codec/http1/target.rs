@@ -55,6 +55,15 @@ pub(crate) fn checked_authority(text: &[u8]) -> Option<ByteString> {
     Some(if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() })
 }
 
+/// What `CONNECT` names: a host and a port, neither left out.
+pub(crate) fn checked_connect(text: &[u8]) -> Option<ByteString> {
+    let authority = checked_authority(text)?;
+    let (host, port) = authority.rsplit_once(':')?;
+    let whole = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+    // The colon may be one of a literal's own.
+    (whole && (!host.starts_with('[') || host.ends_with(']'))).then_some(authority.clone())
+}
+
 fn port_fits(digits: &[u8]) -> bool {
     digits.iter().fold(0_u32, |sum, digit| sum * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
@@ -72,7 +81,10 @@ pub(super) fn effective_target(
     scheme: Scheme,
 ) -> Result<(Scheme, ByteString, Target), Refusal> {
     if method == Method::CONNECT {
-        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "CONNECT is not configured"));
+        // Authority-form, with a port, and nothing else (RFC 9112, section 3.2.3; RFC 9110, section 9.3.6).
+        let authority =
+            checked_connect(target.as_bytes()).ok_or_else(|| Refusal::bad("the target is no host with a port"))?;
+        return Ok((scheme, authority, Target::new(ByteString::new())));
     }
     if !checked_target(target) {
         return Err(Refusal::bad("the target has characters that no URI has"));

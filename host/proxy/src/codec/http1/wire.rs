@@ -101,6 +101,13 @@ impl Wire {
         self.unsent
     }
 
+    /// Forgets what was not sent.
+    pub(super) fn discard(&mut self) {
+        self.queue.clear();
+        self.tail.clear();
+        self.unsent = 0;
+    }
+
     /// Sends until at most `keep` bytes are unsent.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, keep: usize) -> Poll<io::Result<()>> {
         while self.unsent > keep {

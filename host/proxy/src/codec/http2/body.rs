@@ -111,11 +111,21 @@ impl BodyWriter {
     }
 
     pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
+        self.end()
+    }
+
+    pub(super) fn end(&mut self) -> Result<(), SinkGone> {
         if !self.ended {
             self.ended = true;
             self.stream.send_data(Bytes::new(), true).map_err(|error| gone(&error))?;
         }
         Ok(())
+    }
+
+    /// Cuts a tunnel off, ended or not: RST_STREAM with `CANCEL` is its TCP reset (RFC 8441, section 5).
+    pub(crate) fn reset(mut self) {
+        self.ended = true;
+        self.stream.send_reset(Reason::CANCEL);
     }
 
     /// RST_STREAM from the receiver, or the end of the connection.

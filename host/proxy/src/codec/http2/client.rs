@@ -1,6 +1,6 @@
 //! The upstream's side of HTTP/2: requests as streams of a shared connection.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,7 +11,8 @@ use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
-use tidegate_policy::{Cause, Fault, HttpVersion, ResponseHead};
+use tidegate_policy::{Cause, Fault, HttpVersion, ResponseHead, Tunnel};
+use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter};
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
@@ -35,6 +36,11 @@ pub(crate) struct ClientConnection {
 
 struct State {
     open: Cell<bool>,
+    /// For one question, see `takes_tunnels`; gone once it was asked.
+    ping: RefCell<Option<h2::PingPong>>,
+    /// The peer's SETTINGS are known.
+    settled: Cell<bool>,
+    settling: Notify,
 }
 
 impl ClientConnection {
@@ -51,11 +57,16 @@ impl ClientConnection {
             .initial_connection_window_size(window)
             .max_header_list_size(u32::try_from(max_head_bytes).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER);
-        let (sender, connection) = builder
+        let (sender, mut connection) = builder
             .handshake::<_, Bytes>(stream)
             .await
             .map_err(|error| Fault::new(Cause::ConnectFailed, format!("no HTTP/2 handshake: {error}")))?;
-        let shared = Rc::new(State { open: Cell::new(true) });
+        let shared = Rc::new(State {
+            open: Cell::new(true),
+            ping: RefCell::new(connection.ping_pong()),
+            settled: Cell::new(false),
+            settling: Notify::new(),
+        });
         let state = shared.clone();
         // The driver ends by itself once every sender and stream is gone.
         tokio::task::spawn_local(async move {
@@ -63,8 +74,33 @@ impl ClientConnection {
                 tracing::debug!(%error, "an HTTP/2 upstream connection ended");
             }
             state.open.set(false);
+            state.settled.set(true);
+            state.settling.notify_waiters();
         });
         Ok(Self { sender, shared })
+    }
+
+    /// Whether the origin takes extended CONNECT (RFC 8441, section 3). On a fresh connection its SETTINGS may not have
+    /// come, and without them it must not be asked: a PING is answered after them.
+    pub(crate) async fn takes_tunnels(&self) -> bool {
+        let takes = || self.sender.is_extended_connect_protocol_enabled();
+        let ping = self.shared.ping.borrow_mut().take();
+        if let Some(mut ping) = ping.filter(|_| !takes()) {
+            let state = self.shared.clone();
+            tokio::task::spawn_local(async move {
+                // A connection that fails has no settings to wait for.
+                let _ = ping.ping(h2::Ping::opaque()).await;
+                state.settled.set(true);
+                state.settling.notify_waiters();
+            });
+        }
+        loop {
+            let settled = self.shared.settling.notified();
+            if takes() || self.shared.settled.get() {
+                return takes();
+            }
+            settled.await;
+        }
     }
 
     /// Sends the head. The peer's stream limit is waited for.
@@ -77,15 +113,20 @@ impl ClientConnection {
         })?;
         // HTTP/1 lets through targets that HTTP/2's `:path` does not take.
         let request = request(head, length).map_err(|error| Fault::new(Cause::RequestInvalid, error))?;
-        let ends = length == Length::None;
+        let tunnel = head.upgrade.is_some();
+        let ends = length == Length::None && !tunnel;
         let (response, stream) = sender.send_request(request, ends).map_err(|error| {
             if error.is_io() || error.is_go_away() {
                 self.shared.open.set(false);
             }
             fault(&error).nothing_written()
         })?;
-        let out = if ends { Outgoing::Ended } else { Outgoing::Http2(BodyWriter::new(stream, Reason::CANCEL)) };
-        let awaiting = Awaiting { response, method: head.method.clone(), interim: 0, shared: self.shared.clone() };
+        let writer = (!ends).then(|| BodyWriter::new(stream, Reason::CANCEL));
+        // Nothing is sent into a tunnel that is not open yet.
+        let (body, tunnel) = if tunnel { (None, writer) } else { (writer, None) };
+        let out = body.map_or(Outgoing::Ended, Outgoing::Http2);
+        let method = head.method.clone();
+        let awaiting = Awaiting { response, method, tunnel, interim: 0, shared: self.shared.clone() };
         Ok((out, awaiting))
     }
 
@@ -109,6 +150,11 @@ impl ClientConnection {
 fn request(head: &OutgoingHead, length: Length) -> Result<Request<()>, http::Error> {
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
+    if head.upgrade.is_some() {
+        // RFC 8441, section 5: no key, no Connection, no Upgrade.
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(h2::ext::Protocol::from_static(Tunnel::WebSocket.name()));
+    }
     *request.version_mut() = http::Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
     if head.authority.is_empty() {
@@ -148,6 +194,8 @@ fn fault(error: &h2::Error) -> Fault {
 pub(crate) struct Awaiting {
     response: ResponseFuture,
     method: Method,
+    /// Our half of the tunnel that was asked for.
+    tunnel: Option<BodyWriter>,
     interim: usize,
     shared: Rc<State>,
 }
@@ -172,6 +220,18 @@ impl Awaiting {
             Poll::Ready(Ok(response)) => {
                 let (parts, stream) = response.into_parts();
                 let ended = stream.is_end_stream();
+                if let Some(mut writer) = self.tunnel.take() {
+                    if parts.status.is_success() {
+                        let reader = match ended {
+                            true => Incoming::Empty,
+                            false => Incoming::Http2(BodyReader::new(stream, Length::Unknown)),
+                        };
+                        let head = head(parts.status, parts.headers);
+                        return Poll::Ready(Ok(Arrived::Tunnel(head, reader, Outgoing::Http2(writer))));
+                    }
+                    // Refused: a request without content like any other. The response tells what else is wrong.
+                    let _ = writer.end();
+                }
                 let bodiless = self.method == Method::HEAD
                     || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
                 let body = if ended || bodiless {

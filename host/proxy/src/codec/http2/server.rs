@@ -16,7 +16,7 @@ use super::body::{BodyReader, BodyWriter, gone, reset};
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::Served;
-use crate::codec::pseudo::{Refused, request_head, stated_length};
+use crate::codec::pseudo::{Protocol, Refused, request_head, stated_length};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 
@@ -39,7 +39,9 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
-        .max_concurrent_reset_streams(MAX_RESETS);
+        .max_concurrent_reset_streams(MAX_RESETS)
+        // RFC 8441, section 3.
+        .enable_connect_protocol();
     let mut deadline = Deadline::after(&timers, Some(limits.header_timeout));
     let handshake = tokio::select! {
         handshake = builder.handshake::<Stream, Bytes>(stream) => handshake,
@@ -128,7 +130,10 @@ impl Drop for Running {
 }
 
 async fn answer(served: &Rc<Served>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let (parts, stream) = request.into_parts();
+    let (mut parts, stream) = request.into_parts();
+    if let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() {
+        parts.extensions.insert(Protocol(protocol.as_str().into()));
+    }
     let limits = &served.listener.limits;
     let ended = stream.is_end_stream();
     let head = request_head(parts, HttpVersion::Http2, served.connection.tls, limits.max_headers);
@@ -178,6 +183,13 @@ impl Reply {
             return Ok(Outgoing::Ended);
         }
         Ok(Outgoing::Http2(BodyWriter::new(stream, Reason::INTERNAL_ERROR)))
+    }
+
+    /// Accepts a tunnel: DATA is its bytes from now on (RFC 8441, section 5; RFC 9113, section 8.5).
+    pub(crate) fn open(mut self, head: ResponseHead) -> Result<BodyWriter, SinkGone> {
+        self.answered = true;
+        let stream = self.respond.send_response(response(head), false).map_err(|error| gone(&error))?;
+        Ok(BodyWriter::new(stream, Reason::CANCEL))
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {

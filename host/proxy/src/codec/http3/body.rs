@@ -1,136 +1,185 @@
-//! Bodies as HTTP/3 streams.
+//! Bodies as HTTP/3 streams, both sides.
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes};
-use h3::error::{Code, StreamError};
-use h3::server::RequestStream;
+use h3::error::Code;
 
-use super::transport::{RecvStream, SendStream, Stopped};
+use super::fields::{self, Bounds, Wrong};
+use super::frame::Violation;
+use super::link::Role;
+use super::stream::{Broken, Piece, Reader, Writer};
 use crate::body::{Activity, BodyError, Frame, Length, SinkGone};
 
-/// The body of a request. Dropped before its end, the client is told to stop sending.
+/// The body of the message that comes in. Dropped before its end, the peer is told to stop sending.
 pub(crate) struct BodyReader {
-    stream: RequestStream<RecvStream, Bytes>,
+    reader: Reader,
+    /// For trailers.
+    bounds: Bounds,
     length: Length,
     received: u64,
+    /// Read to find out whether there is a body.
+    ahead: Option<Result<Frame, BodyError>>,
     state: State,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum State {
     Data,
-    Trailers,
+    /// Trailers came: the end is to follow.
+    Ending,
     Done,
 }
 
 impl BodyReader {
-    pub(super) fn new(stream: RequestStream<RecvStream, Bytes>, length: Length) -> Self {
-        Self { stream, length, received: 0, state: State::Data }
+    pub(super) fn new(reader: Reader, length: Length, bounds: Bounds) -> Self {
+        Self { reader, bounds, length, received: 0, ahead: None, state: State::Data }
     }
 
+    /// What the head said, or what the stream showed since: one that ended without content has none.
     pub(crate) fn length(&self) -> Length {
         self.length
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        if self.state == State::Data {
-            match ready!(self.stream.poll_recv_data(cx)) {
-                Ok(Some(mut data)) => {
-                    let data = data.copy_to_bytes(data.remaining());
-                    self.received += data.len() as u64;
-                    // RFC 9114, section 4.1.2: content that differs from content-length is malformed.
-                    if matches!(self.length, Length::Known(length) if self.received > length) {
-                        return Poll::Ready(Some(Err(self.mismatch())));
-                    }
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                Ok(None) if matches!(self.length, Length::Known(length) if self.received != length) => {
-                    return Poll::Ready(Some(Err(self.mismatch())));
-                }
-                Ok(None) => self.state = State::Trailers,
-                Err(error) => return Poll::Ready(Some(Err(broken(&error)))),
-            }
+    /// Takes note of what has arrived, without waiting. Only a stream's end tells that a message without content-length
+    /// has no content, and the end may come in a later packet than the head.
+    pub(crate) fn look(&mut self) {
+        if self.ahead.is_none()
+            && self.state == State::Data
+            && let Poll::Ready(Some(frame)) = self.poll_frame(&mut Context::from_waker(Waker::noop()))
+        {
+            self.ahead = Some(frame);
         }
-        if self.state == State::Trailers {
-            let trailers = ready!(self.stream.poll_recv_trailers(cx));
-            self.state = State::Done;
-            match trailers {
-                Ok(Some(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Some(Err(broken(&error)))),
-            }
-        }
-        Poll::Ready(None)
     }
 
-    fn mismatch(&mut self) -> BodyError {
+    /// Whether any of it is here already.
+    pub(super) fn begun(&self) -> bool {
+        self.ahead.is_some()
+    }
+
+    pub(super) fn ended(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Whether what is here already is wrong.
+    pub(super) fn is_malformed(&self) -> bool {
+        matches!(self.ahead, Some(Err(BodyError::Invalid(_))))
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if let Some(frame) = self.ahead.take() {
+            return Poll::Ready(Some(frame));
+        }
+        if self.state == State::Done {
+            return Poll::Ready(None);
+        }
+        let piece = match ready!(self.reader.poll_piece(cx)) {
+            Ok(piece) => piece,
+            Err(broken) => {
+                self.state = State::Done;
+                return Poll::Ready(Some(Err(self.broken(&broken))));
+            }
+        };
+        Poll::Ready(match piece {
+            Some(Piece::Data(data)) => {
+                self.received += data.len() as u64;
+                // RFC 9114, section 4.1.2: content that differs from content-length is malformed.
+                match self.length {
+                    Length::Known(length) if self.received > length => Some(Err(self.malformed(DIFFERS))),
+                    Length::None => Some(Err(self.malformed(DIFFERS))),
+                    _ => Some(Ok(Frame::Data(data))),
+                }
+            }
+            Some(Piece::Section(section)) => match fields::trailers(section, self.bounds) {
+                Ok(_) if self.differs() => Some(Err(self.malformed(DIFFERS))),
+                Ok(trailers) => {
+                    self.state = State::Ending;
+                    Some(Ok(Frame::Trailers(trailers)))
+                }
+                Err(Wrong::Malformed(reason)) => Some(Err(self.malformed(reason))),
+                Err(Wrong::TooLarge) => Some(Err(self.malformed("the trailers are too large"))),
+                Err(Wrong::Violation(violation)) => Some(Err(self.violated(violation))),
+            },
+            None if self.state == State::Data && self.differs() => Some(Err(self.malformed(DIFFERS))),
+            None => {
+                if self.state == State::Data && self.received == 0 {
+                    self.length = Length::None;
+                }
+                self.state = State::Done;
+                None
+            }
+        })
+    }
+
+    fn differs(&self) -> bool {
+        matches!(self.length, Length::Known(length) if self.received != length)
+    }
+
+    fn malformed(&mut self, reason: &'static str) -> BodyError {
         self.state = State::Done;
-        self.stream.stop_sending(Code::H3_MESSAGE_ERROR);
-        BodyError::Invalid("the content differs from content-length".to_owned())
+        self.reader.stop(Code::H3_MESSAGE_ERROR);
+        BodyError::Invalid(reason.to_owned())
+    }
+
+    fn violated(&mut self, violation: Violation) -> BodyError {
+        self.state = State::Done;
+        self.reader.course().link.fail(violation);
+        BodyError::Invalid(violation.reason.to_owned())
+    }
+
+    fn broken(&mut self, broken: &Broken) -> BodyError {
+        match broken {
+            Broken::Reset(_) => BodyError::Reset(broken.to_string()),
+            Broken::Lost(_) => BodyError::Truncated(broken.to_string()),
+            Broken::Violation(_) => BodyError::Invalid(broken.to_string()),
+            Broken::TooLarge => self.malformed("the trailers are too large"),
+        }
     }
 }
+
+const DIFFERS: &str = "the content differs from content-length";
 
 impl Drop for BodyReader {
     fn drop(&mut self) {
-        if self.state == State::Data {
-            // RFC 9114, section 4.1: a server that needs no more of a request says so with NO_ERROR.
-            self.stream.stop_sending(Code::H3_NO_ERROR);
+        if self.state != State::Done {
+            // RFC 9114, section 4.1: a server that needs no more of a request says so with NO_ERROR; section 4.1.1: a
+            // client that wants no more of a response cancels the request.
+            self.reader.stop(match self.reader.course().link.role {
+                Role::Server => Code::H3_NO_ERROR,
+                Role::Client => Code::H3_REQUEST_CANCELLED,
+            });
         }
     }
 }
 
-fn broken(error: &StreamError) -> BodyError {
-    match error {
-        StreamError::RemoteTerminate { .. } => BodyError::Reset(error.to_string()),
-        StreamError::StreamError { .. } | StreamError::HeaderTooBig { .. } => BodyError::Invalid(error.to_string()),
-        _ => BodyError::Truncated(error.to_string()),
-    }
-}
-
-/// The body of a response. Dropped before its end, the stream is reset.
+/// The body of the message that goes out. Dropped before its end, the stream is reset.
 pub(crate) struct BodyWriter {
-    stream: RequestStream<SendStream, Bytes>,
-    stopped: Stopped,
-    ended: bool,
+    writer: Writer,
 }
 
 impl BodyWriter {
-    pub(super) fn new(stream: RequestStream<SendStream, Bytes>, stopped: Stopped) -> Self {
-        Self { stream, stopped, ended: false }
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { writer }
     }
 
     pub(crate) async fn send(&mut self, frame: Frame, _: &Activity) -> Result<(), SinkGone> {
         match frame {
-            Frame::Data(data) => self.stream.send_data(data).await.map_err(gone),
+            Frame::Data(data) => self.writer.data(data).await,
             Frame::Trailers(trailers) => {
-                self.stream.send_trailers(trailers).await.map_err(gone)?;
-                self.finish().await
+                let wanted = self.writer.course().link.peer().max_field_section_size;
+                // Trailers that the peer does not want are left out (RFC 9114, section 4.2.2; RFC 9110, section 6.5.1).
+                if let Some(frame) = fields::trailers_frame(&trailers, wanted).filter(|_| !trailers.is_empty()) {
+                    self.writer.section(frame).await?;
+                }
+                self.writer.finish()
             }
         }
     }
 
     pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
-        if !self.ended {
-            self.stream.finish().await.map_err(gone)?;
-            self.ended = true;
-        }
-        Ok(())
+        self.writer.finish()
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
-        self.stopped.as_mut().poll(cx).map(SinkGone)
-    }
-}
-
-pub(super) fn gone(error: StreamError) -> SinkGone {
-    SinkGone(error.to_string())
-}
-
-impl Drop for BodyWriter {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.stream.stop_stream(Code::H3_INTERNAL_ERROR);
-        }
+        self.writer.poll_closed(cx)
     }
 }

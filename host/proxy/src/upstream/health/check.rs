@@ -111,11 +111,14 @@ impl Target {
         }
     }
 
-    /// A fresh connection, and whether it speaks HTTP/2. The one place where checks connect: what must come before the first
-    /// byte of every connection, as a PROXY header that says LOCAL, is written between TCP and TLS.
+    /// A fresh connection, and whether it speaks HTTP/2. The one place where checks connect.
     async fn dial(&self) -> Result<(Box<dyn Io>, bool), String> {
-        let tcp = TcpStream::connect(self.address).await.map_err(|error| format!("connect: {error}"))?;
+        let mut tcp = TcpStream::connect(self.address).await.map_err(|error| format!("connect: {error}"))?;
         let _ = tcp.set_nodelay(true);
+        if let Some(header) = self.pool.proxy_protocol {
+            // Nobody's connection but ours: LOCAL (PROXY protocol, section 2.2).
+            tcp.write_all(&header.of_own_connection()).await.map_err(|error| format!("connect: {error}"))?;
+        }
         let grpc = matches!(self.kind, CheckKind::Grpc { .. });
         let Some((config, name)) = &self.tls else {
             return Ok((Box::new(tcp), grpc || self.pool.protocol == UpstreamProtocol::Http2));

@@ -20,11 +20,14 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
     let any = SocketAddr::from(([127, 0, 0, 1], 1));
     let connection = ConnectionHead {
+        id: 0,
         peer: any,
         client: any,
         local: any,
+        proxy_tlvs: Default::default(),
         listener: "edge".into(),
         tls: false,
+        tls_version: None,
         server_name: None,
         alpn: None,
         client_certificate: None,
@@ -36,6 +39,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         authority: "a.example".into(),
         target: Target::new("/x?y".into()),
         headers,
+        tunnel: None,
     };
     let (client, received) = received_identity(&request.headers, &connection, &[]);
     let notes = Default::default();
@@ -79,6 +83,7 @@ async fn final_head(awaiting: &mut Awaiting) -> (u16, Incoming) {
     match next(awaiting).await {
         Ok(Arrived::Final(head, body)) => (head.status.as_u16(), body),
         Ok(Arrived::Interim(head)) => panic!("an interim {}", head.status),
+        Ok(Arrived::Tunnel(head, ..)) => panic!("a tunnel: {head:?}"),
         Err(fault) => panic!("{fault:?}"),
     }
 }
@@ -115,7 +120,9 @@ async fn fault_of(bytes: &[u8]) -> Fault {
     loop {
         match next(&mut awaiting).await {
             Ok(Arrived::Interim(_)) => {}
-            Ok(Arrived::Final(head, _)) => panic!("{:?} was taken: {head:?}", String::from_utf8_lossy(bytes)),
+            Ok(Arrived::Final(head, _) | Arrived::Tunnel(head, ..)) => {
+                panic!("{:?} was taken: {head:?}", String::from_utf8_lossy(bytes))
+            }
             Err(fault) => {
                 assert!(!connection.reusable());
                 return fault;
@@ -370,5 +377,57 @@ fn a_close_before_any_byte_proves_that_nothing_was_processed() {
         let (_out, mut awaiting) = connection.start(&post, Length::Known(5)).await.expect("started");
         let Err(fault) = next(&mut awaiting).await else { panic!("there is no answer") };
         assert!(fault.cause == Cause::Reset && fault.unprocessed && !connection.written());
+    });
+}
+
+fn websocket() -> OutgoingHead {
+    let mut fields = HeaderMap::new();
+    fields.insert("sec-websocket-key", HeaderValue::from_static("the client's"));
+    fields.insert("te", HeaderValue::from_static("trailers"));
+    let mut head = head(Method::GET, fields);
+    head.upgrade = Some(HeaderValue::from_static("the key"));
+    head
+}
+
+/// RFC 9110, section 7.8, RFC 6455, section 4.1: the fields of this hop are the gateway's; from the 101 on bytes are
+/// bytes, those that came with it too, and the connection is nobody else's.
+#[test]
+fn an_upgrade_takes_the_connection() {
+    run(async {
+        let (connection, mut origin) = connected().await;
+        let (mut none, mut awaiting) = connection.start(&websocket(), Length::None).await.expect("started");
+        none.finish(&Activity::now()).await.expect("nothing to send");
+        let asked = until(&mut origin, "\r\n\r\n").await;
+        for field in
+            ["connection: upgrade, te", "upgrade: websocket", "sec-websocket-key: the key", "sec-websocket-version: 13"]
+        {
+            assert!(asked.contains(&format!("\r\n{field}\r\n")), "{asked}");
+        }
+        assert!(!asked.contains("the client's"), "{asked}");
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+        origin.write_all(answer).await.expect("written");
+        let Ok(Arrived::Tunnel(_, incoming, mut outgoing)) = next(&mut awaiting).await else { panic!("no tunnel") };
+        let activity = Activity::now();
+        outgoing.send(Frame::Data(b"bytes"[..].into()), &activity).await.expect("sent");
+        outgoing.finish(&activity).await.expect("half closed");
+        let mut got = Vec::new();
+        origin.read_to_end(&mut got).await.expect("the end of our half");
+        assert_eq!(got, b"bytes");
+        drop(origin);
+        assert_eq!(read(incoming).await.0, b"HTTP/1.1 200 OK\r\n\r\n");
+        assert!(!connection.reusable());
+    });
+}
+
+/// Conduct "WebSocket": a refusal is a response, and the connection goes on.
+#[test]
+fn a_refused_upgrade_keeps_the_connection() {
+    run(async {
+        let (connection, mut origin) = connected().await;
+        let (_out, mut awaiting) = connection.start(&websocket(), Length::None).await.expect("started");
+        until(&mut origin, "\r\n\r\n").await;
+        origin.write_all(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").await.expect("written");
+        assert_eq!(final_head(&mut awaiting).await.0, 426);
+        assert!(connection.reusable());
     });
 }

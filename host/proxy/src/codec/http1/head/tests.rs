@@ -63,7 +63,10 @@ fn the_desync_corpus_is_refused() {
         assert!(matches!(status(text), 400), "{text:?}");
     }
     assert_eq!(status("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), 505);
-    assert_eq!(status("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"), 501);
+    // RFC 9110, section 9.3.6: authority-form with a port.
+    for target in ["a", "a:", ":443", "a:0", "http://a:443/", "/", "u@a:443", "[::1]", "a:65536"] {
+        assert_eq!(status(&format!("CONNECT {target} HTTP/1.1\r\nHost: a\r\n\r\n")), 400, "{target}");
+    }
     assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(30))), 431);
     assert_eq!(status(&format!("GET /{} HTTP/1.1\r\n", "a".repeat(9000))), 414);
     assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(9000))), 431);
@@ -199,4 +202,29 @@ proptest! {
     fn odd_fields_never_panic(name in "[ -~]{0,12}", value in "[\\x00-\\x7f]{0,30}") {
         let _ = parse(&format!("GET / HTTP/1.1\r\nHost: a\r\n{name}: {value}\r\n\r\n"));
     }
+}
+
+/// RFC 9110, section 7.8: only what is asked for in both fields, of what a gateway can be, in HTTP/1.1.
+#[test]
+fn tunnels_that_are_asked_for() {
+    let asked = |start: &str, fields: &str| match parse(&format!("{start}\r\nHost: a:1\r\n{fields}\r\n")) {
+        Ok(Some(parsed)) => (parsed.head.tunnel, parsed.keep_alive),
+        other => panic!("{start:?} gave {other:?}"),
+    };
+    let websocket = Some(Tunnel::WebSocket);
+    let get = "GET / HTTP/1.1";
+    for (start, fields, expected) in [
+        (get, "Connection: Upgrade\r\nUpgrade: websocket\r\n", websocket),
+        (get, "Connection: keep-alive, UPGRADE\r\nUpgrade: h2c, WebSocket\r\n", websocket),
+        (get, "Connection: a\r\nConnection: upgrade\r\nUpgrade: a\r\nUpgrade: websocket\r\n", websocket),
+        (get, "Upgrade: websocket\r\n", None),
+        (get, "Connection: upgrade\r\n", None),
+        (get, "Connection: upgrade\r\nUpgrade: h2c\r\n", None),
+        (get, "Connection: upgrade\r\nUpgrade: websocket/13\r\n", None),
+        ("GET / HTTP/1.0", "Connection: upgrade, keep-alive\r\nUpgrade: websocket\r\n", None),
+        ("POST / HTTP/1.1", "Connection: upgrade\r\nUpgrade: websocket\r\n", None),
+    ] {
+        assert_eq!(asked(start, fields), (expected, true), "{start} {fields}");
+    }
+    assert_eq!(asked("CONNECT a:1 HTTP/1.1", ""), (Some(Tunnel::Connect), false), "what follows may be no request");
 }

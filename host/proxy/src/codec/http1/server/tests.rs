@@ -114,6 +114,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         max_streams_per_connection: 10,
         max_pending: 10,
         pending_timeout: second,
+        proxy_protocol: None,
     };
     let cluster = Arc::new(Cluster {
         name: "o".into(),
@@ -144,6 +145,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             idle_timeout: None,
             max_request_body: None,
             buffer_request: 0,
+            websocket: true,
+            connect: Box::new([]),
         })
     };
     let rule = |path| RouteRule { hosts: vec![], path, methods: vec![], headers: vec![], cluster: None };
@@ -154,6 +157,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         protocols: Protocols { http1: true, http2: false, http3: false },
         limits,
         trusted_proxies: Box::new([]),
+        proxy_protocol: None,
         tls: None,
         alt_svc: false,
     };
@@ -215,7 +219,7 @@ fn refusals_are_answered_and_close() {
         ("GET / HTTP/1.1\nHost: a\n\n", 400),
         ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /own", 400),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 403),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         ("\x16\x03\x01\x02\x00\x01\x00\x01", 400),
         (&large, 431),

@@ -1,0 +1,111 @@
+//! Other people's proxies, HAProxy and nginx, in front of the gateway or behind it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A running proxy on a port of loopback. Killed when dropped; its log is shown if the test fails.
+pub struct Peer {
+    child: Child,
+    folder: tempfile::TempDir,
+    pub address: SocketAddr,
+}
+
+impl Peer {
+    /// `sections` go after `global` and `defaults` (mode http) and get the port to listen on. `None` if HAProxy is not
+    /// there: `tests/setup` fetches it.
+    pub async fn haproxy(sections: impl Fn(u16) -> String) -> Option<Self> {
+        let program = find("haproxy")?;
+        let address = free_port();
+        let config = format!(
+            "global\n  maxconn 100\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 20s\n  timeout server 20s\n{}",
+            sections(address.port())
+        );
+        Some(Self::start(&program, &["-db", "-f", "peer.conf"], &config, address).await)
+    }
+
+    /// `blocks` are `http { .. }` or `stream { .. }` and get the port to listen on. `None` if nginx is not there.
+    pub async fn nginx(blocks: impl Fn(u16) -> String) -> Option<Self> {
+        let program = find("nginx")?;
+        let module = ["target/peers/usr/lib/nginx/modules", "/usr/lib/nginx/modules"]
+            .map(|folder| crate::gateway::root().join(folder).join("ngx_stream_module.so"))
+            .into_iter()
+            .find(|module| module.exists());
+        let module = module.map(|module| format!("load_module {};\n", module.display())).unwrap_or_default();
+        let address = free_port();
+        // SAFETY: it takes nothing and cannot fail.
+        let user = if unsafe { libc::geteuid() } == 0 { "user root;\n" } else { "" };
+        let config = format!(
+            "{module}{user}daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr info;\nevents {{ }}\n{}",
+            blocks(address.port())
+        );
+        Some(Self::start(&program, &["-p", ".", "-e", "stderr", "-c", "peer.conf"], &config, address).await)
+    }
+
+    async fn start(program: &Path, arguments: &[&str], config: &str, address: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("peer.conf"), config).expect("written");
+        let log = std::fs::File::create(folder.path().join("log")).expect("a log");
+        let child = Command::new(program)
+            .args(arguments)
+            .current_dir(folder.path())
+            .env("LD_LIBRARY_PATH", libraries())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a handle"))
+            .stderr(log)
+            .spawn()
+            .expect("the peer starts");
+        let mut peer = Self { child, folder, address };
+        crate::eventually("the peer listens", async || {
+            let ended = peer.child.try_wait().expect("a child");
+            assert!(ended.is_none(), "the peer ended at once:\n{}", peer.log());
+            tokio::net::TcpStream::connect(address).await.ok()
+        })
+        .await;
+        peer
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the peer's log ---\n{}", self.log());
+        }
+    }
+}
+
+/// What `tests/setup` unpacked, else the system's.
+fn find(name: &str) -> Option<PathBuf> {
+    let unpacked = crate::gateway::root().join("target/peers/usr/sbin").join(name);
+    let mut folders: Vec<PathBuf> = vec!["/usr/local/sbin".into(), "/usr/sbin".into()];
+    folders.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    let found =
+        std::iter::once(unpacked).chain(folders.iter().map(|folder| folder.join(name))).find(|path| path.exists());
+    if found.is_none() {
+        eprintln!("skipped: no {name} here; tests/setup fetches it");
+    }
+    found
+}
+
+fn libraries() -> String {
+    let folder = crate::gateway::root().join("target/peers/usr/lib");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let folders: Vec<String> = entries
+        .filter(|path| path.to_string_lossy().ends_with("-linux-gnu"))
+        .map(|path| path.display().to_string())
+        .collect();
+    folders.join(":")
+}
+
+/// Free now; another process could take it before the peer does.
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address")
+}
