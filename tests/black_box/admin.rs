@@ -81,3 +81,32 @@ respond = {{ status = 418, body = "short and stout", headers = {{ "x-kind" = "te
         (404, Some("tidegate; error=destination_not_found"))
     );
 }
+
+/// Conduct "X-Forwarded-For", "Forwarded": mixing both families and trusting the wrong one (RFC 7239, section 7.4). A
+/// trusted proxy that maintains one family passes the other through as its client wrote it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_family_that_a_trusted_proxy_passes_through_is_not_believed() {
+    let origin = Origin::http1().await;
+    let start = async |family: &str| {
+        let trust = format!("trusted_proxies = [\"127.0.0.1\"]\n{family}\n[[cluster]]");
+        let rule = "cluster = \"api\"\nforwarding = { families = [\"x_real_ip\"], mode = \"replace\" }\n";
+        let config = crate::simple(&[origin.address], "");
+        Gateway::start(&config.replace("[[cluster]]", &trust).replace("cluster = \"api\"\n", rule)).await
+    };
+    let real = async |gateway: &Gateway, fields: &[(&str, &str)]| {
+        Client::http1(gateway.edge()).send(Method::GET, "/", fields, "").await.expect("an answer");
+        origin.last().header("x-real-ip").map(str::to_owned)
+    };
+    let conflict = [("forwarded", "for=192.0.2.66"), ("x-forwarded-for", "192.0.2.7")];
+    let gateway = start("").await;
+    assert_eq!(real(&gateway, &conflict[1..]).await.as_deref(), Some("192.0.2.7"));
+    assert_eq!(real(&gateway, &conflict).await.as_deref(), Some("127.0.0.1"), "neither is believed");
+    assert_eq!(gateway.metric("tidegate_forwarding_conflicts_total").await, 1.0);
+    let same = [("forwarded", "for=192.0.2.7"), ("x-forwarded-for", "192.0.2.7")];
+    assert_eq!(real(&gateway, &same).await.as_deref(), Some("192.0.2.7"));
+    // A client that fills the list up does not push out of sight what its proxy added.
+    let long = format!("{}192.0.2.7", "127.0.0.1, ".repeat(40));
+    assert_eq!(real(&gateway, &[("x-forwarded-for", &long)]).await.as_deref(), Some("192.0.2.7"));
+    let gateway = start("trusted_family = \"x_forwarded\"").await;
+    assert_eq!(real(&gateway, &conflict).await.as_deref(), Some("192.0.2.7"));
+}

@@ -39,3 +39,27 @@ async fn sigterm_lets_work_in_flight_finish() {
         "{log:?}"
     );
 }
+
+/// Whoever asks twice does not want to wait for work in flight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_at_once() {
+    let origin = RawOrigin::start(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi").await.expect("sent");
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let mut gateway = crate::gateway_to(origin.address).await;
+    let mut client = RawClient::connect(gateway.edge()).await;
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.until("fi").await;
+    gateway.signal(libc::SIGTERM);
+    eventually("it drains", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
+    // No new configuration is taken now, and the answer says so.
+    let (taken, said) = gateway.reload(&crate::simple(&[origin.address], ""));
+    assert!(!taken && said.contains("draining"), "{said}");
+    let begun = std::time::Instant::now();
+    gateway.signal(libc::SIGINT);
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "the drain timeout is ten seconds");
+}

@@ -29,7 +29,6 @@ async fn a_faulty_plugin_fails_alone() {
         ("router", "route", "loop", "deadline"),
         ("router", "route", "trap", "trap"),
         ("router", "route", "hog", "memory"),
-        ("router", "route", "unknown_cluster", "invalid"),
         ("router", "route", "bad_status", "invalid"),
         ("router", "route", "bad_field", "invalid"),
         ("balancer", "pick", "loop", "deadline"),
@@ -64,6 +63,33 @@ async fn a_faulty_plugin_fails_alone() {
         assert_eq!(gateway.metric("tidegate_plugin_quarantined{plugin=\"faulty\"}").await, 1.0, "{behave}");
         assert!(gateway.metric(&sample("quarantined")).await >= 1.0, "{behave}");
     }
+}
+
+/// One wrong name is counted, and does not switch a whole router off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_cluster_is_counted_and_not_quarantined() {
+    let origin = Origin::http1().await;
+    let gateway = Gateway::start(&config(origin.address, "router", "unknown_cluster", "")).await;
+    let client = Client::http1(gateway.edge());
+    for _ in 0..12 {
+        assert_eq!(client.get("/faulty").await.expect("an answer").status, 200);
+    }
+    let invalid = "tidegate_plugin_faults_total{plugin=\"faulty\",question=\"route\",cause=\"invalid\"}";
+    assert_eq!(gateway.metric(invalid).await, 12.0);
+    assert_eq!(gateway.metric("tidegate_plugin_quarantined{plugin=\"faulty\"}").await, 0.0);
+}
+
+/// An answer that cannot be used is a failure like any other: where the plugin fails closed, so is the request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_answer_fails_closed_too() {
+    let origin = Origin::http1().await;
+    for (guest, behave) in [("router", "unknown_cluster"), ("router", "bad_status"), ("balancer", "out_of_range")] {
+        let gateway = Gateway::start(&config(origin.address, guest, behave, "on_failure = \"deny\"")).await;
+        let client = Client::http1(gateway.edge());
+        assert_eq!(client.get("/faulty").await.expect("an answer").status, 503, "{behave}");
+        assert_eq!(client.get("/other").await.expect("an answer").status, 200, "{behave}");
+    }
+    assert!(origin.record().iter().all(|request| request.path == "/other"));
 }
 
 /// `on_failure = "deny"` refuses in place of falling back.

@@ -19,6 +19,7 @@ mod plugins;
 mod pooling;
 mod proxy_peers;
 mod proxy_protocol;
+mod proxy_upstream;
 mod reload;
 mod retry;
 mod streaming;

@@ -108,3 +108,22 @@ async fn sighup_reloads_and_endpoints_keep_their_state() {
     assert!(gateway.reload(&config).0);
     eventually("the second listener is gone", async || Client::http1(address).get("/").await.err()).await;
 }
+
+/// The code says whose fault it was: 2 is a bad configuration.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_reload_has_its_code_and_what_needs_a_restart_is_told() {
+    let origin = Origin::http1().await;
+    let good = crate::simple(&[origin.address], "");
+    let gateway = Gateway::start(&good).await;
+    let file = gateway.folder.path().join("gateway.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let reload = || tidegate_tests::gateway::run(&["reload", "--admin", &gateway.admin().to_string()]).status.code();
+    std::fs::write(&file, "nonsense").expect("written");
+    assert_eq!(reload(), Some(2));
+    // An address that cannot be bound is no mistake of the file.
+    std::fs::write(&file, text.replace("127.0.0.1:0\"\n[[cluster]]", "203.0.113.1:1\"\n[[cluster]]")).expect("written");
+    assert_eq!(reload(), Some(1));
+    std::fs::write(&file, text.replace("workers = 2", "workers = 3")).expect("written");
+    assert_eq!(reload(), Some(0));
+    assert!(gateway.log().contains("gateway.workers differs"), "{}", gateway.log());
+}

@@ -74,7 +74,8 @@ async fn a_client_that_stalls_stops_the_origin() {
         let sent = sent.clone();
         async move {
             read_head(&mut stream).await;
-            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n").as_bytes()).await;
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {GIB}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
             let piece = vec![b'x'; PIECE];
             while stream.write_all(&piece).await.is_ok() {
                 sent.send_modify(|sent| *sent += PIECE as u64);

@@ -82,8 +82,15 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
         if let Some(name) = &cluster.balance.plugin {
             named(cluster.balance.line, format!("cluster {:?}", cluster.name), "plugin", name);
         }
-        if cluster.endpoints.is_empty() {
-            source.error(cluster.line, format!("cluster {:?} has no endpoints", cluster.name));
+        let mut addresses = HashSet::new();
+        for endpoint in &cluster.endpoints {
+            if !addresses.insert(endpoint.address) {
+                let message = format!(
+                    "cluster {:?} has the endpoint {} twice; give it a weight instead",
+                    cluster.name, endpoint.address
+                );
+                source.error(endpoint.line, message);
+            }
         }
     }
 }
@@ -98,18 +105,21 @@ fn shadows(config: &Config, source: &Source<'_>) {
         methods.sort();
         let hosts: Vec<Option<&HostMatch>> =
             if route.hosts.is_empty() { vec![None] } else { route.hosts.iter().map(Some).collect() };
+        // Hidden for all of its hosts, or it still has a purpose.
+        let mut hiding = Some("");
         for host in hosts {
             let earlier = seen.entry((host, &route.path)).or_default();
             let hidden = earlier.iter().find(|((other, headers), _)| {
                 let methods_in = other.is_empty() || (!methods.is_empty() && methods.iter().all(|m| other.contains(m)));
                 methods_in && headers.iter().all(|header| route.headers.contains(header))
             });
-            if let Some((_, name)) = hidden {
-                let message =
-                    format!("route {:?} never matches: route {name:?} takes the same requests before it", route.name);
-                source.error(route.line, message);
-            }
+            hiding = hiding.and(hidden.map(|(_, name)| *name));
             earlier.push(((methods.clone(), &route.headers), &route.name));
+        }
+        if let Some(name) = hiding {
+            let message =
+                format!("route {:?} never matches: route {name:?} takes the same requests before it", route.name);
+            source.error(route.line, message);
         }
     }
 }
@@ -123,6 +133,11 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
     for cluster in &config.clusters {
         if cluster.tls.as_ref().is_some_and(|tls| !tls.verify) {
             warn(cluster.line, format!("cluster {:?} takes any certificate (verify = false)", cluster.name));
+        }
+        if !cluster.endpoints.is_empty() && cluster.endpoints.iter().all(|endpoint| endpoint.weight == 0) {
+            let message =
+                format!("cluster {:?} has no endpoint with a weight: it answers 503 to everything", cluster.name);
+            warn(cluster.line, message);
         }
         // A router may name any cluster.
         if !routers && !used.contains(&format!("cluster:{}", cluster.name)) {

@@ -36,6 +36,7 @@ pub struct Cluster {
 
 #[derive(Clone, Debug)]
 pub struct EndpointSpec {
+    pub line: usize,
     pub address: SocketAddr,
     pub weight: u32,
     pub zone: Option<String>,
@@ -128,7 +129,7 @@ impl Cluster {
         }
         Self {
             line: section.line,
-            name: section.name("name"),
+            name: section.label("name"),
             endpoints,
             protocol,
             balance,
@@ -181,10 +182,12 @@ fn endpoints(section: &Section<'_>) -> Vec<EndpointSpec> {
                 };
                 let labels = table.text_map("labels").into_iter().map(|(key, value, _)| (key, value)).collect();
                 let weight = table.number("weight", 0, 1_000_000).unwrap_or(1) as u32;
-                endpoints.push(EndpointSpec { address, weight, zone: table.text("zone"), labels });
+                endpoints.push(EndpointSpec { line: table.line, address, weight, zone: table.text("zone"), labels });
             }
             Err((text, line)) => match text.parse() {
-                Ok(address) => endpoints.push(EndpointSpec { address, weight: 1, zone: None, labels: Vec::new() }),
+                Ok(address) => {
+                    endpoints.push(EndpointSpec { line, address, weight: 1, zone: None, labels: Vec::new() });
+                }
                 Err(_) => {
                     section.error(
                         line,
@@ -209,6 +212,12 @@ impl Balance {
         let on = match text.split_once(':') {
             None if text == "client_ip" => HashKey::ClientIp,
             None if text == "path" => HashKey::Path,
+            Some(("header", name)) if name.eq_ignore_ascii_case("host") => {
+                let message = "balance: the host is not a header here: requests for one host would all go to one \
+                               endpoint; hash by \"path\", \"client_ip\" or another field";
+                section.error(section.line_of("on"), message);
+                HashKey::ClientIp
+            }
             Some(("header", name)) if is_token(name) => HashKey::Header(name.to_ascii_lowercase()),
             Some(("cookie", name)) if is_token(name) => HashKey::Cookie(name.to_owned()),
             _ => {

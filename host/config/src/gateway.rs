@@ -22,6 +22,7 @@ pub struct Gateway {
     pub via: String,
     pub access_log: AccessLogTarget,
     pub log: String,
+    pub log_line: usize,
     /// `None`: off.
     pub plugin_cache: Option<PathBuf>,
     pub max_plugin_instances: u32,
@@ -29,7 +30,7 @@ pub struct Gateway {
 
 impl Gateway {
     pub(crate) fn read(section: &Section<'_>) -> Self {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(255);
         let workers = section.number("workers", 1, 255).map_or_else(cores, |workers| workers as usize);
         let admin = match section.text("admin").as_deref() {
             Some("off") => None,
@@ -59,9 +60,26 @@ impl Gateway {
             via,
             access_log,
             log: section.text("log").unwrap_or_default(),
+            log_line: section.line_of("log"),
             plugin_cache,
             max_plugin_instances: section.number("max_plugin_instances", 1, 100_000).unwrap_or(1000) as u32,
         }
+    }
+}
+
+impl Gateway {
+    /// The keys that differ from those of the configuration the process began with and are read only then.
+    pub fn needs_restart(&self, began: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("workers", self.workers != began.workers),
+            ("drain_timeout", self.drain_timeout != began.drain_timeout),
+            ("admin", self.admin != began.admin),
+            ("access_log", self.access_log != began.access_log),
+            ("log", self.log != began.log),
+            ("plugin_cache", self.plugin_cache != began.plugin_cache),
+            ("max_plugin_instances", self.max_plugin_instances != began.max_plugin_instances),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 }
 
@@ -69,4 +87,24 @@ fn default_cache() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
     base.map(|base| base.join("tidegate"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::parse;
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        let rest = "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:0\"\n[[route]]\nrespond = { status = 204 }\n";
+        let gateway = |text: &str| {
+            let text = format!("[gateway]\nworkers = 1\n{text}\n{rest}");
+            parse(&text, Path::new("x.toml")).expect("a configuration").gateway
+        };
+        let began = gateway("");
+        assert!(gateway("via = \"edge\"").needs_restart(&began).is_empty());
+        let changed = gateway("log = \"debug\"\ndrain_timeout = \"1s\"\naccess_log = \"stdout\"");
+        assert_eq!(changed.needs_restart(&began), ["drain_timeout", "access_log", "log"]);
+    }
 }

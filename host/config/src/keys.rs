@@ -75,12 +75,12 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "gateway",
-        doc: "What concerns the process. All but `workers`, `admin`, the logs and the cache follow a reload.",
+        doc: "What concerns the process. Of these only `via` follows a reload; a change to any other needs a restart, and is warned about.",
         keys: &[
             optional(
                 "workers",
                 Number,
-                "Threads that serve, each with its own sockets and pools. Default: one per core.",
+                "Threads that serve, each with its own sockets and pools. Default: one per core, 255 at most.",
             ),
             key("drain_timeout", Time, "30s", "After SIGTERM, work in flight may take this long to finish."),
             key(
@@ -104,7 +104,7 @@ pub(crate) const TABLES: &[Table] = &[
         name: "listener",
         doc: "Where clients connect.",
         keys: &[
-            required("name", Text, "Its name in logs and metrics."),
+            required("name", Text, "Its name in logs and metrics: letters, digits, `_`, `.` and `-`."),
             required("address", Text, "Address and port; `[::]` serves IPv4 too, port 0 takes a free one."),
             optional(
                 "protocols",
@@ -113,6 +113,12 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             key("trusted_proxies", TextList, "[]", "Networks whose forwarding fields are believed."),
             key("proxy_protocol", Table("proxy_protocol"), "{}", "Take PROXY headers from proxies in front."),
+            key(
+                "trusted_family",
+                OneOf(&["auto", "forwarded", "x_forwarded"]),
+                "auto",
+                "Which fields the trusted proxies maintain. `auto` takes the family that is there; where both are and name different clients, neither is believed.",
+            ),
             key("max_connections", Number, "10000", "Open connections, over all workers; more are closed at once."),
             key(
                 "max_header_bytes",
@@ -185,7 +191,7 @@ pub(crate) const TABLES: &[Table] = &[
         name: "cluster",
         doc: "Endpoints that can stand in for one another.",
         keys: &[
-            required("name", Text, "What routes and plugins call it."),
+            required("name", Text, "What routes and plugins call it: letters, digits, `_`, `.` and `-`."),
             required("endpoints", TextsOrTables("endpoint"), "Address and port of each, or tables."),
             key(
                 "protocol",
@@ -398,7 +404,7 @@ pub(crate) const TABLES: &[Table] = &[
         name: "plugin",
         doc: "A component that answers questions.",
         keys: &[
-            required("name", Text, "What routes and clusters call it."),
+            required("name", Text, "What routes and clusters call it: letters, digits, `_`, `.` and `-`."),
             required(
                 "source",
                 Text,
@@ -409,7 +415,7 @@ pub(crate) const TABLES: &[Table] = &[
                 "on_failure",
                 OneOf(&["fallback", "deny"]),
                 "fallback",
-                "When it gives no answer: the native one, or 503.",
+                "When it gives no answer, or one that cannot be used: the native one, or 503. As a retry policy that denies: no further try, and the failure stands.",
             ),
             key(
                 "isolation",
@@ -417,7 +423,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "worker",
                 "An instance per worker, or fresh memory for every question.",
             ),
-            key("memoise", Bool, "false", "It is a pure function of what it reads: answers may be remembered."),
+            key(
+                "memoise",
+                Bool,
+                "false",
+                "It is a pure function of what it reads: answers may be remembered. Not together with `grants.wasi`.",
+            ),
             key("limits", Table("limits"), "{}", "What a decision may take."),
             key("grants", Table("grants"), "{}", "What it may see and do."),
         ],
@@ -435,7 +446,12 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "What a plugin may see and do.",
         keys: &[
             key("headers", TextList, "[\"*\"]", "Names of the fields it may read and edit; others read as absent."),
-            key("wasi", Bool, "false", "Link WASI 0.2, with nothing preopened and no network."),
+            key(
+                "wasi",
+                Bool,
+                "false",
+                "Link WASI 0.2: clocks, random numbers, an empty environment, standard streams that go nowhere; no files, no network, and nothing that waits.",
+            ),
         ],
     },
     Table {
@@ -446,7 +462,11 @@ pub(crate) const TABLES: &[Table] = &[
             optional("host", TextOrList, "`api.example.com` or `*.example.com`. Default: any."),
             optional("path", Text, "`/v1`, or `/v1/*` for it and all below. Compared as received. Default: any."),
             optional("methods", TextList, "Default: any."),
-            optional("headers", Free, "Fields that must have this value; `*` for any value."),
+            optional(
+                "headers",
+                Free,
+                "Fields that must have this value; `*` for any value. The host has a key of its own.",
+            ),
             optional("cluster", Text, "Where to."),
             optional("split", Tables("share"), "Or to several, by weight."),
             optional("respond", Table("respond"), "Or answered here."),
@@ -488,7 +508,7 @@ pub(crate) const TABLES: &[Table] = &[
         keys: &[
             required("status", Number, "200 to 599."),
             key("body", Text, "", "Its text."),
-            optional("headers", Free, "Its fields."),
+            optional("headers", Free, "Its fields; not those that frame a message or belong to one connection."),
         ],
     },
     Table {

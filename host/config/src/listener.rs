@@ -19,6 +19,7 @@ pub struct Listener {
     pub trusted_proxies: Vec<IpNet>,
     /// `None`: off.
     pub proxy_protocol: Option<AcceptProxyProtocol>,
+    pub trusted_family: TrustedFields,
     pub max_connections: usize,
     pub max_header_bytes: usize,
     pub max_headers: usize,
@@ -30,6 +31,14 @@ pub struct Listener {
     pub max_requests_per_connection: u64,
     pub alt_svc: bool,
     pub tls: Option<ListenerTls>,
+}
+
+/// The fields that trusted proxies maintain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrustedFields {
+    Auto,
+    Forwarded,
+    XForwarded,
 }
 
 #[derive(Clone, Debug)]
@@ -89,13 +98,18 @@ impl Listener {
         let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         Self {
             line: section.line,
-            name: section.name("name"),
+            name: section.label("name"),
             address: section.parsed("address", "an address and port, as in \"[::]:8443\"").unwrap_or(unspecified),
             http1,
             http2,
             http3,
             trusted_proxies: networks(section, "listener", section.texts("trusted_proxies")),
             proxy_protocol,
+            trusted_family: match section.one_of("trusted_family").as_str() {
+                "forwarded" => TrustedFields::Forwarded,
+                "x_forwarded" => TrustedFields::XForwarded,
+                _ => TrustedFields::Auto,
+            },
             max_connections: section.number("max_connections", 1, 10_000_000).unwrap_or(1) as usize,
             max_header_bytes: section.size("max_header_bytes", 1024, 1024 * 1024) as usize,
             max_headers: section.number("max_headers", 1, 1000).unwrap_or(1) as usize,
@@ -155,10 +169,6 @@ impl ListenerTls {
                 key: pair.path("key").unwrap_or_default(),
             })
             .collect();
-        if certificates.is_empty() && section.has("certificates") {
-            section
-                .error(section.line_of("certificates"), "listener.tls: certificates is empty; one at least is needed");
-        }
         let auth = match section.one_of("client_auth").as_str() {
             "optional" => ClientAuthMode::Optional,
             _ => ClientAuthMode::Required,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::is_token;
 use crate::reader::Section;
 
 #[derive(Clone, Debug)]
@@ -49,13 +50,24 @@ impl Plugin {
         };
         let limits = section.section("limits");
         let grants = section.section("grants");
-        let names: Vec<String> =
-            grants.texts("headers").into_iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        let mut names = Vec::new();
+        for (name, line) in grants.texts("headers") {
+            if !is_token(&name) {
+                section.error(line, format!("grants: {name:?} is not a field name"));
+            }
+            names.push(name.to_ascii_lowercase());
+        }
+        let (memoise, wasi) = (section.bool("memoise"), grants.bool("wasi"));
+        if memoise && wasi {
+            let message = "plugin: memoise = true and grants.wasi = true exclude one another: what WASI tells a plugin \
+                           (the time, random numbers) is not part of what answers are remembered by";
+            section.error(section.line_of("memoise"), message);
+        }
         Self {
             line: section.line,
             source_line: section.line_of("source"),
             settings_line: section.line_of("settings"),
-            name: section.name("name"),
+            name: section.label("name"),
             source,
             settings: section.free("settings"),
             on_failure: if section.one_of("on_failure") == "deny" { OnFailure::Deny } else { OnFailure::Fallback },
@@ -63,11 +75,11 @@ impl Plugin {
                 "request" => PluginIsolation::Request,
                 _ => PluginIsolation::Worker,
             },
-            memoise: section.bool("memoise"),
+            memoise,
             time: limits.time("time"),
             memory: limits.size("memory", 64 * 1024, 1 << 30),
             headers: if names.iter().any(|name| name == "*") { None } else { Some(names) },
-            wasi: grants.bool("wasi"),
+            wasi,
         }
     }
 }

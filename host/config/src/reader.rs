@@ -122,6 +122,16 @@ impl<'a> Section<'a> {
         text
     }
 
+    /// A name that is a label of metrics too.
+    pub(crate) fn label(&self, name: &str) -> String {
+        let text = self.name(name);
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
+            let message = format!("{}: {name} = {text:?} has more than letters, digits, _ . and -", self.schema.name);
+            self.error(self.line_of(name), message);
+        }
+        text
+    }
+
     /// A text of a type that parses itself.
     pub(crate) fn parsed<T: FromStr>(&self, name: &str, wanted: &str) -> Option<T> {
         let text = self.text(name)?;
@@ -167,7 +177,11 @@ impl<'a> Section<'a> {
         let Some((value, line)) = self.find(name) else { return default() };
         let text = match value {
             DeValue::String(text) => text.to_string(),
-            DeValue::Integer(number) => number.as_str().to_owned(),
+            // As TOML means it: underscores, and other bases than ten.
+            DeValue::Integer(number) => {
+                let plain = number.as_str().replace('_', "");
+                u64::from_str_radix(&plain, number.radix()).map_or(plain, |number| number.to_string())
+            }
             _ => {
                 self.wrong(name, line, value, "a text with a number and a unit");
                 return default();
@@ -316,6 +330,10 @@ impl<'a> Section<'a> {
             _ => unreachable!("{name} is a list of tables"),
         };
         let Some((value, line)) = self.find(name) else { return Vec::new() };
+        // Absent was noted; an empty list of what must be there is as good as absent.
+        if self.key(name).required && matches!(value, DeValue::Array(list) if list.is_empty()) {
+            self.error(line, format!("{}: {name} is empty; one at least is needed", self.schema.name));
+        }
         let DeValue::Array(list) = value else {
             let hint = if matches!(value, DeValue::Table(_)) {
                 "a list of tables; write [[ ]] around its name"

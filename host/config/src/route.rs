@@ -156,8 +156,7 @@ fn host(text: &str) -> Option<HostMatch> {
     };
     let fine = !name.is_empty()
         && !name.ends_with('.')
-        && (name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-            || (name.starts_with('[') && name.ends_with(']')));
+        && (name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) || !wildcard && is_literal(name));
     fine.then(|| if wildcard { HostMatch::Wildcard(name.to_owned()) } else { HostMatch::Exact(name.to_owned()) })
 }
 
@@ -183,6 +182,12 @@ fn connect(section: &Section<'_>) -> Vec<ConnectTarget> {
         }
     }
     targets
+}
+
+/// An IPv6 address in brackets (RFC 3986, section 3.2.2).
+fn is_literal(host: &str) -> bool {
+    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    inner.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
 fn path(section: &Section<'_>) -> PathMatch {
@@ -220,6 +225,10 @@ fn headers(section: &Section<'_>) -> Vec<(String, HeaderMatch)> {
     for (name, value, line) in section.text_map("headers") {
         if !is_token(&name) {
             section.error(line, format!("route: {name:?} is not a field name"));
+        }
+        if name.eq_ignore_ascii_case("host") {
+            let message = "route: headers: the host is not matched as a header; write host = \"api.example.com\"";
+            section.error(line, message);
         }
         let value = if value == "*" { HeaderMatch::Present } else { HeaderMatch::Exact(value) };
         headers.push((name.to_ascii_lowercase(), value));

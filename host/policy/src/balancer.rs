@@ -4,18 +4,20 @@ use std::rc::Rc;
 
 use bytestring::ByteString;
 
-use crate::{Asked, Decision, EndpointsView};
+use crate::{Asked, Blame, Decision, EndpointsView, PolicyFault};
 
 /// Picks an endpoint of a cluster. Asked for every attempt of an exchange.
 pub trait Balancer: Send + Sync {
     fn name(&self) -> ByteString;
 
     /// The core re-checks the answer: an index out of range or an endpoint that is not available is invalid, is
-    /// counted, and the cluster's own algorithm picks.
+    /// counted, and the cluster's own algorithm picks, or the request is refused where the policy fails closed.
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice>;
 
-    fn answer_refused(&self, reason: &str) {
-        let _ = reason;
+    /// The core could not use the answer. What comes back says whether the request is refused for it.
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        let _ = blame;
+        PolicyFault::invalid(reason)
     }
 }
 

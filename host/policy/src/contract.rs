@@ -147,7 +147,7 @@ pub fn balancer(make: &dyn Fn(&Arc<EndpointSet>) -> Arc<dyn Balancer>) {
             if size > 0 {
                 view.tried.extend((0..round % 3).map(|step| (round + step) % size));
                 let state = &set.endpoints[(round % size) as usize].state;
-                state.health.stand(if round % 7 == 0 { Standing::Failing } else { Standing::Passing });
+                state.set_healthy(round % 7 != 0);
                 state.sample_latency(view.now, Duration::from_micros(u64::from(round) * 37));
             }
             for asked in questions() {
@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn native_balancers_keep_the_contract() {
         balancer(&|set| Arc::new(RoundRobin::new(set)));
-        balancer(&|_| Arc::new(LeastRequest));
-        balancer(&|_| Arc::new(PeakEwma));
+        balancer(&|set| Arc::new(LeastRequest::new(set)));
+        balancer(&|set| Arc::new(PeakEwma::new(set)));
         balancer(&|set| Arc::new(Maglev::new(set, 251, HashOn::Cookie("sid".into()))));
         balancer(&|set| Arc::new(Maglev::new(set, 251, HashOn::Header(HeaderName::from_static("x-tenant")))));
     }

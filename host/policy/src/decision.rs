@@ -43,6 +43,23 @@ pub struct PolicyFault {
     pub detail: String,
 }
 
+impl PolicyFault {
+    /// Of an answer that the core could not use, from a policy that leaves refusing requests to others.
+    pub fn invalid(reason: &str) -> Self {
+        Self { kind: PolicyFaultKind::Invalid, deny: false, detail: reason.to_owned() }
+    }
+}
+
+/// Whose fault an answer is that the core cannot use. Each is counted; blame adds up to a quarantine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Blame {
+    /// The policy could have known better.
+    Policy,
+    /// It could not: things changed after it looked. Or it errs for one kind of request and is right for all others, so
+    /// that leaving it alone would do more harm.
+    Nobody,
+}
+
 impl fmt::Display for PolicyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.kind.name(), self.detail)

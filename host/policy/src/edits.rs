@@ -6,6 +6,8 @@ use bytestring::ByteString;
 use http::{HeaderName, HeaderValue, header};
 use thiserror::Error;
 
+use crate::native;
+
 /// How bodies pass: see the route's `buffer` in the configuration.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Buffering {
@@ -135,14 +137,19 @@ impl RequestEdits {
         Ok(())
     }
 
-    /// Host and optional port, no userinfo.
+    /// Host and optional port, as strict as what a client may send: a registered name or an IP literal, no userinfo.
     pub fn set_authority(&mut self, authority: &str) -> Result<(), EditError> {
-        match authority.parse::<http::uri::Authority>() {
-            Ok(parsed) if !authority.contains('@') && !parsed.host().is_empty() => {
-                self.authority = Some(authority.to_ascii_lowercase().into());
-                Ok(())
-            }
-            _ => Err(EditError::InvalidValue),
+        if !is_authority(authority) {
+            return Err(EditError::InvalidValue);
+        }
+        self.authority = Some(authority.to_ascii_lowercase().into());
+        Ok(())
+    }
+
+    /// Drops what would not fit the target it is applied to: `*` has no query (RFC 9110, section 7.1).
+    pub fn fit(&mut self, target: &crate::Target) {
+        if target.path() == "*" && self.path.is_none() {
+            self.query = None;
         }
     }
 
@@ -162,8 +169,25 @@ fn is_target_byte(b: u8) -> bool {
     (0x21..=0x7e).contains(&b) && b != b'#'
 }
 
-/// A name that a policy may touch. Framing, hop-by-hop, routing and identity fields are the core's: a policy that sets
-/// them could smuggle a message or forge a client (RFC 9110, section 7.6.1; RFC 7239, section 8.1).
+/// Longest authority: a name of 253 characters (RFC 1035, section 2.3.4) and a port, with room.
+const MAX_AUTHORITY: usize = 300;
+
+fn is_authority(text: &str) -> bool {
+    if text.is_empty() || text.len() > MAX_AUTHORITY {
+        return false;
+    }
+    let port_fits =
+        |port: &str| port.is_empty() || port.len() <= 5 && port.parse::<u16>().is_ok() && !port.contains('+');
+    if let Some(inner) = text.strip_prefix('[') {
+        let Some((literal, port)) = inner.split_once(']') else { return false };
+        let port = if port.is_empty() { Some("") } else { port.strip_prefix(':') };
+        return literal.parse::<std::net::Ipv6Addr>().is_ok() && port.is_some_and(port_fits);
+    }
+    let (host, port) = text.split_once(':').unwrap_or((text, ""));
+    !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b)) && port_fits(port)
+}
+
+/// A name that a policy may touch.
 fn editable_name(name: &str) -> Result<HeaderName, EditError> {
     if name.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err(EditError::InvalidName);
@@ -172,38 +196,21 @@ fn editable_name(name: &str) -> Result<HeaderName, EditError> {
     if is_core_field(&name) { Err(EditError::NotGranted) } else { Ok(name) }
 }
 
-/// Fields only the core writes.
-pub(crate) fn is_core_field(name: &HeaderName) -> bool {
-    const FIELDS: [HeaderName; 12] = [
-        header::CONNECTION,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::HOST,
-        header::UPGRADE,
-        header::TE,
-        header::TRAILER,
-        header::EXPECT,
-        header::VIA,
-        header::DATE,
-        header::FORWARDED,
-        header::PROXY_AUTHORIZATION,
-    ];
-    const NAMES: [&str; 13] = [
-        "keep-alive",
-        "proxy-connection",
-        "proxy-status",
-        "http2-settings",
-        "sec-websocket-key",
-        "sec-websocket-accept",
-        "early-data",
-        "alt-svc",
-        "x-real-ip",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-proto",
-        "x-forwarded-port",
-    ];
-    FIELDS.contains(name) || NAMES.contains(&name.as_str())
+/// Fields only the core writes: framing, hop-by-hop, routing and identity. A policy that sets them could smuggle a
+/// message or forge a client (RFC 9110, section 7.6.1; RFC 7239, section 8.1). Look-alikes count: a name with underscores
+/// reads as one with hyphens to CGI and its heirs.
+pub fn is_core_field(name: &HeaderName) -> bool {
+    const FIELDS: [HeaderName; 7] =
+        [header::CONTENT_LENGTH, header::HOST, header::TE, header::TRAILER, header::EXPECT, header::VIA, header::DATE];
+    const NAMES: [&str; 5] = ["proxy-status", "early-data", "alt-svc", "sec-websocket-key", "sec-websocket-accept"];
+    if name.as_str().contains('_') {
+        // The same question of the name that it reads as. A hyphenated token is always a name.
+        return HeaderName::try_from(name.as_str().replace('_', "-")).map_or(true, |name| is_core_field(&name));
+    }
+    FIELDS.contains(name)
+        || NAMES.contains(&name.as_str())
+        || native::is_hop_by_hop(name)
+        || native::is_identity_field(name)
 }
 
 fn checked_value(value: &[u8]) -> Result<HeaderValue, EditError> {
@@ -220,8 +227,10 @@ mod tests {
     #[test]
     fn policies_cannot_touch_what_the_core_owns() {
         let mut edits = HeaderEdits::default();
-        for name in
-            ["content-length", "transfer-encoding", "connection", "host", "forwarded", "x-forwarded-for", "upgrade"]
+        for name in "content-length transfer-encoding connection host forwarded x-forwarded-for upgrade te keep-alive \
+             proxy-authenticate proxy-authorization x_forwarded_for x-forwarded_for true-client-ip x-client-ip \
+             cf-connecting-ip content_length transfer_encoding wl-proxy-client-ip http_client_ip via"
+            .split_whitespace()
         {
             assert_eq!(edits.set(name, b"x"), Err(EditError::NotGranted), "{name}");
             assert_eq!(edits.remove(name), Err(EditError::NotGranted), "{name}");
@@ -250,5 +259,24 @@ mod tests {
         assert_eq!(edits.set_authority("user@host"), Err(EditError::InvalidValue));
         assert_eq!(edits.set_authority("Host.example:8080"), Ok(()));
         assert_eq!(edits.authority.as_deref(), Some("host.example:8080"));
+        for authority in
+            ["", ":80", "a:99999", "a:8x", "a:+8", "a/b", "[::1", "[x]", "a b", "a%20b", "a,b", &"a".repeat(400)]
+        {
+            assert_eq!(edits.set_authority(authority), Err(EditError::InvalidValue), "{authority:?}");
+        }
+        assert_eq!(edits.set_authority("[2001:DB8::1]:443"), Ok(()));
+    }
+
+    /// RFC 9112, section 3.2.4: the asterisk-form is the asterisk alone.
+    #[test]
+    fn the_lone_asterisk_takes_no_query() {
+        let mut edits = RequestEdits::default();
+        assert_eq!(edits.set_query(Some("x")), Ok(()));
+        let mut rewritten = edits.clone();
+        assert_eq!(rewritten.set_path("/a"), Ok(()));
+        rewritten.fit(&crate::Target::new("*".into()));
+        assert!(rewritten.query.is_some());
+        edits.fit(&crate::Target::new("*".into()));
+        assert_eq!(edits, RequestEdits::default());
     }
 }

@@ -60,6 +60,12 @@ impl EndpointState {
         self.health.healthy()
     }
 
+    /// What a check would find, for tests that have none.
+    #[cfg(any(test, feature = "contract"))]
+    pub fn set_healthy(&self, healthy: bool) {
+        self.health.stand(if healthy { crate::Standing::Passing } else { crate::Standing::Failing });
+    }
+
     /// The moving average at `now` (since any fixed zero); zero before the first sample.
     pub fn latency(&self, now: Duration) -> Duration {
         let last = self.latency.load(Ordering::Relaxed) as f64;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytestring::ByteString;
 
-use crate::{Asked, Decision, Identity};
+use crate::{Asked, Blame, Decision, Identity, PolicyFault};
 
 /// Decides the identity fields of the upstream request. Asked once per exchange, after routing.
 pub trait Forwarding: Send + Sync {
@@ -14,7 +14,9 @@ pub trait Forwarding: Send + Sync {
     /// core restores the configured rule's.
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()>;
 
-    fn answer_refused(&self, reason: &str) {
-        let _ = reason;
+    /// As of [`crate::Router::answer_refused`].
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        let _ = blame;
+        PolicyFault::invalid(reason)
     }
 }

@@ -12,6 +12,17 @@ pub enum Node {
     Obfuscated(String),
 }
 
+impl Node {
+    /// The address, where it tells one: IPv4 mapped into IPv6 is IPv4.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(ip) => Some(ip.to_canonical()),
+            Self::Address(address) => Some(address.ip().to_canonical()),
+            Self::Unknown | Self::Obfuscated(_) => None,
+        }
+    }
+}
+
 /// One hop (RFC 7239, section 4).
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Element {

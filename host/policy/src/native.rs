@@ -1,5 +1,6 @@
 //! The native answers: the gateway is whole without a plugin.
 
+mod draw;
 mod forwarded;
 mod hop_by_hop;
 mod least_request;
@@ -20,4 +21,6 @@ pub use retry_budget::RetryBudget;
 pub use retry_rules::{RetryOn, RetryRules, permitted};
 pub use round_robin::RoundRobin;
 pub use route_table::{HostPattern, PathPattern, RouteRule, RouteTable, Split, ValuePattern};
-pub use standard_forwarding::{ForwardingMode, StandardForwarding, is_identity_field, received_identity};
+pub use standard_forwarding::{
+    ForwardingMode, StandardForwarding, TrustedFamily, conflicting_claims, is_identity_field, received_identity,
+};

@@ -13,6 +13,7 @@ pub mod tlv {
     pub const UNIQUE_ID: u8 = 0x05;
     pub const SSL: u8 = 0x20;
     pub const SSL_VERSION: u8 = 0x21;
+    pub const SSL_CN: u8 = 0x22;
     /// The last type that stands within `SSL` only.
     pub const SSL_LAST: u8 = 0x28;
     pub const NETNS: u8 = 0x30;

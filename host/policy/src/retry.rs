@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 
-use crate::{Asked, AttemptFacts, Decision, EndpointsView};
+use crate::{Asked, AttemptFacts, Blame, Decision, EndpointsView, PolicyFault};
 
 /// Decides whether a failed attempt is followed by another. Asked while nothing has been sent to the client, and only
 /// when the core could try again at all (attempts, time, budget and a replayable body are left).
@@ -15,8 +15,10 @@ pub trait Retry: Send + Sync {
     /// The core refuses what is unsafe whatever the answer: see [`crate::Proof`].
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict>;
 
-    fn answer_refused(&self, reason: &str) {
-        let _ = reason;
+    /// As of [`crate::Router::answer_refused`].
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        let _ = blame;
+        PolicyFault::invalid(reason)
     }
 }
 

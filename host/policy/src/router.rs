@@ -7,7 +7,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 
-use crate::{Asked, Decision, RequestEdits};
+use crate::{Asked, Blame, Decision, PolicyFault, RequestEdits};
 
 /// Answers where a request goes. Asked once per exchange, at its head, before any upstream is touched.
 pub trait Router: Send + Sync {
@@ -17,9 +17,11 @@ pub trait Router: Send + Sync {
     /// `edits` is empty when asked; what is put there is applied only if the answer is `Forward` or `Pass`.
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer>;
 
-    /// The core could not use the answer (unknown cluster, status out of range); it counted as invalid.
-    fn answer_refused(&self, reason: &str) {
-        let _ = reason;
+    /// The core could not use the answer (unknown cluster, status out of range). What comes back says whether the request
+    /// is refused for it.
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        let _ = blame;
+        PolicyFault::invalid(reason)
     }
 }
 

@@ -66,7 +66,9 @@ struct Plan {
 /// Runs one exchange to its end.
 pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply) {
     let snapshot = served.worker.current.load_full();
-    let (client, received) = received_identity(&head.headers, &served.connection, &served.listener.trusted_proxies);
+    let listener = &served.listener;
+    let (client, received) =
+        received_identity(&head.headers, &served.connection, &listener.trusted_proxies, listener.trusted_family);
     let connection = served.connection.clone();
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
     let record = Record::begin(&served.worker, &asked);

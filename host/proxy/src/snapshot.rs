@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tidegate_policy::native::{HostPattern, Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding};
+use tidegate_policy::native::{
+    HostPattern, Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding, TrustedFamily,
+};
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
 use crate::{ClientTls, HealthCheck, ServerTls};
@@ -92,6 +94,8 @@ pub struct Listener {
     pub trusted_proxies: Box<[IpNet]>,
     /// `None`: a header is bytes like any others.
     pub proxy_protocol: Option<AcceptProxyHeader>,
+    /// Which of them.
+    pub trusted_family: TrustedFamily,
     pub tls: Option<Arc<ServerTls>>,
     /// Whether TLS clients over TCP are told that HTTP/3 is served on the same port (RFC 7838).
     pub alt_svc: bool,

@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::boot::Control;
+use crate::boot::{Control, ReloadRefused};
 use crate::metrics_page;
 
 /// Serves until the program ends. A connection is cheap and rare here, so hyper does it all.
@@ -69,10 +69,17 @@ async fn reload(control: Arc<Control>) -> Response<Full<Bytes>> {
         Ok(Ok(generation)) => {
             respond(StatusCode::OK, "application/json", format!("{}\n", json!({ "generation": generation })))
         }
-        Ok(Err(errors)) => {
-            respond(StatusCode::UNPROCESSABLE_ENTITY, "application/json", format!("{}\n", json!({ "errors": errors })))
+        Ok(Err(refused)) => {
+            let status = match refused {
+                ReloadRefused::Configuration(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                ReloadRefused::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            respond(status, "application/json", format!("{}\n", json!({ "errors": refused.reasons() })))
         }
-        Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+        Err(error) => {
+            let errors = json!({ "errors": [error.to_string()] });
+            respond(StatusCode::INTERNAL_SERVER_ERROR, "application/json", format!("{errors}\n"))
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Start order, signals, stop; and `Control`, what the control thread knows while workers serve.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,29 +9,53 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::json;
-use tidegate_config::{AccessLogTarget, Config};
+use tidegate_config::{AccessLogTarget, Config, Gateway as GatewayConfig};
 use tidegate_policy::Ailment;
 use tidegate_proxy::HealthChecks;
 use tidegate_proxy::observe::{RecordSink, WorkerMetrics};
 use tidegate_proxy::snapshot::Snapshot;
 use tidegate_proxy::worker::{Gateway, GatewayOptions};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::compile::{Compiled, Compiler};
-use crate::telemetry::{self, AccessLog};
+use crate::telemetry::{self, AccessLog, LogWriter};
 use crate::{admin, cli};
 
 /// What the control thread knows: the running gateway, the compiler, what serves now.
 pub(crate) struct Control {
     path: Option<PathBuf>,
     compiler: Compiler,
+    /// As the process began: some of it is read only then.
+    began: GatewayConfig,
+    /// Held by the one reload at a time, from reading the file on: whoever comes last reads last, and wins.
+    reloading: Mutex<()>,
+    /// Held for moments: the admin listener looks through it.
     running: Mutex<Running>,
     draining: AtomicBool,
     started: Instant,
     pub(crate) reloads_ok: AtomicU64,
     pub(crate) reloads_refused: AtomicU64,
     pub(crate) log_dropped: Option<Arc<AtomicU64>>,
+    log_writer: Option<Mutex<LogWriter>>,
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug)]
+pub(crate) enum ReloadRefused {
+    /// The configuration is wrong, in these respects.
+    Configuration(Vec<String>),
+    /// It may be right, but cannot be served.
+    Failed(String),
+}
+
+impl ReloadRefused {
+    pub(crate) fn reasons(&self) -> &[String] {
+        match self {
+            Self::Configuration(errors) => errors,
+            Self::Failed(error) => std::slice::from_ref(error),
+        }
+    }
 }
 
 /// Changed by one reload at a time.
@@ -47,7 +72,7 @@ impl Control {
         let compiler = Compiler::new(config).map_err(refused)?;
         let compiled = compiler.compile(config, None).map_err(refused)?;
         let mut sinks = sinks;
-        let log = match &config.gateway.access_log {
+        let opened = match &config.gateway.access_log {
             AccessLogTarget::Off => None,
             AccessLogTarget::Stdout => Some(AccessLog::to_stdout()?),
             AccessLogTarget::File(file) => {
@@ -55,67 +80,88 @@ impl Control {
                 Some(opened.with_context(|| format!("cannot open the access log {}", file.display()))?)
             }
         };
+        let (log, log_writer) = opened.unzip();
         let log_dropped = log.as_ref().map(|log| log.dropped.clone());
         sinks.extend(log.map(|log| Arc::new(log) as Arc<dyn RecordSink>));
         let options = GatewayOptions {
             workers: config.gateway.workers,
             sinks,
             drain_timeout: config.gateway.drain_timeout,
-            on_apply: Some(Arc::new(tidegate_wasm::retire_stale)),
+            on_apply: Some(Arc::new(sweep_instances)),
         };
         let gateway = Gateway::start(compiled.snapshot.clone(), options)?;
         Ok(Self {
             path: path.map(Path::to_owned),
             compiler,
+            began: config.gateway.clone(),
+            reloading: Mutex::default(),
             running: Mutex::new(Running { gateway, compiled: Arc::new(compiled), health: None }),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             reloads_ok: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
             log_dropped,
+            log_writer: log_writer.map(Mutex::new),
         })
     }
 
-    /// A reload that panicked half way left a whole old state behind: nothing is replaced before the end.
     pub(crate) fn running(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.running)
     }
 
     /// Load, check, compile, bind, swap. Any error keeps the old configuration and is told to the caller.
-    pub(crate) fn reload(&self) -> Result<u64, Vec<String>> {
+    pub(crate) fn reload(&self) -> Result<u64, ReloadRefused> {
         let result = self.try_reload();
         match &result {
             Ok(generation) => {
                 self.reloads_ok.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(generation, "configuration reloaded");
             }
-            Err(errors) => {
+            Err(refused) => {
                 self.reloads_refused.fetch_add(1, Ordering::Relaxed);
-                for error in errors {
-                    tracing::error!("reload refused: {error}");
+                for reason in refused.reasons() {
+                    tracing::error!("reload refused: {reason}");
                 }
             }
         }
         result
     }
 
-    fn try_reload(&self) -> Result<u64, Vec<String>> {
-        let words = |errors: tidegate_config::Errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let Some(path) = &self.path else {
-            return Err(vec!["the demo's configuration is in the program: there is nothing to reload".to_owned()]);
+    fn try_reload(&self) -> Result<u64, ReloadRefused> {
+        let wrong = |errors: tidegate_config::Errors| {
+            ReloadRefused::Configuration(errors.iter().map(ToString::to_string).collect())
         };
-        let config = tidegate_config::load(path).map_err(words)?;
+        let failed = |why: &str| ReloadRefused::Failed(why.to_owned());
+        let Some(path) = &self.path else {
+            return Err(failed("the demo's configuration is in the program: there is nothing to reload"));
+        };
+        let _one_at_a_time = lock(&self.reloading);
+        if self.draining() {
+            return Err(failed(DRAINING));
+        }
+        let config = tidegate_config::load(path).map_err(wrong)?;
+        let previous = self.running().compiled.clone();
+        let compiled = Arc::new(self.compiler.compile(&config, Some(&previous)).map_err(wrong)?);
+        let generation = compiled.snapshot.generation;
+        {
+            let mut running = self.running();
+            // A listener bound now would outlive the workers' last look.
+            if self.draining() {
+                return Err(failed(DRAINING));
+            }
+            let applied = running.gateway.apply(compiled.snapshot.clone());
+            applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
+            let snapshot = compiled.snapshot.clone();
+            running.compiled = compiled;
+            if let Some(health) = &mut running.health {
+                health.apply(&snapshot, Some(&previous.snapshot));
+            }
+        }
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let mut running = self.running();
-        let compiled = self.compiler.compile(&config, Some(&running.compiled)).map_err(words)?;
-        running.gateway.apply(compiled.snapshot.clone()).map_err(|error| vec![error.to_string()])?;
-        let generation = compiled.snapshot.generation;
-        let before = std::mem::replace(&mut running.compiled, Arc::new(compiled));
-        let snapshot = running.compiled.snapshot.clone();
-        if let Some(health) = &mut running.health {
-            health.apply(&snapshot, Some(&before.snapshot));
+        for key in config.gateway.needs_restart(&self.began) {
+            tracing::warn!("gateway.{key} differs from what this process began with: it needs a restart");
         }
         Ok(generation)
     }
@@ -146,6 +192,13 @@ impl Control {
         }
     }
 
+    /// Waits for the last lines of the access log. After `join_workers`: they held it.
+    pub(crate) fn finish_log(&self) {
+        if let Some(writer) = &self.log_writer {
+            lock(writer).finish();
+        }
+    }
+
     /// What `/status` shows.
     pub(crate) fn status(&self) -> serde_json::Value {
         let running = self.running();
@@ -173,6 +226,31 @@ impl Control {
     pub(crate) fn metrics(&self) -> (Vec<Arc<WorkerMetrics>>, Arc<Compiled>) {
         let running = self.running();
         (running.gateway.metrics().to_vec(), running.compiled.clone())
+    }
+}
+
+const DRAINING: &str = "the gateway is draining: it takes no new configuration";
+
+/// What panicked while it held one of these left a whole old state behind: nothing is replaced before the end.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// On a worker's thread, with each snapshot: drops instances of plugins that nobody can ask any more, and goes on looking,
+/// because exchanges that began before may ask for a long time yet.
+fn sweep_instances() {
+    thread_local! {
+        static SWEEPS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    tidegate_wasm::retire_stale();
+    if !SWEEPS.replace(true) {
+        tokio::task::spawn_local(async {
+            let mut look = tokio::time::interval(std::time::Duration::from_secs(1));
+            loop {
+                look.tick().await;
+                tidegate_wasm::retire_stale();
+            }
+        });
     }
 }
 
@@ -214,6 +292,8 @@ fn refused(errors: tidegate_config::Errors) -> anyhow::Error {
 /// `tidegate run`: serves until SIGTERM or SIGINT, reloads on SIGHUP.
 pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyhow::Result<ExitCode> {
     telemetry::install(&config.gateway.log);
+    // Before the first worker serves: a start that fails must not have answered anybody.
+    let admin = config.gateway.admin.map(bind_admin).transpose()?;
     let control = Arc::new(Control::start(Some(path), &config, Vec::new())?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     control.start_health(runtime.handle());
@@ -223,26 +303,41 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
             tracing::info!("listening name={name} address={address}");
             bound.insert(name.to_string(), json!(address));
         }
-        if let Some(admin) = config.gateway.admin {
-            let listener =
-                TcpListener::bind(admin).await.with_context(|| format!("cannot bind the admin listener to {admin}"))?;
+        if let Some(listener) = admin {
+            let listener = TcpListener::from_std(listener)?;
             let address = listener.local_addr()?;
             tracing::info!("listening name=admin address={address}");
             bound.insert("admin".to_owned(), json!(address));
             tokio::spawn(admin::serve(listener, control.clone()));
         }
+        // Heard from before anybody is told that this process serves.
+        let (mut stop, hangup) = (Stop::new()?, signal(SignalKind::hangup())?);
         if let Some(file) = addresses {
             write_addresses(file, &bound)?;
         }
-        wait_for_stop(&control).await
+        reload_until_stop(&control, &mut stop, hangup).await;
+        tokio::spawn(async move {
+            stop.asked().await;
+            tracing::warn!("asked to stop again: ending at once");
+            std::process::exit(1);
+        });
+        anyhow::Ok(())
     })?;
     control.drain();
     tracing::info!("draining");
     // Admin goes on answering until the workers have ended.
     control.join_workers();
+    control.finish_log();
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+fn bind_admin(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let listener =
+        std::net::TcpListener::bind(address).with_context(|| format!("cannot bind the admin listener to {address}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Written beside and renamed, so that a reader never sees half of it.
@@ -254,18 +349,33 @@ fn write_addresses(file: &Path, bound: &serde_json::Map<String, serde_json::Valu
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
-async fn wait_for_stop(control: &Arc<Control>) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn reload_until_stop(control: &Arc<Control>, stop: &mut Stop, mut hangup: Signal) {
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = stop.asked() => return,
             _ = hangup.recv() => {
                 let control = control.clone();
-                // Logged inside; a reload that fails changes nothing.
-                let _ = tokio::task::spawn_blocking(move || control.reload()).await;
+                // Logged inside; a reload that fails changes nothing. A signal to stop does not wait for it.
+                tokio::task::spawn_blocking(move || control.reload());
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The command line: what each command is, and which code it exits with.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -80,18 +81,27 @@ impl Cli {
                 let Some(loaded) = load(&config) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
                 boot::run(&config, loaded, addresses.as_deref())
             }
-            Command::Check { config } => Ok(check(&config)),
+            Command::Check { config } => check(&config),
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
             Command::Reference { schema } => {
                 if schema {
-                    println!("{:#}", tidegate_config::json_schema());
+                    say(&format!("{:#}\n", tidegate_config::json_schema()))?;
                 } else {
-                    print!("{}", tidegate_config::reference());
+                    say(&tidegate_config::reference())?;
                 }
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+/// Writes to standard output. A reader that has enough (`| head`) is no failure.
+pub(crate) fn say(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
     }
 }
 
@@ -117,24 +127,24 @@ pub(crate) fn print_errors(errors: &tidegate_config::Errors) {
     }
 }
 
-fn check(path: &Path) -> ExitCode {
-    let Some(config) = load(path) else { return ExitCode::from(EXIT_CONFIG) };
+fn check(path: &Path) -> anyhow::Result<ExitCode> {
+    let Some(config) = load(path) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
     match Compiler::new(&config).and_then(|compiler| compiler.compile(&config, None)) {
         Ok(compiled) => {
             let snapshot = &compiled.snapshot;
-            println!(
-                "{}: ok: {} listeners, {} clusters, {} routes, {} plugins",
+            say(&format!(
+                "{}: ok: {} listeners, {} clusters, {} routes, {} plugins\n",
                 path.display(),
                 snapshot.listeners.len(),
                 snapshot.clusters.len(),
                 snapshot.routes.len(),
                 compiled.plugins.len(),
-            );
-            ExitCode::SUCCESS
+            ))?;
+            Ok(ExitCode::SUCCESS)
         }
         Err(errors) => {
             print_errors(&errors);
-            ExitCode::from(EXIT_CONFIG)
+            Ok(ExitCode::from(EXIT_CONFIG))
         }
     }
 }

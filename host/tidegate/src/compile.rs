@@ -14,7 +14,7 @@ mod clusters;
 mod listeners;
 mod routes;
 
-use crate::plugins;
+use crate::{plugins, telemetry};
 
 /// What a configuration became, and what the next one may take over.
 pub(crate) struct Compiled {
@@ -98,6 +98,12 @@ impl Compiler {
     pub(crate) fn compile(&self, config: &Config, previous: Option<&Compiled>) -> Result<Compiled, Errors> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let mut scope = Scope { config, previous, errors: Errors::default(), plugins: Vec::new(), generation };
+        if let Err(error) = telemetry::filter(&config.gateway.log) {
+            scope.error(
+                config.gateway.log_line,
+                format!("gateway: log = {:?} is no filter: {error}", config.gateway.log),
+            );
+        }
         self.load_plugins(&mut scope);
         let listeners = listeners::compile(&mut scope);
         let clusters = clusters::compile(&mut scope);

@@ -1,5 +1,6 @@
 //! The metrics page: workers and endpoints by `tidegate_proxy`, plugins and the process here.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
@@ -18,6 +19,8 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     for (outcome, count) in [("ok", &control.reloads_ok), ("refused", &control.reloads_refused)] {
         let _ = writeln!(out, "{}{{outcome=\"{outcome}\"}} {}", names::RELOADS, count.load(Ordering::Relaxed));
     }
+    head(out, names::CONFLICTING_CLAIMS, "counter", "requests whose forwarding fields named different clients");
+    let _ = writeln!(out, "{} {}", names::CONFLICTING_CLAIMS, tidegate_policy::native::conflicting_claims());
     if let Some(dropped) = &control.log_dropped {
         head(out, names::LOG_DROPPED, "counter", "access log lines dropped");
         let _ = writeln!(out, "{} {}", names::LOG_DROPPED, dropped.load(Ordering::Relaxed));
@@ -30,6 +33,14 @@ pub(crate) fn render(control: &Control, out: &mut String) {
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// A label's value as the text format has it: backslash, quote and line end are escaped.
+fn label(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return text.into();
+    }
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
 }
 
 fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
@@ -60,7 +71,7 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     head(out, name, "untyped", "what guests count themselves");
     for plugin in plugins {
         for (metric, value) in plugin.stats().custom() {
-            let labels = format!("plugin=\"{}\",name=\"{metric}\"", plugin.name());
+            let labels = format!("plugin=\"{}\",name=\"{metric}\"", label(plugin.name()));
             let _ = match value {
                 CustomMetric::Counter(count) => writeln!(out, "{name}{{{labels}}} {count}"),
                 CustomMetric::Gauge(value) => writeln!(out, "{name}{{{labels}}} {value}"),
@@ -73,12 +84,12 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
 }
 
 /// Every question that a plugin answers, with its counts.
-fn asked<'a>(plugins: &'a [&'a Plugin]) -> impl Iterator<Item = (&'a str, &'static str, &'a QuestionStats)> {
+fn asked<'a>(plugins: &'a [&'a Plugin]) -> impl Iterator<Item = (Cow<'a, str>, &'static str, &'a QuestionStats)> {
     plugins.iter().flat_map(|plugin| {
         let answers = plugin.questions();
         let answers = [answers.route, answers.pick, answers.identify, answers.decide];
         let questions = QUESTIONS.iter().zip(&plugin.stats().questions).zip(answers);
-        questions.filter(|(_, answers)| *answers).map(|((name, stats), _)| (&**plugin.name(), *name, stats))
+        questions.filter(|(_, answers)| *answers).map(|((name, stats), _)| (label(plugin.name()), *name, stats))
     })
 }
 
@@ -92,6 +103,17 @@ fn by_question(out: &mut String, plugins: &[&Plugin], name: &str, help: &str, of
 fn by_plugin(out: &mut String, plugins: &[&Plugin], name: &str, kind: &str, help: &str, of: impl Fn(&Plugin) -> u64) {
     head(out, name, kind, help);
     for plugin in plugins {
-        let _ = writeln!(out, "{name}{{plugin=\"{}\"}} {}", plugin.name(), of(plugin));
+        let _ = writeln!(out, "{name}{{plugin=\"{}\"}} {}", label(plugin.name()), of(plugin));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::label;
+
+    #[test]
+    fn labels_cannot_end_early() {
+        assert_eq!(label("tenant-canary"), "tenant-canary");
+        assert_eq!(label("a\"} 1\nb \\"), "a\\\"} 1\\nb \\\\");
     }
 }

@@ -8,7 +8,10 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 
-/// Asks the gateway behind `admin` to reload, and passes on what it says. 0: the new configuration serves.
+use crate::cli;
+
+/// Asks the gateway behind `admin` to reload, and passes on what it says. 0: the new configuration serves; 2: it is wrong;
+/// 1: it could not be put into force, or nobody answers.
 pub(crate) fn ask(admin: &str) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -26,13 +29,14 @@ pub(crate) fn ask(admin: &str) -> anyhow::Result<ExitCode> {
         let answer: serde_json::Value = serde_json::from_slice(&body)
             .with_context(|| format!("the admin listener answered {status} with something that is not JSON"))?;
         if status == StatusCode::OK {
-            println!("reloaded: generation {}", answer["generation"]);
+            cli::say(&format!("reloaded: generation {}\n", answer["generation"]))?;
             return Ok(ExitCode::SUCCESS);
         }
         for error in answer["errors"].as_array().into_iter().flatten() {
             eprintln!("tidegate: {}", error.as_str().unwrap_or_default());
         }
         eprintln!("tidegate: not reloaded: the old configuration goes on serving");
-        Ok(ExitCode::FAILURE)
+        let wrong = status == StatusCode::UNPROCESSABLE_ENTITY;
+        Ok(if wrong { ExitCode::from(cli::EXIT_CONFIG) } else { ExitCode::FAILURE })
     })
 }

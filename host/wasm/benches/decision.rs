@@ -125,7 +125,12 @@ fn main() {
     let latency = kinds(&runtime, "plugins/latency-aware/latency_aware.wasm", json!({}));
     let times =
         [&latency.worker, &latency.memoised, &latency.fresh].map(|plugin| pick(&*plugin.balancer().expect("it picks")));
-    row("pick: of 16, latency-aware", pick(&LeastRequest), times, "274 for a list of loads; not memoisable");
+    row(
+        "pick: of 16, latency-aware",
+        pick(&LeastRequest::new(&view.set)),
+        times,
+        "274 for a list of loads; not memoisable",
+    );
 
     let standard = StandardForwarding {
         mode: ForwardingMode::Append,

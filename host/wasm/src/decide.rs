@@ -8,18 +8,18 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{
-    self as policy, Answered, Asked, AttemptFacts, Balancer, Decision, DirectResponse, EndpointsView, Forwarding,
-    Identity, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router,
+    self as policy, Answered, Asked, AttemptFacts, Balancer, Blame, Decision, DirectResponse, EndpointsView,
+    Forwarding, Identity, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router,
 };
 
 use crate::instances::{Failed, Instance, run, with_slot};
 use crate::memo::Remembered;
-use crate::plugin::{Core, Isolation};
+use crate::plugin::{Grants, Handle, Isolation};
 use crate::state::{Facts, State};
 use crate::types::{Choice, Response, RouteAnswer, Verdict};
 
 /// A plugin as the answerer of its questions.
-pub(crate) struct Asker(pub(crate) Arc<Core>);
+pub(crate) struct Asker(pub(crate) Arc<Handle>);
 
 #[derive(Clone, Copy)]
 enum Question {
@@ -40,15 +40,15 @@ impl Asker {
         facts: Facts,
         call: impl FnOnce(&mut Instance) -> Outcome,
     ) -> Result<(Remembered, Origin), PolicyFault> {
-        let core = &self.0;
+        let core = &self.0.core;
         let stats = &core.stats.questions[question as usize];
         let begun = Instant::now();
         if !core.quarantine.open() {
             stats.failed(PolicyFaultKind::Quarantined);
             return Err(self.fault(PolicyFaultKind::Quarantined, "it failed too often lately".to_owned()));
         }
-        let asked = with_slot(core, |slot| {
-            let granted = |name: &str| core.grants.headers.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+        let asked = with_slot(&self.0, |slot| {
+            let granted = |name: &str| core.grants.field(name);
             let memo = &mut slot.memos[question as usize];
             if core.memoise
                 && let Some(found) = memo.find(&facts, granted)
@@ -86,24 +86,30 @@ impl Asker {
         match asked {
             Ok((answer, origin)) => {
                 stats.answered(begun.elapsed(), origin == Origin::Memo);
-                core.quarantine.succeeded();
+                // What the memo knew says nothing of the guest's health.
+                if origin != Origin::Memo {
+                    core.quarantine.succeeded();
+                }
                 Ok((answer, origin))
             }
             Err(Failed { kind, detail }) => {
                 stats.failed(kind);
-                self.count(kind, &detail);
+                // That no instance was to be had is the pool's doing.
+                let blame = if kind == PolicyFaultKind::Exhausted { Blame::Nobody } else { Blame::Policy };
+                self.note(kind, blame, &detail);
                 Err(self.fault(kind, detail))
             }
         }
     }
 
     fn fault(&self, kind: PolicyFaultKind, detail: String) -> PolicyFault {
-        PolicyFault { kind, deny: self.0.deny, detail }
+        PolicyFault { kind, deny: self.0.core.deny, detail }
     }
 
-    fn count(&self, kind: PolicyFaultKind, detail: &str) {
-        let quarantined = self.0.quarantine.failed(kind);
-        let plugin = &*self.0.name;
+    fn note(&self, kind: PolicyFaultKind, blame: Blame, detail: &str) {
+        let core = &self.0.core;
+        let quarantined = blame == Blame::Policy && core.quarantine.failed(kind);
+        let plugin = &*core.name;
         if quarantined {
             tracing::warn!(plugin, kind = kind.name(), detail, "plugin quarantined");
         } else {
@@ -112,15 +118,15 @@ impl Asker {
     }
 
     /// An answer the core could not use.
-    fn refused(&self, question: Question, reason: &str) {
-        self.0.stats.questions[question as usize].failed(PolicyFaultKind::Invalid);
-        self.count(PolicyFaultKind::Invalid, reason);
+    fn refused(&self, question: Question, reason: &str, blame: Blame) -> PolicyFault {
+        self.0.core.stats.questions[question as usize].failed(PolicyFaultKind::Invalid);
+        self.note(PolicyFaultKind::Invalid, blame, reason);
+        self.fault(PolicyFaultKind::Invalid, reason.to_owned())
     }
 
     /// An answer that this crate could not use.
-    fn invalid<T>(&self, question: Question, reason: String) -> Decision<T> {
-        self.refused(question, &reason);
-        Err(self.fault(PolicyFaultKind::Invalid, reason))
+    fn invalid<T>(&self, question: Question, reason: &str) -> Decision<T> {
+        Err(self.refused(question, reason, Blame::Policy))
     }
 }
 
@@ -131,7 +137,7 @@ fn absent(name: &str) -> Failed {
 
 impl Router for Asker {
     fn name(&self) -> ByteString {
-        self.0.name.clone()
+        self.0.core.name.clone()
     }
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<policy::RouteAnswer> {
@@ -148,16 +154,16 @@ impl Router for Asker {
             Ok(Remembered::Route(Arc::new((answer, cluster, edits))))
         })?;
         let Remembered::Route(route) = answer else {
-            return self.invalid(Question::Route, "an answer to another question".to_owned());
+            return self.invalid(Question::Route, "an answer to another question");
         };
         let (answer, cluster, wanted) = &*route;
         let value = match (answer, cluster) {
             (RouteAnswer::Pass, _) => policy::RouteAnswer::Pass,
             (RouteAnswer::Forward(_), Some(cluster)) => policy::RouteAnswer::Forward(cluster.clone()),
             (RouteAnswer::Forward(_), None) => policy::RouteAnswer::Pass,
-            (RouteAnswer::Respond(response), _) => match respond(response) {
+            (RouteAnswer::Respond(response), _) => match respond(response, &self.0.core.grants) {
                 Ok(response) => policy::RouteAnswer::Respond(Box::new(response)),
-                Err(reason) => return self.invalid(Question::Route, reason),
+                Err(reason) => return self.invalid(Question::Route, &reason),
             },
         };
         if *wanted != RequestEdits::default() {
@@ -166,8 +172,8 @@ impl Router for Asker {
         Ok(Answered { value, origin })
     }
 
-    fn answer_refused(&self, reason: &str) {
-        self.refused(Question::Route, reason);
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Route, reason, blame)
     }
 }
 
@@ -175,8 +181,9 @@ impl Router for Asker {
 const MAX_BODY: usize = 1024 * 1024;
 const MAX_FIELDS: usize = 64;
 
-/// A guest's response under the rules every message keeps: a status that ends an exchange, fields of the right form.
-fn respond(response: &Response) -> Result<DirectResponse, String> {
+/// A guest's response under the rules every message keeps: a status that ends an exchange, fields of the right form, and
+/// those only that it may set.
+fn respond(response: &Response, grants: &Grants) -> Result<DirectResponse, String> {
     let status = StatusCode::from_u16(response.status).ok().filter(|status| (200..=599).contains(&status.as_u16()));
     let status = status.ok_or_else(|| format!("{} is not a status to respond with", response.status))?;
     if response.body.len() > MAX_BODY || response.headers.len() > MAX_FIELDS {
@@ -184,6 +191,9 @@ fn respond(response: &Response) -> Result<DirectResponse, String> {
     }
     let mut edits = policy::HeaderEdits::default();
     for field in &response.headers {
+        if !grants.field(&field.name) {
+            return Err(format!("the field {:?}: not granted", field.name));
+        }
         edits.append(&field.name, &field.value).map_err(|error| format!("the field {:?}: {error}", field.name))?;
     }
     let mut headers = HeaderMap::with_capacity(response.headers.len());
@@ -193,7 +203,7 @@ fn respond(response: &Response) -> Result<DirectResponse, String> {
 
 impl Balancer for Asker {
     fn name(&self) -> ByteString {
-        self.0.name.clone()
+        self.0.core.name.clone()
     }
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<policy::Choice> {
@@ -204,7 +214,7 @@ impl Balancer for Asker {
             run(store, |store| pick.call(store, ())).map(|(choice,)| Remembered::Pick(choice))
         })?;
         let Remembered::Pick(choice) = answer else {
-            return self.invalid(Question::Pick, "an answer to another question".to_owned());
+            return self.invalid(Question::Pick, "an answer to another question");
         };
         let value = match choice {
             Choice::Pass => policy::Choice::Pass,
@@ -215,14 +225,14 @@ impl Balancer for Asker {
         Ok(Answered { value, origin })
     }
 
-    fn answer_refused(&self, reason: &str) {
-        self.refused(Question::Pick, reason);
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Pick, reason, blame)
     }
 }
 
 impl Forwarding for Asker {
     fn name(&self) -> ByteString {
-        self.0.name.clone()
+        self.0.core.name.clone()
     }
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
@@ -232,19 +242,17 @@ impl Forwarding for Asker {
             let identify = functions.identify.as_ref().ok_or_else(|| absent("identify"))?;
             run(store, |store| identify.call(store, ()))?;
             let state: &mut State = store.data_mut();
-            Ok(Remembered::Identify(Arc::new(state.identity.take())))
+            Ok(Remembered::Identify(Arc::new(std::mem::take(&mut state.identity))))
         })?;
         let Remembered::Identify(edited) = answer else {
-            return self.invalid(Question::Identify, "an answer to another question".to_owned());
+            return self.invalid(Question::Identify, "an answer to another question");
         };
-        if let Some(edited) = &*edited {
-            identity.clone_from(edited);
-        }
+        edited.apply(identity);
         Ok(Answered { value: (), origin })
     }
 
-    fn answer_refused(&self, reason: &str) {
-        self.refused(Question::Identify, reason);
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Identify, reason, blame)
     }
 }
 
@@ -253,7 +261,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 impl Retry for Asker {
     fn name(&self) -> ByteString {
-        self.0.name.clone()
+        self.0.core.name.clone()
     }
 
     fn decide(
@@ -274,13 +282,13 @@ impl Retry for Asker {
             run(store, |store| decide.call(store, ())).map(|(verdict,)| Remembered::Decide(verdict))
         })?;
         let Remembered::Decide(verdict) = answer else {
-            return self.invalid(Question::Decide, "an answer to another question".to_owned());
+            return self.invalid(Question::Decide, "an answer to another question");
         };
         let value = match verdict {
             Verdict::Stop => policy::Verdict::Stop,
             Verdict::Again(pause) | Verdict::Elsewhere(pause) if Duration::from_nanos(pause) > MAX_PAUSE => {
-                return self
-                    .invalid(Question::Decide, format!("a pause of {:?} is too long", Duration::from_nanos(pause)));
+                let reason = format!("a pause of {:?} is too long", Duration::from_nanos(pause));
+                return self.invalid(Question::Decide, &reason);
             }
             Verdict::Again(pause) => policy::Verdict::Again(Duration::from_nanos(pause)),
             Verdict::Elsewhere(pause) => policy::Verdict::Elsewhere(Duration::from_nanos(pause)),
@@ -288,7 +296,7 @@ impl Retry for Asker {
         Ok(Answered { value, origin })
     }
 
-    fn answer_refused(&self, reason: &str) {
-        self.refused(Question::Decide, reason);
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Decide, reason, blame)
     }
 }

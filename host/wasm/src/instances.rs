@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rustc_hash::FxHashMap;
@@ -11,8 +11,8 @@ use wasmtime::component::TypedFunc;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::memo::Memo;
-use crate::plugin::{Core, LoadError};
-use crate::state::{self, State};
+use crate::plugin::{Core, Handle, LoadError};
+use crate::state::{self, Deadline, State};
 use crate::types::{Choice, RouteAnswer, Verdict};
 
 /// Why a guest gave no answer.
@@ -46,6 +46,8 @@ pub(crate) struct Functions {
 pub(crate) struct Instance {
     pub(crate) store: Store<State>,
     pub(crate) functions: Functions,
+    /// Bytes of memory when it was configured.
+    at_start: usize,
     counted: Counted,
 }
 
@@ -78,13 +80,13 @@ fn store(core: &Arc<Core>) -> Store<State> {
     store
 }
 
-/// Runs guest code under the clock. The store is spent when this fails.
+/// Runs guest code under the clock, which began when the store was made or its instance taken for another question. The
+/// store is spent when this fails.
 pub(crate) fn run<T>(
     store: &mut Store<State>,
     call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<T>,
 ) -> Result<T, Failed> {
     let core = store.data().core.clone();
-    store.data_mut().deadline.begin();
     store.data_mut().refused_growth = false;
     store.set_epoch_deadline(1);
     core.runtime.ticker.call_begins();
@@ -143,14 +145,23 @@ impl Instance {
         if let Some(index) = decide {
             functions.decide = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
-        Ok(Self { store, functions, counted })
+        let at_start = store.data().memory;
+        // What it set while it was configured belongs to no question.
+        store.data_mut().clear();
+        Ok(Self { store, functions, at_start, counted })
     }
 
-    /// An instance that holds nearly all it may is replaced before it fails.
+    /// An instance that holds nearly all it may is replaced before it fails, if a new one would hold less: one that needs
+    /// that much from the start would else be made anew for every question.
     fn nearly_full(&self) -> bool {
-        let core = &self.counted.0;
-        self.store.data().memory > core.limits.memory / 4 * 3
+        let limit = self.counted.0.limits.memory;
+        nearly_full(self.store.data().memory, self.at_start, limit)
     }
+}
+
+/// More than three quarters of the limit, and more than half of what was left after the configuration.
+fn nearly_full(memory: usize, at_start: usize, limit: usize) -> bool {
+    memory > limit / 4 * 3 && memory.saturating_sub(at_start) > limit.saturating_sub(at_start) / 2
 }
 
 /// The schema that a component states for its settings, from an instance of its own.
@@ -165,28 +176,54 @@ pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed
 
 /// What a thread has of a plugin.
 pub(crate) struct Slot {
-    core: Weak<Core>,
+    askers: Weak<Handle>,
     instance: Option<Instance>,
     pub(crate) memos: [Memo; 4],
 }
 
+/// What a thread has of all plugins.
+#[derive(Default)]
+struct Slots {
+    by_plugin: FxHashMap<u64, Slot>,
+    /// `GONE` when they were last swept.
+    swept: u64,
+}
+
+/// Plugins so far that nobody can ask any more. Their instances live on threads that only those threads may touch: each
+/// compares this with what it saw last, and sweeps when it changed.
+static GONE: AtomicU64 = AtomicU64::new(0);
+
 thread_local! {
-    static INSTANCES: RefCell<FxHashMap<u64, Slot>> = RefCell::default();
+    static SLOTS: RefCell<Slots> = RefCell::default();
+}
+
+impl Slots {
+    fn sweep(&mut self) {
+        let gone = GONE.load(Ordering::Acquire);
+        if self.swept != gone {
+            self.swept = gone;
+            self.by_plugin.retain(|_, slot| slot.askers.strong_count() > 0);
+        }
+    }
 }
 
 /// Gives `use_slot` this thread's slot of the plugin.
-pub(crate) fn with_slot<T>(core: &Arc<Core>, use_slot: impl FnOnce(&mut Slot) -> T) -> T {
-    INSTANCES.with_borrow_mut(|slots| {
-        let new = || Slot { core: Arc::downgrade(core), instance: None, memos: Default::default() };
-        use_slot(slots.entry(core.id).or_insert_with(new))
+pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot) -> T) -> T {
+    SLOTS.with_borrow_mut(|slots| {
+        slots.sweep();
+        let new = || Slot { askers: Arc::downgrade(handle), instance: None, memos: Default::default() };
+        use_slot(slots.by_plugin.entry(handle.core.id).or_insert_with(new))
     })
 }
 
 impl Slot {
-    /// The instance to ask: the one that lives here, or a new one.
+    /// The instance to ask: the one that lives here, or a new one. The time of the question begins.
     pub(crate) fn take_instance(&mut self, core: &Arc<Core>) -> Result<Instance, Failed> {
         match self.instance.take() {
-            Some(instance) => Ok(instance),
+            Some(mut instance) => {
+                instance.store.data_mut().deadline = Deadline::begin();
+                Ok(instance)
+            }
             None => Instance::new(core),
         }
     }
@@ -204,13 +241,76 @@ impl Slot {
     }
 }
 
-/// Drops this thread's instances of plugins that no configuration uses any more.
+/// Nobody can ask a plugin any more. Often this is the thread whose exchange was the last that could.
+pub(crate) fn asker_gone() {
+    GONE.fetch_add(1, Ordering::Release);
+    retire_stale();
+}
+
+/// Drops this thread's instances of plugins that nobody can ask any more: no configuration names them, and no exchange
+/// under way began with one that did. Costs nothing while there are none; called whenever a thread has reason to look.
 pub fn retire_stale() {
-    INSTANCES.with_borrow_mut(|slots| {
-        slots.retain(|_, slot| {
-            // The slot's instance holds the core too: more owners than that one means somebody still asks.
-            let own = usize::from(slot.instance.is_some()) * 2;
-            slot.core.strong_count() > own
-        });
+    // Neither within a question nor while the thread ends: then a later look, or the end, does it.
+    let _ = SLOTS.try_with(|slots| {
+        if let Ok(mut slots) = slots.try_borrow_mut() {
+            slots.sweep();
+        }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Instance, nearly_full};
+    use crate::{Grants, Isolation, Limits, PluginSpec, Runtime, RuntimeOptions};
+
+    /// A question that needs a new instance has one limit for all of it: what instantiating took is gone.
+    #[test]
+    fn instance_configuration_and_call_share_one_time() {
+        let text = r#"(component
+          (core module $policy
+            (func $work (local $left i32)
+              (local.set $left (i32.const 30000000))
+              (loop (br_if 0 (local.tee $left (i32.sub (local.get $left) (i32.const 1))))))
+            (start $work)
+            (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+            (func (export "configure") (param i32 i32) (result i32) (i32.const 256))
+            (func (export "identify")))
+          (core instance $policy (instantiate $policy))
+          (func $configure (param "settings" string) (result (result (error string)))
+            (canon lift (core func $policy "configure") (memory (core memory $policy "memory"))
+              (realloc (core func $policy "realloc"))))
+          (func $identify (canon lift (core func $policy "identify")))
+          (instance $plugin (export "configure" (func $configure)))
+          (instance $forwarding (export "identify" (func $identify)))
+          (export "tidegate:policy/plugin@0.1.0" (instance $plugin))
+          (export "tidegate:policy/forwarding@0.1.0" (instance $forwarding)))"#;
+        let spec = PluginSpec {
+            name: "p".into(),
+            bytes: wat::parse_str(text).expect("a component").into(),
+            settings: serde_json::json!({}),
+            deny: false,
+            limits: Limits { time: Duration::from_secs(20), memory: 1 << 20 },
+            grants: Grants { headers: None, wasi: false },
+            isolation: Isolation::Worker,
+            memoise: false,
+        };
+        let runtime = Runtime::new(RuntimeOptions { cache: None, max_instances: 10 }).expect("an engine");
+        let plugin = runtime.load(&spec, None).expect("it loads");
+        let begun = Instant::now();
+        let instance = Instance::new(&plugin.handle.core).expect("an instance");
+        let (took, counted) = (begun.elapsed(), instance.store.data().deadline.begun.elapsed());
+        assert!(counted > took / 2, "of {took:?} only {counted:?} count");
+    }
+
+    #[test]
+    fn an_instance_is_replaced_for_what_it_gathered_not_for_what_it_needs() {
+        assert!(!nearly_full(70, 10, 100));
+        assert!(nearly_full(80, 10, 100));
+        assert!(!nearly_full(80, 80, 100));
+        assert!(!nearly_full(85, 80, 100), "a little more, once, is its steady state");
+        assert!(nearly_full(95, 80, 100));
+    }
 }

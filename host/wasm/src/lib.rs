@@ -16,6 +16,7 @@ mod state;
 mod stats;
 mod ticker;
 mod types;
+mod wasi;
 
 pub use instances::retire_stale;
 pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use tidegate_policy::{Identity, RequestEdits};
+use tidegate_policy::{HeaderEdit, HeaderEdits, RequestEdits};
 
-use crate::state::Facts;
+use crate::state::{Facts, IdentityEdits};
 use crate::types::{Choice, RouteAnswer, Verdict};
 
 /// A fact a guest can read that does not change while the question is at hand, and that it may be remembered by.
@@ -165,9 +165,54 @@ impl Trace {
 pub(crate) enum Remembered {
     Route(Arc<(RouteAnswer, Option<Arc<str>>, RequestEdits)>),
     Pick(Choice),
-    /// What the guest set of the identity, if anything.
-    Identify(Arc<Option<Identity>>),
+    /// What the guest set of the identity.
+    Identify(Arc<IdentityEdits>),
     Decide(Verdict),
+}
+
+impl Remembered {
+    /// About what it takes to keep.
+    fn size(&self) -> usize {
+        const EACH: usize = 64;
+        let fields = |edits: &HeaderEdits| -> usize {
+            let value = |edit: &HeaderEdit| match edit {
+                HeaderEdit::Set(_, value) | HeaderEdit::Append(_, value) => value.len(),
+                HeaderEdit::Remove(_) => 0,
+            };
+            edits.iter().map(|edit| edit.name().as_str().len() + value(edit) + EACH).sum()
+        };
+        match self {
+            Self::Route(route) => {
+                let (answer, _, edits) = &**route;
+                let answer = match answer {
+                    RouteAnswer::Pass => 0,
+                    RouteAnswer::Forward(cluster) => cluster.len(),
+                    RouteAnswer::Respond(response) => {
+                        let fields = response.headers.iter().map(|field| field.name.len() + field.value.len() + EACH);
+                        response.body.len() + fields.sum::<usize>()
+                    }
+                };
+                let texts =
+                    [edits.path.as_ref(), edits.query.as_ref().and_then(Option::as_ref), edits.authority.as_ref()];
+                let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
+                let notes: usize = edits.notes.iter().map(|(name, value)| name.len() + value.len() + EACH).sum();
+                answer + texts + notes + fields(&edits.headers) + fields(&edits.response_headers) + EACH
+            }
+            Self::Identify(edits) => {
+                edits
+                    .elements
+                    .iter()
+                    .flatten()
+                    .map(|element| {
+                        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+                        text(&element.host) + text(&element.proto) + 3 * EACH
+                    })
+                    .sum::<usize>()
+                    + EACH
+            }
+            Self::Pick(_) | Self::Decide(_) => EACH,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -187,27 +232,55 @@ pub(crate) struct Memo {
     root: Option<Next>,
     nodes: Vec<Node>,
     leaves: Vec<Remembered>,
+    /// Of the keys and answers kept.
+    bytes: usize,
     looked: u32,
     found: u32,
-    given_up: bool,
+    state: Use,
 }
 
-/// Branches and leaves a tree may have; a full one begins anew.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Use {
+    #[default]
+    Grows,
+    /// It did not pay: not looked at for this many questions more.
+    Rests(u32),
+    /// The guest is no function of what it reads.
+    Never,
+}
+
+/// Leaves a tree may have, and bytes; a full one begins anew.
 const MAX_LEAVES: usize = 4096;
-/// After this many questions the tree must have known one in ten, or it is given up.
+const MAX_BYTES: usize = 4 << 20;
+/// Values and answers larger than this are not kept: a few of them would drive everything else out.
+const MAX_KEPT: usize = 16 << 10;
+/// After this many questions the tree must have known one in ten, or it rests.
 const JUDGE_AFTER: u32 = 4096;
+/// A branch, beside the value on it.
+const KEY: usize = 64;
+/// For so many questions: whoever scans with requests that are all new turns it off for a while, not for good.
+const REST: u32 = 64 * 1024;
 
 impl Memo {
     pub(crate) fn in_use(&self) -> bool {
-        !self.given_up
+        self.state == Use::Grows
     }
 
     /// The remembered answer to a question with these facts.
     pub(crate) fn find(&mut self, facts: &Facts, granted: impl Fn(&str) -> bool) -> Option<&Remembered> {
+        match self.state {
+            Use::Grows => {}
+            Use::Never => return None,
+            Use::Rests(1) => *self = Self::default(),
+            Use::Rests(left) => {
+                self.state = Use::Rests(left - 1);
+                return None;
+            }
+        }
         self.looked += 1;
         if self.looked >= JUDGE_AFTER {
             if self.found < JUDGE_AFTER / 10 {
-                *self = Self { given_up: true, ..Self::default() };
+                *self = Self { state: Use::Rests(REST), ..Self::default() };
                 return None;
             }
             (self.looked, self.found) = (0, 0);
@@ -231,14 +304,24 @@ impl Memo {
 
     /// Grows the tree by what a run read and answered.
     pub(crate) fn learn(&mut self, trace: &Trace, facts: &Facts, granted: impl Fn(&str) -> bool, answer: Remembered) {
-        if self.given_up || trace.tainted {
+        let size = answer.size();
+        if !self.in_use() || trace.tainted || size > MAX_KEPT {
             return;
         }
-        if self.leaves.len() >= MAX_LEAVES {
-            (self.root, self.nodes, self.leaves) = (None, Vec::new(), Vec::new());
-        }
-        let leaf = Next::Leaf(self.leaves.len() as u32);
         let mut scratch = Value::new();
+        let mut keys = 0;
+        for read in &trace.reads {
+            value(read, facts, &granted, &mut scratch);
+            if scratch.len() > MAX_KEPT {
+                return;
+            }
+            keys += scratch.len() + KEY;
+        }
+        if self.leaves.len() >= MAX_LEAVES || self.bytes + size + keys > MAX_BYTES {
+            (self.root, self.nodes, self.leaves, self.bytes) = (None, Vec::new(), Vec::new(), 0);
+        }
+        self.bytes += size + keys;
+        let leaf = Next::Leaf(self.leaves.len() as u32);
         // Where the next step is hung: the root, or a branch of a node.
         let mut place: Option<(u32, Box<[u8]>)> = None;
         for read in &trace.reads {
@@ -250,7 +333,7 @@ impl Memo {
                 Some(Next::Node(node)) if self.nodes[node as usize].read == *read => node,
                 // The guest read something else after the same values: it is no function of what it reads.
                 Some(_) => {
-                    *self = Self { given_up: true, ..Self::default() };
+                    *self = Self { state: Use::Never, ..Self::default() };
                     return;
                 }
                 None => {
@@ -325,15 +408,46 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_never_helps_is_given_up_and_stays_bounded() {
+    fn a_tree_that_never_helps_rests_and_stays_bounded() {
         let mut memo = Memo::default();
-        for index in 0..JUDGE_AFTER + 1 {
-            let question = facts(asked("GET", &format!("/{index}")));
-            if memo.find(&question, |_: &str| true).is_none() {
-                memo.learn(&trace(&[Read::Path]), &question, |_: &str| true, Remembered::Pick(Choice::Pass));
+        let all = |_: &str| true;
+        let ask = |memo: &mut Memo, path: &str| {
+            let question = facts(asked("GET", path));
+            let found = memo.find(&question, all).is_some();
+            if !found && memo.in_use() {
+                memo.learn(&trace(&[Read::Path]), &question, all, Remembered::Pick(Choice::Pass));
             }
+            found
+        };
+        for index in 0..=JUDGE_AFTER {
+            ask(&mut memo, &format!("/{index}"));
             assert!(memo.leaves.len() <= MAX_LEAVES);
         }
         assert!(!memo.in_use());
+        // A scanner does not turn it off for ever.
+        let again = (0..=REST).find(|_| ask(&mut memo, "/usual"));
+        assert!(again.is_some_and(|after| after >= REST - 2), "{again:?}");
+    }
+
+    #[test]
+    fn what_it_holds_is_bounded_in_bytes() {
+        let mut memo = Memo::default();
+        let all = |_: &str| true;
+        let respond = |bytes: usize| {
+            let response = crate::types::Response { status: 200, headers: vec![], body: vec![0; bytes] };
+            Remembered::Route(Arc::new((RouteAnswer::Respond(response), None, RequestEdits::default())))
+        };
+        let question = facts(asked("GET", "/a"));
+        memo.learn(&trace(&[Read::Path]), &question, all, respond(MAX_KEPT + 1));
+        assert!(memo.find(&question, all).is_none(), "a large body is not kept");
+        for index in 0..1000 {
+            let question = facts(asked("GET", &format!("/{index}/{}", "x".repeat(8000))));
+            memo.learn(&trace(&[Read::Path]), &question, all, respond(8000));
+            assert!(memo.bytes <= MAX_BYTES && memo.leaves.len() * 16_000 <= MAX_BYTES);
+        }
+        let huge = facts(asked("GET", &format!("/{}", "x".repeat(MAX_KEPT))));
+        let before = memo.leaves.len();
+        memo.learn(&trace(&[Read::Path]), &huge, all, respond(1));
+        assert_eq!(memo.leaves.len(), before, "nor is a long value");
     }
 }

@@ -18,7 +18,7 @@ use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
 use crate::state::State;
 use crate::stats::PluginStats;
-use crate::{artifact, instances};
+use crate::{artifact, instances, wasi};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Isolation {
@@ -41,6 +41,13 @@ pub struct Grants {
     /// Lower-case names of the fields it may read and edit; `None`: all.
     pub headers: Option<Vec<String>>,
     pub wasi: bool,
+}
+
+impl Grants {
+    /// Whether it may see and edit the field of this name, however a guest writes it.
+    pub(crate) fn field(&self, name: &str) -> bool {
+        self.headers.as_ref().is_none_or(|names| names.iter().any(|granted| granted.eq_ignore_ascii_case(name)))
+    }
 }
 
 /// What a plugin is made of.
@@ -143,14 +150,25 @@ pub(crate) struct Core {
     pub(crate) settings: String,
     pub(crate) pre: InstancePre<State>,
     pub(crate) exports: Exports,
-    pub(crate) stats: PluginStats,
+    pub(crate) stats: Arc<PluginStats>,
     pub(crate) quarantine: Quarantine,
     pub(crate) runtime: Arc<Runtime>,
 }
 
+/// What those share who may ask a plugin. The core alone cannot tell whether anybody does: every live instance holds it.
+pub(crate) struct Handle {
+    pub(crate) core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        instances::asker_gone();
+    }
+}
+
 /// A loaded plugin.
 pub struct Plugin {
-    core: Arc<Core>,
+    pub(crate) handle: Arc<Handle>,
     identity: [u8; 32],
     digest: [u8; 32],
     questions: Questions,
@@ -176,7 +194,7 @@ impl Runtime {
         }
         let mut linker = Linker::new(&self.engine);
         let linked = host::link(&mut linker, questions.list())
-            .and_then(|()| if spec.grants.wasi { wasmtime_wasi::p2::add_to_linker_sync(&mut linker) } else { Ok(()) });
+            .and_then(|()| if spec.grants.wasi { wasi::link(&mut linker) } else { Ok(()) });
         linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
         static IDS: AtomicU64 = AtomicU64::new(0);
@@ -186,18 +204,19 @@ impl Runtime {
             limits: spec.limits,
             grants: spec.grants.clone(),
             isolation: spec.isolation,
-            memoise: spec.memoise,
+            // What a guest learns through WASI is in no trace.
+            memoise: spec.memoise && !spec.grants.wasi,
             deny: spec.deny,
             settings: spec.settings.to_string(),
             pre,
             exports,
-            stats: PluginStats::default(),
+            stats: Arc::default(),
             quarantine: Quarantine::default(),
             runtime: self.clone(),
         });
         check_settings(&core, &spec.settings)?;
         Instance::new(&core).map_err(|failed| failed.at_load())?;
-        Ok(Arc::new(Plugin { core, identity, digest, questions }))
+        Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest, questions }))
     }
 }
 
@@ -206,10 +225,13 @@ fn check_imports(runtime: &Runtime, component: &Component, questions: Questions,
     let refuse = |import: &str, why: &str| Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });
     for (import, _) in component.component_type().imports(&runtime.engine) {
         if import.starts_with("wasi:") {
-            if wasi {
+            if !wasi {
+                return refuse(import, "was not granted; set grants.wasi = true, or build it without WASI");
+            }
+            if wasi::known(import) {
                 continue;
             }
-            return refuse(import, "was not granted; set grants.wasi = true, or build it without WASI");
+            return refuse(import, "this gateway does not have");
         }
         let known = INTERFACES.iter().find(|interface| full_name(interface.name) == import);
         match known {
@@ -241,7 +263,7 @@ fn check_settings(core: &Arc<Core>, settings: &serde_json::Value) -> Result<(), 
 
 impl Plugin {
     pub fn name(&self) -> &ByteString {
-        &self.core.name
+        &self.handle.core.name
     }
 
     /// SHA-256 of the component, in hexadecimal.
@@ -253,29 +275,30 @@ impl Plugin {
         self.questions
     }
 
-    pub fn stats(&self) -> &PluginStats {
-        &self.core.stats
+    /// Outlives the plugin for whoever keeps it.
+    pub fn stats(&self) -> &Arc<PluginStats> {
+        &self.handle.core.stats
     }
 
     /// Whether it is left alone for now.
     pub fn quarantined(&self) -> bool {
-        !self.core.quarantine.open()
+        !self.handle.core.quarantine.open()
     }
 
     pub fn router(&self) -> Option<Arc<dyn Router>> {
-        self.questions.route.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Router>)
+        self.questions.route.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Router>)
     }
 
     pub fn balancer(&self) -> Option<Arc<dyn Balancer>> {
-        self.questions.pick.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Balancer>)
+        self.questions.pick.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Balancer>)
     }
 
     pub fn forwarding(&self) -> Option<Arc<dyn Forwarding>> {
-        self.questions.identify.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Forwarding>)
+        self.questions.identify.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Forwarding>)
     }
 
     pub fn retry(&self) -> Option<Arc<dyn Retry>> {
-        self.questions.decide.then(|| Arc::new(Asker(self.core.clone())) as Arc<dyn Retry>)
+        self.questions.decide.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Retry>)
     }
 
     /// For the status page.

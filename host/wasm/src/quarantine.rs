@@ -63,8 +63,13 @@ impl Quarantine {
 
     fn failed_at(&self, kind: PolicyFaultKind, now: Duration) -> bool {
         self.clean.store(0, Ordering::Relaxed);
-        let probation = self.until.load(Ordering::Relaxed) != 0;
         let mut record = self.lock();
+        let until = self.until.load(Ordering::Relaxed);
+        // Asked before it was quarantined, by another worker: nothing new.
+        if until > now.as_nanos() as u64 {
+            return false;
+        }
+        let probation = until != 0;
         let index = PolicyFaultKind::ALL.iter().position(|other| *other == kind).unwrap_or(0);
         let (begun, faults) = &mut record.windows[index];
         if now.saturating_sub(*begun) > WINDOW {
@@ -103,6 +108,10 @@ mod tests {
         let until = |q: &Quarantine| Duration::from_nanos(q.until.load(Ordering::Relaxed));
         assert_eq!(until(&quarantine), Duration::from_secs(2));
         assert!(!quarantine.open());
+        for _ in 0..10 {
+            assert!(!quarantine.failed_at(PolicyFaultKind::Trap, at + Duration::from_millis(5)));
+        }
+        assert_eq!(until(&quarantine), Duration::from_secs(2), "those asked before it do not make it longer");
         let later = Duration::from_secs(5);
         assert!(quarantine.failed_at(PolicyFaultKind::Trap, later), "on probation one is enough");
         assert_eq!(until(&quarantine), Duration::from_secs(7));

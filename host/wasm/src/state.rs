@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tidegate_policy::{Asked, AttemptFacts, Element, EndpointsView, Identity, RequestEdits};
+use tidegate_policy::{Asked, AttemptFacts, Element, EndpointsView, Families, Identity, RequestEdits};
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -37,7 +37,7 @@ pub(crate) struct State {
     pub(crate) facts: Facts,
     /// What the guest asked to change: of the request, of the identity.
     pub(crate) edits: RequestEdits,
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: IdentityEdits,
     pub(crate) trace: Trace,
     pub(crate) random: fastrand::Rng,
     pub(crate) deadline: Deadline,
@@ -56,15 +56,15 @@ unsafe impl Send for State {}
 impl State {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         let limits = core.limits;
-        let wasi = core.grants.wasi.then(|| (WasiCtx::builder().build(), ResourceTable::new()));
+        let wasi = core.grants.wasi.then(crate::wasi::context);
         Self {
             core,
             facts: Facts::default(),
             edits: RequestEdits::default(),
-            identity: None,
+            identity: IdentityEdits::default(),
             trace: Trace::default(),
             random: fastrand::Rng::new(),
-            deadline: Deadline::none(),
+            deadline: Deadline::begin(),
             limits,
             refused_growth: false,
             memory: 0,
@@ -76,11 +76,11 @@ impl State {
     pub(crate) fn clear(&mut self) {
         self.facts = Facts::default();
         self.edits = RequestEdits::default();
-        self.identity = None;
+        self.identity = IdentityEdits::default();
     }
 
     pub(crate) fn granted(&self, header: &str) -> bool {
-        self.core.grants.headers.as_ref().is_none_or(|names| names.iter().any(|name| name == header))
+        self.core.grants.field(header)
     }
 }
 
@@ -99,6 +99,25 @@ impl ResourceLimiter for State {
     }
 }
 
+/// What a forwarding policy set, applied to whatever the configured rule proposes: the same edits may belong to routes
+/// that propose different things.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct IdentityEdits {
+    pub(crate) elements: Option<Vec<Element>>,
+    pub(crate) families: Option<Families>,
+}
+
+impl IdentityEdits {
+    pub(crate) fn apply(&self, identity: &mut Identity) {
+        if let Some(elements) = &self.elements {
+            identity.elements.clone_from(elements);
+        }
+        if let Some(families) = self.families {
+            identity.families = families;
+        }
+    }
+}
+
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let (ctx, table) = self.wasi.as_mut().expect("WASI is linked only for plugins that were granted it");
@@ -110,26 +129,23 @@ impl WasiView for State {
 ///
 /// What counts is the CPU time of the thread from the first look on, so that a guest whose thread waits for a core is
 /// not stopped for it; ten times the limit on the wall clock ends it in any case.
+///
+/// One stretch of time for all that a question takes: making an instance, configuring it, the call.
 pub(crate) struct Deadline {
-    begun: Option<Instant>,
+    pub(crate) begun: Instant,
     cpu_at_first_look: Option<std::time::Duration>,
 }
 
 impl Deadline {
-    pub(crate) fn none() -> Self {
-        Self { begun: None, cpu_at_first_look: None }
-    }
-
-    pub(crate) fn begin(&mut self) {
-        self.begun = Some(Instant::now());
-        self.cpu_at_first_look = None;
+    pub(crate) fn begin() -> Self {
+        Self { begun: Instant::now(), cpu_at_first_look: None }
     }
 }
 
 /// Called by the store on each tick while its guest runs.
 pub(crate) fn look(state: &mut State) -> wasmtime::Result<UpdateDeadline> {
     let limit = state.limits.time;
-    let wall = state.deadline.begun.map_or(limit, |begun| begun.elapsed());
+    let wall = state.deadline.begun.elapsed();
     let cpu = cpu_time();
     let first = *state.deadline.cpu_at_first_look.get_or_insert(cpu);
     let used = cpu.saturating_sub(first) + crate::ticker::TICK;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::json;
 use tidegate_policy::contract::{self, asked, asked_with};
-use tidegate_policy::{Asked, Origin, PolicyFaultKind, RequestEdits, RouteAnswer};
+use tidegate_policy::{Asked, Blame, Origin, PolicyFaultKind, RequestEdits, RouteAnswer};
 use tidegate_wasm::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions};
 
 fn runtime() -> Arc<Runtime> {
@@ -197,4 +197,82 @@ fn an_unchanged_plugin_is_taken_over_and_the_cache_serves() {
     assert!(
         matches!(again.router().expect("it routes").route(&question, &mut RequestEdits::default()), Ok(a) if matches!(a.value, RouteAnswer::Forward(_)))
     );
+}
+
+/// Every thread has its own instance, and only that thread can drop it: it does once nobody can ask any more.
+#[test]
+fn instances_of_a_plugin_that_is_gone_retire_on_every_thread() {
+    let runtime = runtime();
+    let plugin = runtime.load(&spec(READER, json!({})), None).expect("it loads");
+    let other = runtime.load(&spec(READER, json!({})), None).expect("it loads");
+    let stats = |plugin: &Plugin| plugin.stats().live_instances();
+    let (asked_once, gone) = (Arc::new(std::sync::Barrier::new(3)), Arc::new(std::sync::Barrier::new(3)));
+    let done = Arc::new(std::sync::Barrier::new(3));
+    let threads = [0, 1].map(|index| {
+        let (router, other) = (plugin.router().expect("it routes"), other.router().expect("it routes"));
+        let (asked_once, gone, done) = (asked_once.clone(), gone.clone(), done.clone());
+        std::thread::spawn(move || {
+            let question = asked("GET", "/v1");
+            router.route(&question, &mut RequestEdits::default()).expect("an answer");
+            drop(router);
+            asked_once.wait();
+            gone.wait();
+            match index {
+                // By the worker's own look, and by a question to any other plugin.
+                0 => tidegate_wasm::retire_stale(),
+                _ => drop(other.route(&question, &mut RequestEdits::default())),
+            }
+            done.wait();
+        })
+    });
+    asked_once.wait();
+    assert_eq!(stats(&plugin), 2);
+    // The handle goes; what counts the instances stays, to be looked at.
+    let counts = plugin.stats().clone();
+    drop(plugin);
+    gone.wait();
+    done.wait();
+    assert_eq!(counts.live_instances(), 0);
+    for thread in threads {
+        thread.join().expect("no panic");
+    }
+}
+
+/// A router's own responses are held against its grants too.
+#[test]
+fn a_response_has_only_granted_fields() {
+    let mut respond = spec(ROUTER, json!({ "behave": "bad_field" }));
+    respond.grants.headers = Some(vec!["x-env".to_owned()]);
+    let router = load(&respond).router().expect("it routes");
+    let fault = router.route(&asked("GET", "/"), &mut RequestEdits::default()).expect_err("it is refused");
+    assert!(fault.kind == PolicyFaultKind::Invalid && fault.detail.contains("not granted"), "{}", fault.detail);
+}
+
+/// One wrong name must not switch a whole router off, a busy pool no plugin at all.
+#[test]
+fn a_refused_answer_quarantines_only_whom_it_blames() {
+    let plugin = load(&spec(READER, json!({})));
+    let router = plugin.router().expect("it routes");
+    for _ in 0..20 {
+        assert!(!router.answer_refused("no such cluster", Blame::Nobody).deny);
+    }
+    assert!(!plugin.quarantined());
+    let faults = |kind: &str| plugin.stats().questions[0].faults().find(|(name, _)| *name == kind).map(|(_, n)| n);
+    assert_eq!(faults("invalid"), Some(20));
+    (0..5).for_each(|_| drop(router.answer_refused("nonsense", Blame::Policy)));
+    assert!(plugin.quarantined());
+    let mut closed = spec(READER, json!({}));
+    closed.deny = true;
+    assert!(load(&closed).router().expect("it routes").answer_refused("no such cluster", Blame::Nobody).deny);
+}
+
+/// Names are lower case by contract; a guest that writes them otherwise gets the same with and without explicit grants.
+#[test]
+fn the_case_of_a_name_makes_no_difference_to_grants() {
+    let settings = json!({ "tenant_from": [{ "header": "X-Tenant" }], "tenants": [{ "name": "t", "cluster": "own" }], "default": "c" });
+    let question = asked_with("GET", "/", &[("x-tenant", "t")]);
+    let all = spec(CANARY, settings);
+    let mut some = all.clone();
+    some.grants.headers = Some(vec!["x-tenant".to_owned()]);
+    assert_eq!(answer(&load(&all), &question).0, answer(&load(&some), &question).0);
 }

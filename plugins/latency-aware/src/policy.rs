@@ -64,9 +64,12 @@ impl Balancer for LatencyAware {
         sorted.sort_by(f64::total_cmp);
         let bound = sorted[(sorted.len() - 1) / 2] * self.0.outlier;
         let fit: Vec<u32> = available.iter().copied().filter(|index| latency(*index) <= bound).collect();
+        // Two different ones, where there are two.
         let drawn = random();
-        let first = fit[drawn as usize % fit.len()];
-        let second = fit[(drawn >> 32) as usize % fit.len()];
+        let (low, high) = ((drawn & 0xffff_ffff) as usize, (drawn >> 32) as usize);
+        let place = low % fit.len();
+        let step = if fit.len() > 1 { 1 + high % (fit.len() - 1) } else { 0 };
+        let (first, second) = (fit[place], fit[(place + step) % fit.len()]);
         let cost = |index: u32| {
             let queue = in_flights.get(index as usize).copied().unwrap_or(0) + 1;
             latency(index) * f64::from(queue) / f64::from(endpoints.weight(index).max(1))
@@ -103,7 +106,9 @@ mod tests {
     #[test]
     fn the_faster_gets_more_and_an_outlier_nothing() {
         let counts = picks(vec![endpoint(10, 0), endpoint(20, 0), endpoint(1000, 0)]);
-        assert!(counts[0] > counts[1] && counts[1] > 0 && counts[2] == 0, "{counts:?}");
+        assert_eq!(counts, [500, 0, 0], "of two that are drawn the faster is taken");
+        let counts = picks(vec![endpoint(10, 0), endpoint(20, 0), endpoint(30, 0), endpoint(1000, 0)]);
+        assert!(counts[0] > counts[1] && counts[1] > 0 && counts[2] == 0 && counts[3] == 0, "{counts:?}");
     }
 
     #[test]

@@ -37,6 +37,9 @@ fn yes() -> bool {
     true
 }
 
+/// Longest chain that the gateway takes.
+const MAX_ELEMENTS: usize = 32;
+
 /// The policy.
 pub struct PrivateForwarding(Settings);
 
@@ -73,8 +76,9 @@ impl PrivateForwarding {
             key[..secret.len()].copy_from_slice(secret);
         }
         let pad = |byte: u8| key.map(|b| b ^ byte);
-        let inner =
-            Sha256::new().chain_update(pad(0x36)).chain_update(&self.0.period).chain_update(ip.to_string()).finalize();
+        // The zero keeps period and address apart: no address begins with one.
+        let named = Sha256::new().chain_update(pad(0x36)).chain_update(&self.0.period).chain_update([0]);
+        let inner = named.chain_update(ip.to_string()).finalize();
         let outer = Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize();
         let digits: String = outer.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Node::Obfuscated(format!("_{digits}"))
@@ -94,10 +98,12 @@ impl Forwarding for PrivateForwarding {
         let settings = &self.0;
         let chain = identity.proposed();
         let last = chain.len().saturating_sub(1);
+        // The gateway proposes up to one more than it takes back: the farthest hop is the one to leave out.
+        let first = if settings.keep_chain { chain.len().saturating_sub(MAX_ELEMENTS) } else { last };
         let mut elements: Vec<Element> = chain
             .into_iter()
             .enumerate()
-            .filter(|(index, _)| settings.keep_chain || *index == last)
+            .skip(first)
             .map(|(index, element)| {
                 // Without the hops before, this gateway's own element stands for the client itself.
                 let node = if index == last && !settings.keep_chain {
@@ -106,12 +112,17 @@ impl Forwarding for PrivateForwarding {
                     element.r#for.map(|node| self.hidden(node))
                 };
                 let told = settings.tell_host;
-                Element {
+                let mut hidden = Element {
                     r#for: node,
                     by: element.by,
                     host: element.host.filter(|_| told),
                     proto: element.proto.filter(|_| told),
+                };
+                // A hop that told only what is not told on was a hop all the same.
+                if hidden == Element::default() {
+                    hidden.r#for = Some(Node::Unknown);
                 }
+                hidden
             })
             .collect();
         if elements.is_empty() {
@@ -182,5 +193,35 @@ mod tests {
         assert!(!format!("{kept:?}").contains("203.0.113.9") && kept[1].proto.is_none());
         assert_eq!(question.edited.families, Some(Families { forwarded: true, x_forwarded: false, x_real_ip: false }));
         assert!(configure::<PrivateForwarding>(json!({ "secret": "short" })).is_err());
+    }
+
+    #[test]
+    fn a_full_chain_keeps_its_nearest_hops() {
+        let mut question = Question::get("/");
+        let own = question.proposed.pop().expect("the gateway's own element");
+        let hop = |index: u8| Element { r#for: Some(Node::Ip([203, 0, 113, index].into())), ..Element::default() };
+        question.proposed = (0..32).map(hop).chain([own]).collect();
+        let kept = ask(json!({ "secret": "0123456789abcdef", "keep_chain": true }), &mut question);
+        question.proposed.remove(0);
+        let same = ask(json!({ "secret": "0123456789abcdef", "keep_chain": true }), &mut question);
+        assert_eq!((kept.len(), &kept), (32, &same));
+    }
+
+    #[test]
+    fn a_hop_with_nothing_left_to_tell_is_unknown() {
+        let mut question = Question::get("/");
+        question.proposed.insert(0, Element { proto: Some("https".to_owned()), ..Element::default() });
+        let kept = ask(json!({ "secret": "0123456789abcdef", "keep_chain": true, "tell_host": false }), &mut question);
+        assert_eq!(kept[0], Element { r#for: Some(Node::Unknown), ..Element::default() });
+    }
+
+    #[test]
+    fn period_and_address_do_not_run_together() {
+        let of = |period: &str, ip: &str| {
+            let mut question = Question::get("/");
+            question.client = ip.parse().expect("an address");
+            name(&ask(json!({ "secret": "0123456789abcdef", "period": period }), &mut question))
+        };
+        assert_ne!(of("2026-1", "1.2.3.4"), of("2026-", "11.2.3.4"));
     }
 }

@@ -1,35 +1,33 @@
 //! `Forwarded` (RFC 7239): the whole grammar, parsed from a slice and written back exactly.
 
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{Element, Node};
 
-/// Most elements that are read: a chain longer than this is an attack, not a path.
+/// Most elements that are read, those nearest to this hop: a chain longer than this is an attack, not a path. What is
+/// beyond stands on the left, where a client writes and trusted hops do not.
 pub(super) const MAX_ELEMENTS: usize = 32;
 
-/// Parses a field value (all its lines joined by commas). An element that breaks the grammar is `None`, at its place:
-/// whoever walks the chain must stop there.
+/// Parses the last `MAX_ELEMENTS` of a field value (all its lines joined by commas). An element that breaks the grammar
+/// is `None`, at its place: whoever walks the chain must stop there.
 pub fn parse_forwarded(value: &[u8]) -> Vec<Option<Element>> {
-    let mut elements = Vec::new();
-    let mut rest = value;
-    while elements.len() < MAX_ELEMENTS {
-        let (element, more) = split_element(rest);
-        match element {
-            // The list rule lets a sender leave elements empty (RFC 9110, section 5.6.1).
-            Some(text) if text.trim_ascii().is_empty() => {}
-            Some(text) => elements.push(parse_element(text)),
-            None => {
-                elements.push(None);
-                break;
-            }
+    let mut texts: VecDeque<Option<&[u8]>> = VecDeque::with_capacity(MAX_ELEMENTS);
+    let mut rest = Some(value);
+    while let Some(text) = rest {
+        let (element, more) = split_element(text);
+        rest = more;
+        // The list rule lets a sender leave elements empty (RFC 9110, section 5.6.1).
+        if element.is_some_and(|text| text.trim_ascii().is_empty()) {
+            continue;
         }
-        match more {
-            Some(more) => rest = more,
-            None => break,
+        if texts.len() == MAX_ELEMENTS {
+            texts.pop_front();
         }
+        texts.push_back(element);
     }
-    elements
+    texts.into_iter().map(|text| text.and_then(parse_element)).collect()
 }
 
 /// Up to the next comma outside quotes; `None` for a quote that never ends.
@@ -266,6 +264,11 @@ mod tests {
         let mixed = parse_forwarded(b"for=1.2.3.4, junk, for=5.6.7.8");
         assert!(mixed[0].is_some() && mixed[1].is_none() && mixed[2].is_some());
         assert_eq!(parse_forwarded(&b"for=_a,".repeat(100)).len(), MAX_ELEMENTS);
+        // The nearest ones are kept.
+        let long: Vec<String> = (0..40).map(|hop| format!("for=_{hop}")).collect();
+        let read = parse_forwarded(long.join(",").as_bytes());
+        let node = |at: usize| read[at].as_ref().and_then(|element| element.r#for.clone());
+        assert_eq!((node(0), node(31)), (Some(Node::Obfuscated("_8".into())), Some(Node::Obfuscated("_39".into()))));
     }
 
     fn node() -> impl Strategy<Value = Node> {

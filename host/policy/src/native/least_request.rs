@@ -1,13 +1,20 @@
-//! Least request by the power of two choices (Mitzenmacher, 2001): two at random, the less loaded of them.
+//! Least request by the power of two choices: two at random, the less loaded of them.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointsView};
+use super::draw::Draw;
+use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointSet, EndpointsView};
 use bytestring::ByteString;
 
-/// Picks the endpoint with fewer requests in flight per weight, of two drawn at random.
-#[derive(Debug, Default)]
-pub struct LeastRequest;
+/// Picks the endpoint with fewer requests in flight per weight, of two drawn by weight.
+pub struct LeastRequest(Draw);
+
+impl LeastRequest {
+    pub fn new(set: &Arc<EndpointSet>) -> Self {
+        Self(Draw::new(set))
+    }
+}
 
 impl Balancer for LeastRequest {
     fn name(&self) -> ByteString {
@@ -15,33 +22,8 @@ impl Balancer for LeastRequest {
     }
 
     fn pick(&self, _: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {
-        let load = |index| {
-            let weight = view.get(index).map_or(1, |endpoint| endpoint.weight.max(1));
-            f64::from(view.in_flight(index) + 1) / f64::from(weight)
-        };
-        Ok(Answered::native(of_two(view, load)))
+        Ok(Answered::native(self.0.of_two(view, |_| 1.0)))
     }
-}
-
-/// The better of two available endpoints drawn at random, by the lower `cost`.
-pub(super) fn of_two(view: &EndpointsView, cost: impl Fn(u32) -> f64) -> Choice {
-    let Some(first) = draw(view, None) else { return Choice::None };
-    let Some(second) = draw(view, Some(first)) else { return Choice::Endpoint(first) };
-    Choice::Endpoint(if cost(second) < cost(first) { second } else { first })
-}
-
-/// A random available endpoint other than `but`: a few throws, then a scan from a random place.
-fn draw(view: &EndpointsView, but: Option<u32>) -> Option<u32> {
-    let size = view.len() as u32;
-    if size == 0 {
-        return None;
-    }
-    let fits = |index: &u32| Some(*index) != but && view.available(*index);
-    let thrown = (0..3).map(|_| fastrand::u32(..size)).find(fits);
-    thrown.or_else(|| {
-        let start = fastrand::u32(..size);
-        (0..size).map(|step| (start + step) % size).find(fits)
-    })
 }
 
 #[cfg(test)]
@@ -51,15 +33,20 @@ mod tests {
     use super::*;
     use crate::contract::{asked, endpoints};
 
+    fn pick(view: &EndpointsView) -> u32 {
+        let picked = LeastRequest::new(&view.set).pick(&asked("GET", "/"), view).map(|answered| answered.value);
+        match picked {
+            Ok(Choice::Endpoint(index)) => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn the_less_loaded_of_two_is_taken() {
         let set = endpoints(&[1, 1]);
         set.endpoints[0].state.begin();
         let view = EndpointsView::new(set, Duration::ZERO);
-        for _ in 0..20 {
-            let picked = LeastRequest.pick(&asked("GET", "/"), &view).map(|answered| answered.value);
-            assert_eq!(picked.ok(), Some(Choice::Endpoint(1)));
-        }
+        assert!((0..20).all(|_| pick(&view) == 1));
     }
 
     #[test]
@@ -67,7 +54,20 @@ mod tests {
         let set = endpoints(&[10, 1]);
         (0..5).for_each(|_| set.endpoints[0].state.begin());
         let view = EndpointsView::new(set, Duration::ZERO);
-        let picked = LeastRequest.pick(&asked("GET", "/"), &view).map(|answered| answered.value);
-        assert_eq!(picked.ok(), Some(Choice::Endpoint(0)));
+        assert_eq!(pick(&view), 0);
+    }
+
+    /// One after the other or all at once: the shares are the weights.
+    #[test]
+    fn shares_follow_the_weights_idle_or_busy() {
+        let set = endpoints(&[6, 3, 1]);
+        let view = EndpointsView::new(set.clone(), Duration::ZERO);
+        let mut idle = [0_usize; 3];
+        (0..10_000).for_each(|_| idle[pick(&view) as usize] += 1);
+        let near = |count: usize, expected: usize| count.abs_diff(expected) < 500;
+        assert!(near(idle[0], 6000) && near(idle[1], 3000) && near(idle[2], 1000), "{idle:?}");
+        (0..1000).for_each(|_| set.endpoints[pick(&view) as usize].state.begin());
+        let busy = [0, 1, 2].map(|index| view.in_flight(index));
+        assert!((560..640).contains(&busy[0]) && (270..330).contains(&busy[1]), "{busy:?}");
     }
 }

@@ -42,26 +42,21 @@ impl Maglev {
         }
         let start = (mix(key) % size as u64) as usize;
         let first = self.table[start];
-        let bound = self.bound(view);
-        if view.available(first) && view.in_flight(first) < bound {
+        let load = Load::of(view);
+        let free = |index: &u32| {
+            view.available(*index) && load.as_ref().is_none_or(|load| view.in_flight(*index) < load.bound(view, *index))
+        };
+        if free(&first) {
             return Some(first);
         }
         let following = || (1..size).map(|step| self.table[(start + step) % size]);
-        let free = following().take(PROBES).find(|index| view.available(*index) && view.in_flight(*index) < bound);
         // All that were probed are loaded: the first that is available at all.
-        free.or_else(|| view.available(first).then_some(first))
+        following()
+            .take(PROBES)
+            .find(free)
+            .or_else(|| view.available(first).then_some(first))
             .or_else(|| following().take(PROBES).find(|index| view.available(*index)))
             .or_else(|| (0..view.len() as u32).find(|index| view.available(*index)))
-    }
-
-    /// Most requests in flight for one endpoint: the average and a quarter, one at least.
-    fn bound(&self, view: &EndpointsView) -> u32 {
-        // Summing a thousand endpoints would cost more than it gives: then the limit of each endpoint must do.
-        if view.len() > 128 {
-            return u32::MAX;
-        }
-        let total: u32 = (0..view.len() as u32).map(|index| view.in_flight(index)).sum();
-        (f64::from(total + 1) * BOUND / view.len().max(1) as f64).ceil() as u32
     }
 
     fn key(&self, asked: &Asked) -> u64 {
@@ -82,6 +77,34 @@ impl Maglev {
             },
         }
         hasher.finish()
+    }
+}
+
+/// What the available endpoints have in flight and weigh together.
+struct Load {
+    in_flight: u64,
+    weight: u64,
+}
+
+impl Load {
+    fn of(view: &EndpointsView) -> Option<Self> {
+        // Summing a thousand endpoints would cost more than it gives: then the limit of each endpoint must do.
+        if view.len() > 128 {
+            return None;
+        }
+        let mut load = Self { in_flight: 0, weight: 0 };
+        for index in (0..view.len() as u32).filter(|index| view.available(*index)) {
+            load.in_flight += u64::from(view.in_flight(index));
+            load.weight += view.get(index).map_or(0, |endpoint| u64::from(endpoint.weight));
+        }
+        Some(load)
+    }
+
+    /// Most requests in flight for one endpoint: its part by weight of what all have, and a quarter, one at least.
+    fn bound(&self, view: &EndpointsView, index: u32) -> u32 {
+        let weight = view.get(index).map_or(0, |endpoint| endpoint.weight);
+        let part = f64::from(weight) / self.weight.max(1) as f64;
+        ((self.in_flight + 1) as f64 * BOUND * part).ceil() as u32
     }
 }
 
@@ -212,5 +235,23 @@ mod tests {
         assert_ne!(maglev.pick_by_hash(&view, 7), Some(home));
         view.tried = (0..5).collect();
         assert_eq!(maglev.pick_by_hash(&view, 7), None);
+    }
+
+    #[test]
+    fn the_bound_follows_weights_and_what_is_available() {
+        let set = endpoints(&[6, 3, 1]);
+        let view = EndpointsView::new(set.clone(), Duration::ZERO);
+        let maglev = Maglev::new(&set, 4099, HashOn::ClientIp);
+        for key in 0..1000 {
+            let picked = maglev.pick_by_hash(&view, key).expect("all are available");
+            set.endpoints[picked as usize].state.begin();
+        }
+        let busy = [0, 1, 2].map(|index| view.in_flight(index));
+        assert!((540..660).contains(&busy[0]) && (250..350).contains(&busy[1]), "{busy:?}");
+        // With the heavy one gone, its requests no longer raise what the others may take.
+        set.endpoints[0].state.set_healthy(false);
+        let load = Load::of(&view).expect("a small set");
+        assert_eq!(load.weight, 4);
+        assert_eq!(load.bound(&view, 1), ((f64::from(busy[1] + busy[2]) + 1.0) * 1.25 * 0.75).ceil() as u32);
     }
 }

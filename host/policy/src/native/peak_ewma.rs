@@ -1,15 +1,21 @@
 //! Peak EWMA: the endpoint that would answer sooner, of two drawn at random.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::least_request::of_two;
-use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointsView};
+use super::draw::Draw;
+use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointSet, EndpointsView};
 use bytestring::ByteString;
 
 /// Costs an endpoint by its peak-sensitive average latency times the requests it would have in flight.
-#[derive(Debug, Default)]
-pub struct PeakEwma;
+pub struct PeakEwma(Draw);
+
+impl PeakEwma {
+    pub fn new(set: &Arc<EndpointSet>) -> Self {
+        Self(Draw::new(set))
+    }
+}
 
 /// What an endpoint without a sample is taken to need, so that a new one is tried but not flooded.
 const UNKNOWN: Duration = Duration::from_millis(1);
@@ -20,15 +26,11 @@ impl Balancer for PeakEwma {
     }
 
     fn pick(&self, _: &Rc<Asked>, view: &EndpointsView) -> Decision<Choice> {
-        let cost = |index| {
-            let latency = match view.latency(index) {
-                Duration::ZERO => UNKNOWN,
-                latency => latency,
-            };
-            let weight = view.get(index).map_or(1, |endpoint| endpoint.weight.max(1));
-            latency.as_secs_f64() * f64::from(view.in_flight(index) + 1) / f64::from(weight)
+        let time = |index| match view.latency(index) {
+            Duration::ZERO => UNKNOWN.as_secs_f64(),
+            latency => latency.as_secs_f64(),
         };
-        Ok(Answered::native(of_two(view, cost)))
+        Ok(Answered::native(self.0.of_two(view, time)))
     }
 }
 
@@ -43,9 +45,19 @@ mod tests {
         set.endpoints[0].state.sample_latency(Duration::ZERO, Duration::from_millis(10));
         set.endpoints[1].state.sample_latency(Duration::ZERO, Duration::from_millis(40));
         let view = EndpointsView::new(set.clone(), Duration::ZERO);
-        let pick = || PeakEwma.pick(&asked("GET", "/"), &view).map(|answered| answered.value).ok();
+        let pick = || PeakEwma::new(&set).pick(&asked("GET", "/"), &view).map(|answered| answered.value).ok();
         assert_eq!(pick(), Some(Choice::Endpoint(0)));
         (0..5).for_each(|_| set.endpoints[0].state.begin());
         assert_eq!(pick(), Some(Choice::Endpoint(1)));
+    }
+
+    #[test]
+    fn endpoints_that_are_alike_share_by_weight() {
+        let set = endpoints(&[3, 1]);
+        let view = EndpointsView::new(set.clone(), Duration::ZERO);
+        let balancer = PeakEwma::new(&set);
+        let pick = || balancer.pick(&asked("GET", "/"), &view).map(|answered| answered.value).ok();
+        let first = (0..10_000).filter(|_| pick() == Some(Choice::Endpoint(0))).count();
+        assert!(first.abs_diff(7500) < 400, "{first}");
     }
 }

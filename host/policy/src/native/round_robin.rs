@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::draw::Draw;
 use crate::{Answered, Asked, Balancer, Choice, Decision, EndpointSet, EndpointsView};
 use bytestring::ByteString;
 
@@ -14,12 +15,13 @@ const MAX_SEQUENCE: u64 = 4096;
 pub struct RoundRobin {
     sequence: Box<[u32]>,
     next: AtomicUsize,
+    draw: Draw,
 }
 
 impl RoundRobin {
     pub fn new(set: &Arc<EndpointSet>) -> Self {
         let start = fastrand::usize(..=usize::MAX / 2);
-        Self { sequence: sequence(set), next: AtomicUsize::new(start) }
+        Self { sequence: sequence(set), next: AtomicUsize::new(start), draw: Draw::new(set) }
     }
 }
 
@@ -65,10 +67,10 @@ impl Balancer for RoundRobin {
         if length == 0 {
             return Ok(Answered::native(Choice::None));
         }
-        let start = self.next.fetch_add(1, Ordering::Relaxed);
-        // The first that is available from here on; one turn of the sequence meets every endpoint.
-        let found =
-            (0..length).map(|step| self.sequence[start.wrapping_add(step) % length]).find(|i| view.available(*i));
+        let turn = self.sequence[self.next.fetch_add(1, Ordering::Relaxed) % length];
+        // The turn of one that is not available goes to any of the others, by weight: to the next one in the sequence it
+        // would go each time, and that one would bear twice its share.
+        let found = if view.available(turn) { Some(turn) } else { self.draw.draw(view, None) };
         Ok(Answered::native(found.map_or(Choice::None, Choice::Endpoint)))
     }
 }
@@ -107,5 +109,22 @@ mod tests {
         let order = sequence(&endpoints(&[1_000_000, 1, 999_999]));
         assert!(order.len() <= MAX_SEQUENCE as usize + 3);
         assert!(order.contains(&1));
+    }
+
+    #[test]
+    fn the_share_of_one_that_is_gone_is_shared_by_all() {
+        let set = endpoints(&[1, 1, 1, 1, 2]);
+        let balancer = RoundRobin::new(&set);
+        let mut view = EndpointsView::new(set, std::time::Duration::ZERO);
+        view.tried.push(1);
+        let mut seen = [0_usize; 5];
+        for _ in 0..10_000 {
+            if let Ok(Choice::Endpoint(index)) = balancer.pick(&asked("GET", "/"), &view).map(|answered| answered.value)
+            {
+                seen[index as usize] += 1;
+            }
+        }
+        let near = |count: usize, expected: usize| count.abs_diff(expected) < 200;
+        assert!([0, 2, 3].iter().all(|index| near(seen[*index], 2000)) && near(seen[4], 4000), "{seen:?}");
     }
 }

@@ -66,7 +66,33 @@ impl RouteRule {
 struct Paths {
     exact: FxHashMap<Box<str>, Vec<u32>>,
     prefixes: FxHashMap<Box<str>, Vec<u32>>,
+    prefix_lengths: Lengths,
     any: Vec<u32>,
+}
+
+/// The lengths that the keys of a table have, the greatest first. Only parts of these lengths are looked up: what a client
+/// sends may be a thousand times as long as what anybody configured, and hashing each of its parts would be quadratic.
+#[derive(Debug, Default)]
+struct Lengths(Vec<usize>);
+
+impl Lengths {
+    fn add(&mut self, length: usize) {
+        if let Err(at) = self.0.binary_search_by(|other| length.cmp(other)) {
+            self.0.insert(at, length);
+        }
+    }
+
+    /// The heads of `path` that could be keys, the longest first: itself, and what ends before a `/`.
+    fn heads<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a str> {
+        let ends = |length: &usize| *length == path.len() || path.as_bytes().get(*length) == Some(&b'/');
+        self.0.iter().copied().filter(ends).map(|length| &path[..length])
+    }
+
+    /// The tails of `host` that could be keys, the longest first: what begins behind a `.`.
+    fn tails<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a str> {
+        let starts = self.0.iter().filter_map(|length| host.len().checked_sub(*length));
+        starts.filter(|start| *start > 0 && host.as_bytes()[*start - 1] == b'.').map(|start| &host[start..])
+    }
 }
 
 /// All rows, indexed.
@@ -75,6 +101,7 @@ pub struct RouteTable {
     rules: Vec<RouteRule>,
     exact: FxHashMap<Box<str>, Paths>,
     wildcards: FxHashMap<Box<str>, Paths>,
+    wildcard_lengths: Lengths,
     any: Paths,
 }
 
@@ -84,6 +111,7 @@ impl RouteTable {
             rules: Vec::new(),
             exact: FxHashMap::default(),
             wildcards: FxHashMap::default(),
+            wildcard_lengths: Lengths::default(),
             any: Paths::default(),
         };
         for (index, rule) in rules.iter().enumerate() {
@@ -95,7 +123,10 @@ impl RouteTable {
                 let paths = match host {
                     HostPattern::Any => &mut table.any,
                     HostPattern::Exact(name) => table.exact.entry(name.as_str().into()).or_default(),
-                    HostPattern::Wildcard(suffix) => table.wildcards.entry(suffix.as_str().into()).or_default(),
+                    HostPattern::Wildcard(suffix) => {
+                        table.wildcard_lengths.add(suffix.len());
+                        table.wildcards.entry(suffix.as_str().into()).or_default()
+                    }
                 };
                 paths.add(&rule.path, index);
             }
@@ -117,13 +148,9 @@ impl RouteTable {
         {
             return Some(found);
         }
-        if !self.wildcards.is_empty() {
-            let mut rest = host;
-            while let Some((_, suffix)) = rest.split_once('.') {
-                if let Some(found) = self.wildcards.get(suffix).and_then(|paths| self.within(paths, request)) {
-                    return Some(found);
-                }
-                rest = suffix;
+        for suffix in self.wildcard_lengths.tails(host) {
+            if let Some(found) = self.wildcards.get(suffix).and_then(|paths| self.within(paths, request)) {
+                return Some(found);
             }
         }
         self.within(&self.any, request)
@@ -138,16 +165,9 @@ impl RouteTable {
         if let Some(found) = paths.exact.get(path).and_then(first) {
             return Some(found);
         }
-        if !paths.prefixes.is_empty() {
-            let mut rest = path;
-            loop {
-                if let Some(found) = paths.prefixes.get(rest).and_then(first) {
-                    return Some(found);
-                }
-                match rest.rfind('/') {
-                    Some(at) => rest = &rest[..at],
-                    None => break,
-                }
+        for head in paths.prefix_lengths.heads(path) {
+            if let Some(found) = paths.prefixes.get(head).and_then(first) {
+                return Some(found);
             }
         }
         first(&paths.any)
@@ -159,9 +179,11 @@ impl Paths {
         match path {
             PathPattern::Any => self.any.push(row),
             PathPattern::Exact(path) => self.exact.entry(path.as_str().into()).or_default().push(row),
-            // `/*` is kept as the empty prefix, which every walk ends at.
+            // `/*` is kept as the empty prefix, the head of every path.
             PathPattern::Prefix(path) => {
-                self.prefixes.entry(path.trim_end_matches('/').into()).or_default().push(row);
+                let path = path.trim_end_matches('/');
+                self.prefix_lengths.add(path.len());
+                self.prefixes.entry(path.into()).or_default().push(row);
             }
         }
     }
@@ -265,6 +287,21 @@ mod tests {
         for path in ["/%61dmin/x", "//admin/x", "/x/../admin/x", "/Admin/x", "/admin;a/x", "/admin%2fx"] {
             assert_eq!(found(&rules, "h", path), None, "{path}");
         }
+    }
+
+    /// What a client sends may be long; what is looked up is bounded by what was configured.
+    #[test]
+    fn a_path_of_slashes_and_a_host_of_dots_take_few_look_ups() {
+        let rules = [rule("*.example.com", "/v1/*", ""), rule("*.a.b.example.com", "/*", ""), rule("*", "/v1/a/*", "")];
+        let table = RouteTable::new(rules.to_vec());
+        let slashes = "/".repeat(64 * 1024);
+        let within = &table.wildcards["example.com"];
+        assert_eq!(within.prefix_lengths.heads(&slashes).count(), 1);
+        assert_eq!(table.any.prefix_lengths.heads("/v1/a/b").collect::<Vec<_>>(), ["/v1/a"]);
+        let dots = format!("{}example.com", "a.".repeat(32 * 1024));
+        assert_eq!(table.wildcard_lengths.tails(&dots).count(), 2);
+        assert_eq!(found(&rules, &dots, &slashes), None);
+        assert_eq!(found(&rules, &dots, &format!("/v1{slashes}")), Some(0));
     }
 
     #[test]

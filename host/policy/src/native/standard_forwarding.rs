@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -24,36 +25,78 @@ pub fn is_identity_field(name: &HeaderName) -> bool {
     }
     let name = name.as_str().as_bytes();
     // Cheap first: all of them begin with one of these letters.
-    if !matches!(name.first(), Some(b'x' | b't' | b'c' | b'f' | b'w' | b'h')) {
+    if !matches!(name.first(), Some(b'x' | b't' | b'c' | b'f' | b'w' | b'h' | b'p')) {
         return false;
     }
-    const NAMES: [&[u8]; 22] = [
+    const NAMES: [&[u8]; 46] = [
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
+        b"x-forwarded-protocol",
         b"x-forwarded-port",
         b"x-forwarded-by",
         b"x-forwarded-server",
         b"x-forwarded-ssl",
         b"x-forwarded-scheme",
+        b"x-forwarded-client-cert",
         b"x-forwarded",
+        b"x-forward-for",
         b"x-real-ip",
+        b"x-true-client-ip",
+        b"x-true-ip",
         b"x-client-ip",
+        b"x-clientip",
+        b"x-client",
         b"x-cluster-client-ip",
+        b"x-proxyuser-ip",
         b"x-originating-ip",
         b"x-original-forwarded-for",
+        b"x-original-remote-addr",
         b"x-remote-ip",
         b"x-remote-addr",
+        b"x-host-ip",
+        b"x-envoy-external-address",
+        b"x-azure-clientip",
+        b"x-azure-socketip",
+        b"x-appengine-user-ip",
         b"true-client-ip",
         b"cf-connecting-ip",
+        b"cf-connecting-ipv6",
+        b"cf-pseudo-ipv4",
         b"client-ip",
+        b"clientip",
         b"forwarded-for",
+        b"forwarded-for-ip",
         b"forwarded",
         b"fastly-client-ip",
+        b"fly-client-ip",
+        b"wl-proxy-client-ip",
+        b"http-client-ip",
+        b"http-x-forwarded-for",
+        b"http-forwarded",
+        b"proxy-client-ip",
     ];
     NAMES.iter().any(|other| {
         name.len() == other.len() && name.iter().zip(*other).all(|(a, b)| a == b || (*a == b'_' && *b == b'-'))
     })
+}
+
+/// Which family of fields a listener's trusted peers maintain.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum TrustedFamily {
+    /// The one that is there. Where both are, a peer may maintain one and pass the other through as its client wrote it
+    /// (RFC 7239, section 7.4): they are believed only as far as they name the same client.
+    #[default]
+    Auto,
+    Forwarded,
+    XForwarded,
+}
+
+static CONFLICTING_CLAIMS: AtomicU64 = AtomicU64::new(0);
+
+/// Requests so far whose two families named different clients, so that neither was believed.
+pub fn conflicting_claims() -> u64 {
+    CONFLICTING_CLAIMS.load(Ordering::Relaxed)
 }
 
 /// The client of a request, and what trusted hops said of those before them, nearest hop last.
@@ -64,34 +107,49 @@ pub fn received_identity(
     headers: &HeaderMap,
     connection: &ConnectionHead,
     trusted: &[IpNet],
+    family: TrustedFamily,
 ) -> (IpAddr, Vec<Element>) {
     let peer = connection.client.ip();
-    let trusts = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
-    if trusted.is_empty() || !trusts(&peer) {
+    if trusted.is_empty() || !trusts(trusted, &peer) {
         return (peer, Vec::new());
     }
-    let claimed = if headers.contains_key(header::FORWARDED) {
-        parse_forwarded(&joined(headers, &header::FORWARDED))
-    } else {
-        from_x_forwarded(headers)
-    };
+    let forwarded = || walk(peer, trusted, parse_forwarded(&joined(headers, &header::FORWARDED)));
+    let x_forwarded = || walk(peer, trusted, from_x_forwarded(headers));
+    match family {
+        TrustedFamily::Forwarded => forwarded(),
+        TrustedFamily::XForwarded => x_forwarded(),
+        TrustedFamily::Auto if !headers.contains_key(header::FORWARDED) => x_forwarded(),
+        TrustedFamily::Auto if !headers.contains_key(X_FORWARDED_FOR) => forwarded(),
+        TrustedFamily::Auto => {
+            let told = forwarded();
+            if told.0 == x_forwarded().0 {
+                return told;
+            }
+            CONFLICTING_CLAIMS.fetch_add(1, Ordering::Relaxed);
+            (peer, Vec::new())
+        }
+    }
+}
+
+fn trusts(trusted: &[IpNet], ip: &IpAddr) -> bool {
+    trusted.iter().any(|net| net.contains(ip))
+}
+
+/// From the right to the first hop that is not trusted.
+fn walk(peer: IpAddr, trusted: &[IpNet], claimed: Vec<Option<Element>>) -> (IpAddr, Vec<Element>) {
     let mut client = peer;
     let mut kept = Vec::new();
     for element in claimed.into_iter().rev() {
         // What cannot be read ends the walk: it could stand for anything.
         let Some(element) = element else { break };
-        let ip = match &element.r#for {
-            Some(Node::Ip(ip)) => Some(ip.to_canonical()),
-            Some(Node::Address(address)) => Some(address.ip().to_canonical()),
-            _ => None,
-        };
+        let ip = element.r#for.as_ref().and_then(Node::ip);
         kept.push(element);
         match ip {
             Some(ip) => client = ip,
             // A hop that hides its client: nobody before it can be known.
             None => break,
         }
-        if !trusts(&client) {
+        if !trusts(trusted, &client) {
             break;
         }
     }
@@ -108,8 +166,9 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
 /// `X-Forwarded-For` is only a list of addresses; host and scheme are taken where they are unambiguous: one value.
 fn from_x_forwarded(headers: &HeaderMap) -> Vec<Option<Element>> {
     let list = joined(headers, &X_FORWARDED_FOR);
+    // The nearest ones: what is beyond stands on the left, where a client writes.
     let mut elements: Vec<Option<Element>> = list
-        .split(|b| *b == b',')
+        .rsplit(|b| *b == b',')
         .map(<[u8]>::trim_ascii)
         .filter(|item| !item.is_empty())
         .take(MAX_ELEMENTS)
@@ -123,6 +182,7 @@ fn from_x_forwarded(headers: &HeaderMap) -> Vec<Option<Element>> {
             Some(Element { r#for: Some(node), ..Element::default() })
         })
         .collect();
+    elements.reverse();
     if let [Some(only)] = elements.as_mut_slice() {
         let single = |name| {
             let mut values = headers.get_all(name).iter();
@@ -196,11 +256,10 @@ impl StandardForwarding {
             }
             add(X_FORWARDED_PORT, asked.connection.local.port().to_string());
         }
-        if identity.families.x_real_ip
-            && let Some(Node::Ip(_) | Node::Address(_)) = elements.first().and_then(|element| element.r#for.as_ref())
-        {
-            // Only an address belongs there; a chain that hides the client hides it here too.
-            add(X_REAL_IP, asked.client.to_string());
+        // Only an address belongs there, and only the chain's own: one that hides the client hides it here too.
+        let first = elements.first().and_then(|element| element.r#for.as_ref());
+        if let Some(ip) = first.and_then(Node::ip).filter(|_| identity.families.x_real_ip) {
+            add(X_REAL_IP, ip.to_string());
         }
         fields
     }
@@ -232,15 +291,19 @@ mod tests {
     use super::*;
     use crate::contract::{asked, connection};
 
-    fn walk(peer: &str, fields: &[(&'static str, &'static str)]) -> (String, usize) {
+    fn walk(peer: &str, fields: &[(&'static str, &str)]) -> (String, usize) {
+        walk_by(TrustedFamily::Auto, peer, fields)
+    }
+
+    fn walk_by(family: TrustedFamily, peer: &str, fields: &[(&'static str, &str)]) -> (String, usize) {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
-            headers.append(*name, HeaderValue::from_static(value));
+            headers.append(*name, HeaderValue::from_str(value).expect("a value"));
         }
         let mut connection = (*connection()).clone();
         connection.client = format!("{peer}:1000").parse().expect("an address");
         let trusted = ["10.0.0.0/8".parse().expect("a net"), "fd00::/8".parse().expect("a net")];
-        let (client, kept) = received_identity(&headers, &connection, &trusted);
+        let (client, kept) = received_identity(&headers, &connection, &trusted, family);
         (client.to_string(), kept.len())
     }
 
@@ -256,8 +319,33 @@ mod tests {
         assert_eq!(walk("10.0.0.1", &[(xff, "2001:db8::1")]), ("2001:db8::1".into(), 1));
         assert_eq!(walk("10.0.0.1", &[(xff, "1.1.1.1:99, [fd00::2]:80")]), ("1.1.1.1".into(), 2));
         assert_eq!(walk("10.0.0.1", &[]), ("10.0.0.1".into(), 0));
-        // One family is believed, never both (RFC 7239, section 7.4).
-        assert_eq!(walk("10.0.0.1", &[("forwarded", "for=1.1.1.1"), (xff, "2.2.2.2")]), ("1.1.1.1".into(), 1));
+    }
+
+    /// A client that fills the list up must not push the hop that its own proxy added out of sight.
+    #[test]
+    fn a_long_list_is_read_from_its_end() {
+        let spoofed = "10.9.9.9, ".repeat(39);
+        assert_eq!(walk("10.0.0.1", &[("x-forwarded-for", &format!("{spoofed}1.1.1.1"))]), ("1.1.1.1".into(), 1));
+        let spoofed = "for=10.9.9.9, ".repeat(39);
+        assert_eq!(walk("10.0.0.1", &[("forwarded", &format!("{spoofed}for=1.1.1.1"))]), ("1.1.1.1".into(), 1));
+        // With trusted hops only, the walk ends at the limit.
+        let trusted = format!("6.6.6.6, {}10.9.9.9", "10.9.9.9, ".repeat(38));
+        assert_eq!(walk("10.0.0.1", &[("x-forwarded-for", &trusted)]), ("10.9.9.9".into(), MAX_ELEMENTS));
+    }
+
+    /// RFC 7239, section 7.4: a peer may maintain one family and pass the other through.
+    #[test]
+    fn families_that_disagree_are_both_disbelieved() {
+        let xff = "x-forwarded-for";
+        let both = [("forwarded", "for=6.6.6.6"), (xff, "1.1.1.1")];
+        let before = conflicting_claims();
+        assert_eq!(walk("10.0.0.1", &both), ("10.0.0.1".into(), 0));
+        assert!(conflicting_claims() > before);
+        assert_eq!(walk_by(TrustedFamily::Forwarded, "10.0.0.1", &both), ("6.6.6.6".into(), 1));
+        assert_eq!(walk_by(TrustedFamily::XForwarded, "10.0.0.1", &both), ("1.1.1.1".into(), 1));
+        assert_eq!(walk_by(TrustedFamily::XForwarded, "10.0.0.1", &both[..1]), ("10.0.0.1".into(), 0));
+        let same = [("forwarded", "for=\"1.1.1.1:80\";proto=https"), (xff, "1.1.1.1")];
+        assert_eq!(walk("10.0.0.1", &same), ("1.1.1.1".into(), 1));
     }
 
     #[test]
@@ -270,6 +358,9 @@ mod tests {
             "true-client-ip",
             "x-real-ip",
             "client_ip",
+            "wl-proxy-client-ip",
+            "http_client_ip",
+            "proxy-client-ip",
         ] {
             assert!(is_identity_field(&HeaderName::from_bytes(name.as_bytes()).expect("a name")), "{name}");
         }
@@ -308,5 +399,19 @@ mod tests {
         for (name, value) in rule.render(&identity, &asked) {
             assert!(!value.to_str().expect("text").contains("192.0.2.7"), "{name}: {value:?}");
         }
+    }
+
+    #[test]
+    fn x_real_ip_is_the_first_of_the_chain() {
+        let rule = StandardForwarding {
+            mode: ForwardingMode::Replace,
+            families: Families { x_real_ip: true, ..Families::default() },
+            by: None,
+        };
+        let asked = asked("GET", "/");
+        let mut identity = rule.identity(&asked);
+        identity.elements[0].r#for = Some(Node::Ip([192, 0, 2, 0].into()));
+        let fields = rule.render(&identity, &asked);
+        assert_eq!(fields, [(X_REAL_IP, HeaderValue::from_static("192.0.2.0"))]);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
-    Asked, AttemptFacts, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
+    Asked, AttemptFacts, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
     RouteAnswer, Verdict,
 };
 
@@ -58,12 +58,17 @@ pub(super) fn route(
         let by = &router.name();
         match asked_plugin(record, Question::Route, by, || router.route(asked, edits), |answer| answer.into()) {
             Ok(answered) => match answered.value {
-                RouteAnswer::Pass => {}
+                RouteAnswer::Pass => edits.fit(&asked.request.target),
                 RouteAnswer::Forward(name) => match snapshot.cluster(&name) {
-                    Some(cluster) => return Ok(Destination::Cluster(cluster.clone())),
+                    Some(cluster) => {
+                        edits.fit(&asked.request.target);
+                        return Ok(Destination::Cluster(cluster.clone()));
+                    }
                     None => {
                         *edits = RequestEdits::default();
-                        router.answer_refused(&format!("no cluster is named {name:?}"));
+                        // One name that leads nowhere says little against all the others.
+                        let refused = router.answer_refused(&format!("no cluster is named {name:?}"), Blame::Nobody);
+                        fall_back(by, &refused)?;
                     }
                 },
                 RouteAnswer::Respond(response) if response.status.as_u16() >= 200 => {
@@ -71,7 +76,8 @@ pub(super) fn route(
                 }
                 RouteAnswer::Respond(response) => {
                     *edits = RequestEdits::default();
-                    router.answer_refused(&format!("{} is not a final status", response.status));
+                    let reason = format!("{} is not a final status", response.status);
+                    fall_back(by, &router.answer_refused(&reason, Blame::Policy))?;
                 }
             },
             Err(fault) => {
@@ -126,7 +132,8 @@ pub(super) fn pick(
                 Choice::Pass => {}
                 Choice::Endpoint(index) if view.available(index) => return Ok(index),
                 Choice::Endpoint(index) => {
-                    plugin.answer_refused(&format!("endpoint {index} of {} is not available", view.len()));
+                    let reason = format!("endpoint {index} of {} is not available", view.len());
+                    fall_back(by, &plugin.answer_refused(&reason, blame_for(view, index)))?;
                 }
                 Choice::Hash(key) => match cluster.maglev.pick_by_hash(view, key) {
                     Some(index) => return Ok(index),
@@ -160,6 +167,13 @@ fn warm_enough(cluster: &Cluster, asked: &Rc<Asked>, view: &EndpointsView, index
     }
 }
 
+/// Whether a balancer could have known that its endpoint is not to be had. Health and load change while it thinks; what
+/// the set has, what an endpoint weighs and what this exchange tried do not.
+fn blame_for(view: &EndpointsView, index: u32) -> Blame {
+    let fit = view.get(index).is_some_and(|endpoint| endpoint.weight > 0) && !view.tried.contains(&index);
+    if fit { Blame::Nobody } else { Blame::Policy }
+}
+
 /// Question four. Asked only when the core could try again.
 pub(super) fn again(
     route: &Route,
@@ -185,5 +199,24 @@ pub(super) fn again(
     match route.retry.decide(asked, attempt, view) {
         Ok(answered) => Ok(answered.value),
         Err(fault) => Err(Fault::new(Cause::Internal, fault)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tidegate_policy::contract::endpoints;
+
+    use super::*;
+
+    #[test]
+    fn a_balancer_is_blamed_for_what_it_could_know() {
+        let set = endpoints(&[1, 0, 1]);
+        set.endpoints[0].state.set_healthy(false);
+        let mut view = EndpointsView::new(set, Duration::ZERO);
+        view.tried.push(2);
+        let blamed = [0, 1, 2, 3].map(|index| blame_for(&view, index) == Blame::Policy);
+        assert_eq!(blamed, [false, true, true, true]);
     }
 }

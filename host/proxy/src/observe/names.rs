@@ -87,6 +87,8 @@ pub const PLUGIN_INSTANTIATIONS: &str = "tidegate_plugin_instantiations_total";
 pub const PLUGIN_QUARANTINED: &str = "tidegate_plugin_quarantined";
 /// What guests count themselves, by plugin and name. From the plugin's statistics.
 pub const PLUGIN_CUSTOM: &str = "tidegate_plugin_custom";
+/// Requests from trusted peers whose `Forwarded` and `X-Forwarded-For` named different clients. From `received_identity`.
+pub const CONFLICTING_CLAIMS: &str = "tidegate_forwarding_conflicts_total";
 /// The configuration generation that is served. From the admin listener.
 pub const GENERATION: &str = "tidegate_config_generation";
 /// Reloads, by outcome (`ok`, `refused`). From reload.

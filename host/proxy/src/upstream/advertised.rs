@@ -8,6 +8,10 @@ use tidegate_policy::{ConnectionHead, tlv};
 use crate::proxy_protocol::{Addresses, v1, v2};
 use crate::snapshot::{ProxyFields, SendProxyHeader};
 
+mod common_name;
+
+use common_name::common_name;
+
 /// Bits of the ssl field: the client speaks TLS; it has shown a certificate in this session.
 const CLIENT_SSL: u8 = 0x01;
 const CLIENT_CERTIFICATE: u8 = 0x04;
@@ -75,14 +79,29 @@ fn put_fields(header: &mut v2::Writer, fields: ProxyFields, connection: &Connect
         if let Some(ssl) = received(tlv::SSL) {
             header.field(tlv::SSL, &[ssl]);
         } else if connection.tls {
-            let certificate = connection.client_certificate.is_some();
-            let client = CLIENT_SSL | if certificate { CLIENT_CERTIFICATE } else { 0 };
-            // "Zero if the client presented a certificate and it was successfully verified, and non-zero otherwise."
-            let verified = u32::from(!certificate).to_be_bytes();
-            let version = connection.tls_version.unwrap_or_default().as_bytes();
-            header.field(tlv::SSL, &[&[client], &verified, &[tlv::SSL_VERSION, 0, version.len() as u8], version]);
+            put_ssl(header, connection);
         }
     }
+}
+
+/// The handshake here: version, and the client's certificate, which was verified where there is one.
+fn put_ssl(header: &mut v2::Writer, connection: &ConnectionHead) {
+    let certificate = connection.client_certificate.as_deref();
+    let client = CLIENT_SSL | if certificate.is_some() { CLIENT_CERTIFICATE } else { 0 };
+    // "Zero if the client presented a certificate and it was successfully verified, and non-zero otherwise."
+    let verified = u32::from(certificate.is_none()).to_be_bytes();
+    let mut within = Vec::with_capacity(64);
+    let names = [(tlv::SSL_VERSION, connection.tls_version), (tlv::SSL_CN, certificate.and_then(common_name))];
+    for (kind, name) in names {
+        if let Some(name) = name
+            && let Ok(length) = u16::try_from(name.len())
+        {
+            within.push(kind);
+            within.extend_from_slice(&length.to_be_bytes());
+            within.extend_from_slice(name.as_bytes());
+        }
+    }
+    header.field(tlv::SSL, &[&[client], &verified, &within]);
 }
 
 #[cfg(test)]

@@ -68,8 +68,8 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
     let maglev = Arc::new(Maglev::new(&set, if hashes { config.balance.table } else { 1 }, on));
     let balancer: Arc<dyn Balancer> = match config.balance.by {
         BalanceBy::RoundRobin => Arc::new(RoundRobin::new(&set)),
-        BalanceBy::LeastRequest => Arc::new(LeastRequest),
-        BalanceBy::PeakEwma => Arc::new(PeakEwma),
+        BalanceBy::LeastRequest => Arc::new(LeastRequest::new(&set)),
+        BalanceBy::PeakEwma => Arc::new(PeakEwma::new(&set)),
         BalanceBy::Maglev => maglev.clone(),
     };
     let plugin = scope.asked(config.balance.plugin.as_deref(), config.balance.line, "pick", |plugin| plugin.balancer());

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tidegate_config::{ClientAuthMode, Listener as ListenerConfig, ListenerTls};
+use tidegate_config::{ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields};
+use tidegate_policy::native::TrustedFamily;
 use tidegate_proxy::snapshot::{AcceptProxyHeader, Limits, Listener, Protocols};
 use tidegate_proxy::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec};
 
@@ -10,7 +11,9 @@ use super::Scope;
 
 pub(super) fn compile(scope: &mut Scope<'_>) -> Option<Vec<Arc<Listener>>> {
     let config = scope.config;
-    config.listeners.iter().map(|listener| compile_one(scope, listener)).collect()
+    // All of them first: what is wrong with the others is told too.
+    let compiled: Vec<_> = config.listeners.iter().map(|listener| compile_one(scope, listener)).collect();
+    compiled.into_iter().collect()
 }
 
 fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Listener>> {
@@ -40,6 +43,11 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
             trusted: accept.trusted.clone().into(),
             timeout: accept.timeout,
         }),
+        trusted_family: match config.trusted_family {
+            TrustedFields::Auto => TrustedFamily::Auto,
+            TrustedFields::Forwarded => TrustedFamily::Forwarded,
+            TrustedFields::XForwarded => TrustedFamily::XForwarded,
+        },
         tls,
         alt_svc: config.alt_svc && config.http3,
     }))

@@ -9,7 +9,7 @@ use tidegate_policy::native::{
     ForwardingMode, HostPattern, PathPattern, RetryOn, RetryRules, RouteRule, RouteTable, Split, StandardForwarding,
     ValuePattern,
 };
-use tidegate_policy::{DirectResponse, Families, Node};
+use tidegate_policy::{DirectResponse, Families, Node, is_core_field};
 use tidegate_proxy::snapshot::{Cluster, ConnectTarget, Route, RouteAction};
 
 use super::Scope;
@@ -23,10 +23,12 @@ pub(super) fn compile(
     let mut rules = Vec::with_capacity(config.routes.len());
     let mut routes = Vec::with_capacity(config.routes.len());
     for route in &config.routes {
-        rules.push(rule(scope, route)?);
-        routes.push(Arc::new(compile_one(scope, route, clusters)?));
+        // Each part of each row is looked at, so that all that is wrong is told at once.
+        rules.extend(rule(scope, route));
+        routes.extend(compile_one(scope, route, clusters).map(Arc::new));
     }
-    Some((RouteTable::new(rules), routes))
+    let whole = rules.len() == config.routes.len() && routes.len() == config.routes.len();
+    whole.then(|| (RouteTable::new(rules), routes))
 }
 
 fn rule(scope: &mut Scope<'_>, config: &RouteConfig) -> Option<RouteRule> {
@@ -67,13 +69,14 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
     let cluster = |name: &String| -> Option<Arc<Cluster>> { clusters.get(name).map(|kept| kept.cluster.clone()) };
     let action = match &config.destination {
         // One that did not compile was noted.
-        Destination::Cluster(name) => RouteAction::Cluster(cluster(name)?),
+        Destination::Cluster(name) => cluster(name).map(RouteAction::Cluster),
         Destination::Split(shares) => {
             let split = Split::new(shares.iter().map(|(_, weight)| *weight));
-            RouteAction::Split(split, shares.iter().map(|(name, _)| cluster(name)).collect::<Option<_>>()?)
+            let clusters = shares.iter().map(|(name, _)| cluster(name)).collect::<Option<_>>();
+            clusters.map(|clusters| RouteAction::Split(split, clusters))
         }
-        Destination::Respond(respond) => RouteAction::Respond(direct_response(scope, config, respond)?),
-        Destination::Nothing => RouteAction::Nothing,
+        Destination::Respond(respond) => direct_response(scope, config, respond).map(RouteAction::Respond),
+        Destination::Nothing => Some(RouteAction::Nothing),
     };
     let router = scope.asked(config.router.as_deref(), config.router_line, "route", |plugin| plugin.router());
     let forwarding = &config.forwarding;
@@ -93,7 +96,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
     };
     Some(Route {
         name: config.name.as_str().into(),
-        action,
+        action: action?,
         router,
         forwarding: StandardForwarding {
             mode: if forwarding.append { ForwardingMode::Append } else { ForwardingMode::Replace },
@@ -130,20 +133,22 @@ fn node(by: &str) -> Node {
 
 fn direct_response(scope: &mut Scope<'_>, config: &RouteConfig, respond: &Respond) -> Option<DirectResponse> {
     let mut headers = HeaderMap::new();
+    let mut whole = true;
     for (name, value) in &respond.headers {
-        match (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+        let refused = match (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            (Ok(name), Ok(_)) if is_core_field(&name) => {
+                "only the gateway itself writes this field: it frames a message, belongs to one connection or tells of a client"
+            }
             (Ok(name), Ok(value)) => {
                 headers.append(name, value);
+                continue;
             }
-            _ => {
-                scope.error(
-                    config.destination_line,
-                    format!("route {:?}: {name}: {value:?} is not a header field", config.name),
-                );
-                return None;
-            }
-        }
+            _ => "it is not a header field",
+        };
+        whole = false;
+        let message = format!("route {:?}: respond: {name}: {value:?}: {refused}", config.name);
+        scope.error(config.destination_line, message);
     }
-    let status = StatusCode::from_u16(respond.status).ok()?;
+    let status = StatusCode::from_u16(respond.status).ok().filter(|_| whole)?;
     Some(DirectResponse { status, headers, body: respond.body.clone().into() })
 }

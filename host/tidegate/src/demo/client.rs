@@ -84,7 +84,8 @@ impl Client {
             std::future::poll_fn(|cx| driver.poll_close(cx)).await;
         });
         let mut stream = sender.send_request(request).await?;
-        stream.finish().await?;
+        // A server that needs no more of a request may end it, and its response counts (RFC 9114, section 4.1).
+        let _ = stream.finish().await;
         let response = stream.recv_response().await?;
         let mut body = Vec::new();
         while let Some(mut data) = stream.recv_data().await? {

@@ -1,7 +1,7 @@
 //! `identity`: what the upstream will learn of the client.
 
+use tidegate_policy as policy;
 use tidegate_policy::native::{parse_forwarded, render_forwarded};
-use tidegate_policy::{self as policy, Identity};
 use wasmtime::StoreContextMut;
 
 use super::Instance;
@@ -32,23 +32,14 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         let elements: Vec<policy::Element> = elements.into_iter().map(Into::into).collect();
         let checked = check(&elements);
         if checked.is_ok() {
-            edited(store.data_mut()).elements = elements;
+            store.data_mut().identity.elements = Some(elements);
         }
         Ok((checked,))
     })?;
     linker.func_wrap("set-families", |mut store: Store<'_>, (families,): (FieldFamilies,)| {
-        edited(store.data_mut()).families = families.into();
+        store.data_mut().identity.families = Some(families.into());
         Ok(())
     })
-}
-
-/// The identity as edited so far, begun from the configured rule's. What it begins from is part of the answer.
-fn edited(state: &mut State) -> &mut Identity {
-    if state.identity.is_none() {
-        state.trace.note(|| Read::Proposed);
-    }
-    let State { identity, facts, .. } = state;
-    identity.get_or_insert_with(|| facts.identity.clone().unwrap_or_default())
 }
 
 /// A chain must survive being written and read: no guest can break out of the field's grammar.

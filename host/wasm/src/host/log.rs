@@ -1,5 +1,7 @@
 //! `log`: a guest's lines in the gateway's log, under the plugin's name, cut and rationed.
 
+use std::borrow::Cow;
+
 use wasmtime::StoreContextMut;
 
 use super::Instance;
@@ -14,7 +16,7 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         state.trace.taint();
         if state.core.stats.may_log() {
             let end = (0..=MAX_LINE.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-            let (plugin, message) = (&*state.core.name, &message[..end]);
+            let (plugin, message) = (&*state.core.name, &*one_line(&message[..end]));
             match level {
                 Level::Trace => tracing::trace!(plugin, "{message}"),
                 Level::Debug => tracing::debug!(plugin, "{message}"),
@@ -25,4 +27,29 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         }
         Ok(())
     })
+}
+
+/// A guest writes one line: with line ends or escape sequences it could forge those of others.
+fn one_line(message: &str) -> Cow<'_, str> {
+    // The separators of Unicode end a line in some viewers.
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    if !message.contains(breaks) {
+        return message.into();
+    }
+    let mut line = String::with_capacity(message.len() + 16);
+    for c in message.chars() {
+        if breaks(c) { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn a_message_stays_within_its_line() {
+        assert_eq!(one_line("caf\u{e9} \"x\""), "caf\u{e9} \"x\"");
+        assert_eq!(one_line("a\r\nWARN forged\u{1b}[0m\u{85}\u{2028}"), "a\\r\\nWARN forged\\u{1b}[0m\\u{85}\\u{2028}");
+    }
 }

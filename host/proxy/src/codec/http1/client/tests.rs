@@ -41,7 +41,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         headers,
         tunnel: None,
     };
-    let (client, received) = received_identity(&request.headers, &connection, &[]);
+    let (client, received) = received_identity(&request.headers, &connection, &[], Default::default());
     let notes = Default::default();
     let asked = Rc::new(Asked { connection: Rc::new(connection), request, client, received, notes });
     let snapshot = Snapshot {

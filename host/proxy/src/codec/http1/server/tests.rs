@@ -158,6 +158,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         limits,
         trusted_proxies: Box::new([]),
         proxy_protocol: None,
+        trusted_family: Default::default(),
         tls: None,
         alt_svc: false,
     };
