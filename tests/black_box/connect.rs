@@ -140,26 +140,31 @@ async fn early_bytes_wait_and_failures_have_their_status() {
 /// RFC 9113, section 8.5: errors of the connection are errors of the stream, and the other way round.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resets_pass() {
-    let origin = RawOrigin::start(|mut stream, _| async move {
-        let mut piece = [0; 16];
-        if stream.read(&mut piece).await.is_ok_and(|count| piece[..count].starts_with(b"reset")) {
-            stream.set_zero_linger().expect("no linger");
-        } else {
-            let ended = stream.read(&mut piece).await;
-            assert!(ended.is_err(), "{ended:?} instead of a reset");
+    let (ended, mut how) = tokio::sync::mpsc::unbounded_channel();
+    let origin = RawOrigin::start(move |mut stream, _| {
+        let ended = ended.clone();
+        async move {
+            loop {
+                match stream.read_u8().await {
+                    Ok(b'!') => return stream.set_zero_linger().expect("no linger"),
+                    Ok(_) => {}
+                    Err(error) => return ended.send(error.kind()).expect("the test waits"),
+                }
+            }
         }
     })
     .await;
     let gateway = gateway(&origin).await;
     let http2 = Http2Client::connect(gateway.edge()).await;
     let (_, mut client) = http2.ask(request("db.example:5432")).await.expect("an answer");
-    client.send(b"reset").await;
-    assert!(matches!(client.end().await, Ended::Reset(Some(_))));
+    client.send(b"!").await;
+    assert_eq!(client.end().await, Ended::Reset(Some(h2::Reason::CONNECT_ERROR)));
     let (_, mut client) = ask_http1(gateway.edge(), &head("db.example:5432")).await;
-    client.send(b"reset").await;
+    client.send(b"!").await;
     assert_eq!(client.end().await, Ended::Reset(None));
     let (_, mut client) = http2.ask(request("db.example:5432")).await.expect("an answer");
-    client.send(b"stay").await;
+    client.send(b"?").await;
     client.reset();
+    assert_eq!(how.recv().await, Some(std::io::ErrorKind::ConnectionReset));
     eventually("three are logged", async || (gateway.access_log().len() == 3).then_some(())).await;
 }

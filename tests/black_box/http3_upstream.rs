@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Response, Version};
 use http_body_util::{BodyExt, Full};
 use tidegate_tests::certs::Authority;
 use tidegate_tests::origin::full;
-use tidegate_tests::quic::{self, Answering, QuicOrigin, control, data, frame, headers, varint};
+use tidegate_tests::quic::{self, Answering, QuicClient, QuicOrigin, control, data, frame, headers, varint};
 use tidegate_tests::{Client, Gateway, Origin, RawClient, eventually};
 
 const NO_ERROR: u32 = 0x100;
@@ -94,6 +94,23 @@ async fn every_version_to_every_version() {
             assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0), "{what}");
         }
     }
+    let raw = QuicClient::connect(gateway.edge(), authority.client(&[b"h3"], None), "edge.example").await;
+    for (upstream, protocol, origin) in &origins {
+        let path = format!("/{protocol}");
+        let fields = [(":method", "POST"), (":scheme", "https"), (":authority", "edge.example"), (":path", &*path)];
+        let more = [("te", "trailers"), ("x-wants-hint", "1"), ("trailer", "x-check")];
+        let request = [headers(&[&fields[..], &more].concat()), data(b"abc"), headers(&[("x-check", "1")])].concat();
+        let answer = raw.ask(&request).await.expect("an answer");
+        assert_eq!((answer.status(), &answer.body[..]), (200, &b"cba"[..]), "{protocol}");
+        let seen = origin.last();
+        assert_eq!(&seen.body[..], b"abc", "{protocol}");
+        let check = seen.trailers.as_ref().and_then(|trailers| trailers.get("x-check"));
+        assert!(check.is_some_and(|check| check == "1"), "{protocol}: {:?}", seen.trailers);
+        if *upstream == Version::HTTP_3 {
+            assert_eq!(answer.statuses, [103, 200], "an interim response on both sides");
+        }
+        assert!(answer.trailers || *upstream == Version::HTTP_11, "{protocol}");
+    }
     let (_, _, http3) = &origins[2];
     assert!(http3.connections() <= 2, "a connection per worker: {}", http3.connections());
 }
@@ -131,6 +148,35 @@ async fn http3_streams_share_connections_up_to_a_cap() {
     assert!(origin.connections() < 24, "{} connections", origin.connections());
 }
 
+/// Conduct "HTTP/3 HOL"; RFC 9114, section 2: clients that take nothing do not stall those that share their connection to
+/// the origin, and hold little of its responses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_clients_do_not_stall_others() {
+    let authority = Authority::new();
+    let large = Bytes::from(vec![b'x'; 32 << 20]);
+    let origin = Origin::http3(origin_tls(&authority), move |seen| {
+        Response::new(if seen.path == "/large" { full(large.clone()) } else { full("ok") })
+    })
+    .await;
+    let gateway = gateway(&authority, &[origin.address], "").await;
+    assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").status, 200);
+    let before = gateway.resident();
+    let mut stalled = Vec::new();
+    for _ in 0..40 {
+        let mut client = RawClient::connect(gateway.edge()).await;
+        client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        client.until("\r\n\r\n").await;
+        stalled.push(client);
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    for _ in 0..8 {
+        assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").text(), "ok");
+    }
+    let grown = gateway.resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes for 40 clients that take nothing");
+    assert!(origin.connections() <= 2, "{} connections", origin.connections());
+}
+
 /// Conduct "Re-encryption": the origin's certificate is verified, also over QUIC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_origin_is_verified_over_quic() {
@@ -146,6 +192,32 @@ async fn an_origin_is_verified_over_quic() {
         assert!(said.contains("tls_certificate_error"), "{said}");
     }
     assert!(origin.record().is_empty() && misnamed.record().is_empty());
+}
+
+/// An implementation that is neither ours nor `h3`: content, trailers and many streams at once reach it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_on_aioquic() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["origin.example"]).write(folder.path(), "origin");
+    let folder_name = folder.path().display().to_string();
+    let mut origin = tidegate_tests::peers::Script::start("http3_origin.py", &[&folder_name]);
+    let port: u16 = origin.line().await.parse().expect("a port");
+    let gateway = gateway(&authority, &[std::net::SocketAddr::from(([127, 0, 0, 1], port))], "").await;
+    let clients = (0..30).map(|index| {
+        let client = if index % 2 == 0 { Client::http1(gateway.edge()) } else { Client::http2(gateway.edge()) };
+        tokio::spawn(async move {
+            let body = format!("{index}").repeat(20_000);
+            let fields = [("x-long", "a value that is sent again and again"), ("te", "trailers")];
+            let answer = client.send(Method::POST, "/echo", &fields, body.clone()).await.map_err(|e| e.to_string())?;
+            let whole = answer.status == 200 && answer.text() == body;
+            let trailers = answer.trailers.as_ref().and_then(|trailers| trailers.get("x-sum"));
+            Ok::<_, String>((whole, index % 2 == 0 || trailers.is_some_and(|sum| sum == &*body.len().to_string())))
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.expect("no panic"), Ok((true, true)));
+    }
 }
 
 /// Serves each request of a connection with `answer`, after SETTINGS.
@@ -244,7 +316,7 @@ async fn loop_until_shared(client: &Client, asked: &AtomicUsize, connections: &A
     let send = || {
         let client = client.clone();
         tokio::spawn(async move {
-            let answer = client.send(Method::POST, "/", &[], "x").await;
+            let answer = client.send(Method::POST, "/", &[], "").await;
             answer.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
         })
     };
@@ -314,6 +386,34 @@ async fn broken_responses_are_errors() {
     client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let all = client.rest().await;
     assert!(all.contains("3\r\nabc\r\n") && !all.contains("0\r\n\r\n"), "{all}");
+}
+
+/// RFC 9000, section 4.6: an origin's limit on streams is waited for, and other connections take what is beyond it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_limits_its_streams() {
+    let authority = Authority::new();
+    let origin = QuicOrigin::limited(origin_tls(&authority), 2, |connection, _| async move {
+        let mut control = connection.open_uni().await.expect("a stream");
+        control.write_all(&quic::control(&[], &[])).await.expect("sent");
+        while let Ok((send, _recv)) = connection.accept_bi().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                ok(send).await;
+            });
+        }
+        drop(control);
+    })
+    .await;
+    let gateway = gateway(&authority, &[origin.address], "").await;
+    let clients = (0..30).map(|_| {
+        let client = Client::http1(gateway.edge());
+        tokio::spawn(async move {
+            client.get("/").await.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.expect("no panic"), Ok(200));
+    }
 }
 
 /// RFC 9114, section 4.1: an origin may answer before it has the whole request, and stop reading it.

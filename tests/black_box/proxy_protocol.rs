@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate_tests::{Gateway, Origin, RawClient, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub(crate) const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+pub(crate) const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
 pub(crate) const LINE: &[u8] = b"PROXY TCP4 198.51.100.7 203.0.113.1 40000 443\r\n";
 
 /// One listener with these keys, one cluster with those.

@@ -9,7 +9,7 @@ use http::Method;
 use tidegate_tests::certs::Authority;
 use tidegate_tests::origin::read_head;
 use tidegate_tests::tunnel::{
-    ACCEPT, Asked, End, Ended, Http2Client, KEY, Speaks, TunnelOrigin, accept, ask_http1, frame, handshake,
+    ACCEPT, Asked, End, Ended, Http2Client, Http3Client, KEY, Speaks, TunnelOrigin, accept, ask_http1, frame, handshake,
 };
 use tidegate_tests::{Client, Gateway, RawClient, RawOrigin, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -397,6 +397,42 @@ async fn a_tunnel_never_returns_to_the_pool() {
     }
 }
 
+/// Conduct, section 2: before an acceptance a handshake is tried again like any request that was not processed, and what
+/// the client sent meanwhile is still there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handshakes_are_tried_again_with_nothing_lost() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let mut origin = TunnelOrigin::start(Speaks::Http1).await;
+    let retry = "retry = { attempts = 3, on = [\"connect\"] }\nconnect = [\"a:1\"]\n";
+    let gateway = Gateway::start(&(crate::simple(&[closed, origin.address], "") + retry)).await;
+    let http2 = Http2Client::connect(gateway.edge()).await;
+    for _ in 0..4 {
+        let (head, mut client) = ask_http1(gateway.edge(), &(handshake("/") + "early")).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let (_, mut server) = origin.tunnel().await;
+        assert_eq!(server.exactly(5).await, b"early");
+        server.send(b"late").await;
+        assert_eq!(client.exactly(4).await, b"late");
+
+        let request = Http2Client::request("websocket", "/");
+        let (response, _client) = http2.ask_early(request, b"early").await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200);
+        let (_, mut server) = origin.tunnel().await;
+        assert_eq!(server.exactly(5).await, b"early");
+
+        // The origin takes what comes through the tunnel for a request to itself.
+        let connect = "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n";
+        let (head, mut client) = ask_http1(gateway.edge(), &format!("{connect}{}", handshake("/within"))).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let (asked, mut server) = origin.tunnel().await;
+        assert_eq!((asked.path.as_str(), asked.header("via")), ("/within", None));
+        assert!(client.next().await.expect("bytes").starts_with(b"HTTP/1.1 101 "));
+        client.finish().await;
+        assert_eq!(server.end().await, Ended::Cleanly);
+    }
+    assert!(gateway.metric("tidegate_retries_total").await > 0.0);
+}
+
 /// The route's idle time is that of both directions together, and a reset ends what it cuts off.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_tunnel_is_cut_off() {
@@ -482,6 +518,115 @@ async fn old_http2_origins_are_asked_over_http1_or_not_at_all() {
         server.finish().await;
         assert_eq!(client.exactly(5).await, b"hello");
         assert_eq!(client.end().await, Ended::Cleanly);
+    }
+}
+
+/// Over TLS on both sides: half a close is a close_notify, and what is missing one is cut off (RFC 8446, section 6.1).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_halves_close_one_by_one() {
+    let authority = Authority::new();
+    let server = authority.issue(&["origin.example"]).server(&[b"http/1.1"], None);
+    let mut origin = TunnelOrigin::start(Speaks::Tls(std::sync::Arc::new(server))).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
+    authority.issue(&["edge.example"]).write(folder.path(), "edge");
+    let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]";
+    let config = crate::simple(&[origin.address], "tls = { server_name = \"origin.example\", ca = \"ca.pem\" }");
+    let gateway = Gateway::start_in(folder, &config.replacen("name = \"edge\"", tls, 1)).await;
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(authority.client(&[b"http/1.1"], None)));
+    for cut in [false, true] {
+        let tcp = tokio::net::TcpStream::connect(gateway.edge()).await.expect("a connection");
+        let name = rustls::pki_types::ServerName::try_from("edge.example").expect("a name");
+        let mut tls = connector.connect(name, tcp).await.expect("a handshake");
+        let request = handshake("/chat").replace("Host: a", "Host: edge.example");
+        tls.write_all(request.as_bytes()).await.expect("sent");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tls.read_u8().await.expect("a head"));
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        let (_, mut server) = origin.tunnel().await;
+        if cut {
+            // TCP's own end, which anybody on the way could have made.
+            tls.get_mut().0.shutdown().await.expect("shut down");
+            assert_eq!(server.end().await, Ended::Reset(None));
+            continue;
+        }
+        let mut client = End::Tls(Box::new(tls));
+        client.send(b"hello").await;
+        client.finish().await;
+        assert_eq!(server.exactly(5).await, b"hello");
+        assert_eq!(server.end().await, Ended::Cleanly);
+        server.send(b"late").await;
+        server.finish().await;
+        assert_eq!(client.exactly(4).await, b"late");
+        assert_eq!(client.end().await, Ended::Cleanly);
+    }
+}
+
+/// Thousands of silent WebSockets need no buffers, whatever went through them before: one that stayed would be 256 KiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_tunnels_hold_no_buffers() {
+    let mut origin = TunnelOrigin::start(Speaks::Http1).await;
+    let gateway = Gateway::start(&config(origin.address, false, "")).await;
+    let piece = vec![b'x'; 1 << 20];
+    let mut open_ones = Vec::new();
+    let mut before = 0;
+    for index in 0..150 {
+        let (_, _, mut client, mut server) = open(&gateway, &mut origin, false).await;
+        tokio::join!(client.send(&piece), async { assert_eq!(server.exactly(piece.len()).await.len(), piece.len()) });
+        tokio::join!(server.send(&piece), async { assert_eq!(client.exactly(piece.len()).await.len(), piece.len()) });
+        open_ones.push((client, server));
+        if index == 49 {
+            before = gateway.resident();
+        }
+    }
+    let each = gateway.resident().saturating_sub(before) / 100;
+    println!("{} KiB each", each / 1024);
+    assert!(each < 192 << 10, "{each} bytes each");
+}
+
+/// RFC 9220, section 3: from HTTP/3 as from HTTP/2, to origins of both kinds; H3_REQUEST_CANCELLED is its reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_http3_have_it_too() {
+    for to_http2 in [false, true] {
+        let mut origin = TunnelOrigin::start(if to_http2 { Speaks::Http2 } else { Speaks::Http1 }).await;
+        let authority = Authority::new();
+        let folder = tempfile::tempdir().expect("a folder");
+        authority.issue(&["edge.example"]).write(folder.path(), "edge");
+        let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]";
+        let config = config(origin.address, to_http2, "").replacen("name = \"edge\"", tls, 1);
+        let gateway = Gateway::start_in(folder, &config).await;
+        let http3 = Http3Client::connect(gateway.edge(), authority.client(&[b"h3"], None), "edge.example").await;
+
+        let (opened, mut client) = http3.ask("websocket", "/chat").await;
+        assert!(opened);
+        let (asked, mut server) = origin.tunnel().await;
+        assert_eq!((asked.path.as_str(), asked.protocol.as_deref()), ("/chat", Some("websocket")), "{asked:?}");
+        let (up, down) = (vec![b'u'; 1 << 20], vec![b'd'; 1 << 20]);
+        let (from_client, from_server) =
+            tokio::join!(both(&mut client, &up, down.len()), both(&mut server, &down, up.len()));
+        assert!(from_client.1 == down && from_server.1 == up);
+        client.finish().await;
+        assert_eq!(server.end().await, Ended::Cleanly);
+        server.send(b"last words").await;
+        server.finish().await;
+        assert_eq!(client.exactly(10).await, b"last words");
+        assert_eq!(client.end().await, Ended::Cleanly);
+        let line = last_line(&gateway).await;
+        assert_eq!((line["protocol"].as_str(), line["status"].as_u64()), (Some("h3"), Some(200)), "{line}");
+        assert_eq!((line["bytes_in"].as_u64(), line["bytes_out"].as_u64()), (Some(1 << 20), Some((1 << 20) + 10)));
+
+        let (opened, mut client) = http3.ask("websocket", "/chat").await;
+        assert!(opened);
+        origin.tunnel().await.1.reset();
+        assert_eq!(client.end().await, Ended::QuicReset(0x10c));
+        let (opened, client) = http3.ask("websocket", "/chat").await;
+        assert!(opened);
+        let (_, mut server) = origin.tunnel().await;
+        client.reset();
+        assert_eq!(server.end().await, Ended::Reset(to_http2.then_some(Reason::CANCEL)));
+        assert!(!http3.ask("websocket", "/refuse").await.0 && !http3.ask("webtransport", "/").await.0);
     }
 }
 

@@ -149,11 +149,18 @@ impl Client {
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
         let mut stream = sender.send_request(Request::from_parts(parts, ())).await?;
-        if !body.is_empty() {
-            stream.send_data(body).await?;
-        }
-        stream.finish().await?;
-        let mut response = stream.recv_response().await?;
+        // A server that needs no more of a request says so and answers (RFC 9114, section 4.1): what counts is its answer.
+        let sent = async {
+            if !body.is_empty() {
+                stream.send_data(body).await?;
+            }
+            stream.finish().await
+        };
+        let sent = sent.await;
+        let mut response = match stream.recv_response().await {
+            Ok(response) => response,
+            Err(error) => return Err(sent.err().unwrap_or(error).into()),
+        };
         while response.status().is_informational() {
             response = stream.recv_response().await?;
         }

@@ -1,6 +1,8 @@
 //! The program under test, in a folder of its own, on free ports.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -24,6 +26,17 @@ pub fn program() -> &'static Path {
 /// The repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
+}
+
+/// An address that was free for both TCP and UDP a moment ago, below the ports that the system gives out itself.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let port = 10_000 + RandomState::new().hash_one(0) % 22_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if std::net::TcpListener::bind(address).is_ok() && std::net::UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Runs the program to its end.

@@ -13,8 +13,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub fn varint(value: u64) -> Vec<u8> {
     match value {
         ..0x40 => vec![value as u8],
-        ..0x4000 => (value as u16 | 0x4000).to_be_bytes().to_vec(),
-        ..0x4000_0000 => (value as u32 | 0x8000_0000).to_be_bytes().to_vec(),
+        0x40..0x4000 => (value as u16 | 0x4000).to_be_bytes().to_vec(),
+        0x4000..0x4000_0000 => (value as u32 | 0x8000_0000).to_be_bytes().to_vec(),
         _ => (value | 0xc000_0000_0000_0000).to_be_bytes().to_vec(),
     }
 }
@@ -129,8 +129,10 @@ impl QuicClient {
         code(&tokio::time::timeout(LONGEST, self.connection.closed()).await.expect("the connection is closed"))
     }
 
-    pub fn local_port(&self) -> u16 {
-        self.endpoint.local_addr().expect("an address").port()
+    /// Goes on from another port, as after a change of network (RFC 9000, section 9).
+    pub fn moves(&self) {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        self.endpoint.rebind(socket).expect("another socket");
     }
 }
 
@@ -233,6 +235,17 @@ impl Answering {
 /// The status of a response's section: an entry of the static table, or a literal value with its name.
 fn status(section: &[u8]) -> u16 {
     match &section[2..] {
+        // By Huffman's code where that is shorter: 0 to 2 have five bits, the other digits six (RFC 7541, appendix B).
+        [0x5f, 0x09, 0x82, one, two, ..] => {
+            let (bits, mut at, mut number) = (u32::from(*one) << 24 | u32::from(*two) << 16, 0, 0);
+            for _ in 0..3 {
+                let next = |length: u32| bits << at >> (32 - length);
+                let (digit, length) = if next(5) < 3 { (next(5), 5) } else { (next(6) - 0x19 + 3, 6) };
+                number = number * 10 + digit as u16;
+                at += length;
+            }
+            number
+        }
         [0x5f, 0x09, 0x03, digits @ ..] => {
             std::str::from_utf8(&digits[..3]).expect("digits").parse().expect("a number")
         }
@@ -257,8 +270,23 @@ impl QuicOrigin {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::limited(tls, 100, serve).await
+    }
+
+    /// The same, with so many streams at once.
+    pub async fn limited<F>(
+        tls: rustls::ServerConfig,
+        streams: u32,
+        serve: impl Fn(Connection, usize) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("TLS 1.3");
-        let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut transport = TransportConfig::default();
+        transport.max_concurrent_bidi_streams(streams.into());
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
         let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = endpoint.local_addr().expect("an address");
         let connections = Arc::new(std::sync::atomic::AtomicUsize::new(0));

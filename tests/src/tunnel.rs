@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::quic::{self, QuicClient};
+
 /// Nothing a test waits for takes longer.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -32,6 +34,8 @@ pub enum End {
     Tcp(TcpStream),
     Tls(Box<dyn Bytewise>),
     Http2(SendStream<Bytes>, RecvStream),
+    /// Frames written and read by hand; what came and was not read.
+    Http3(quinn::SendStream, quinn::RecvStream, BytesMut),
 }
 
 /// How a direction of a tunnel ended.
@@ -41,6 +45,8 @@ pub enum Ended {
     Cleanly,
     /// TCP reset, or RST_STREAM with this code.
     Reset(Option<Reason>),
+    /// RESET_STREAM with this code.
+    QuicReset(u64),
 }
 
 impl End {
@@ -58,6 +64,11 @@ impl End {
                         send.send_data(left.split_to(room.min(left.len())), false).expect("sent");
                     }
                 }
+                Self::Http3(send, ..) => {
+                    for piece in bytes.chunks(8 * 1024) {
+                        send.write_all(&quic::data(piece)).await.expect("sent");
+                    }
+                }
             }
         })
         .await;
@@ -69,6 +80,7 @@ impl End {
             Self::Tcp(tcp) => tcp.shutdown().await.expect("shut down"),
             Self::Tls(tls) => tls.shutdown().await.expect("shut down"),
             Self::Http2(send, _) => send.send_data(Bytes::new(), true).expect("ended"),
+            Self::Http3(send, ..) => send.finish().expect("ended"),
         }
     }
 
@@ -78,6 +90,11 @@ impl End {
             Self::Tcp(tcp) => tcp.set_zero_linger().expect("no linger"),
             Self::Tls(_) => panic!("a test resets TCP or streams"),
             Self::Http2(mut send, _) => send.send_reset(Reason::CANCEL),
+            Self::Http3(mut send, mut recv, _) => {
+                let cancelled = quinn::VarInt::from_u32(0x10c);
+                send.reset(cancelled).expect("reset");
+                recv.stop(cancelled).expect("stopped");
+            }
         }
     }
 
@@ -98,6 +115,7 @@ impl End {
                         None => Err(Ended::Cleanly),
                     };
                 }
+                Self::Http3(_, recv, ahead) => return next_frame(recv, ahead).await.map(|(_, payload)| payload),
             };
             match read {
                 Ok(0) => Err(Ended::Cleanly),
@@ -225,6 +243,86 @@ impl Http2Client {
         headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
         headers.insert("sec-websocket-protocol", HeaderValue::from_static("chat"));
         request
+    }
+}
+
+/// The next frame that is whole, by type and payload.
+async fn next_frame(recv: &mut quinn::RecvStream, ahead: &mut BytesMut) -> Result<(u64, Bytes), Ended> {
+    loop {
+        let mut rest = &ahead[..];
+        if let (Some(kind), Some(length)) = (varint(&mut rest), varint(&mut rest))
+            && rest.len() >= length as usize
+        {
+            let header = ahead.len() - rest.len();
+            let mut frame = ahead.split_to(header + length as usize).freeze();
+            return Ok((kind, frame.split_off(header)));
+        }
+        match recv.read_chunk(64 * 1024, true).await {
+            Ok(Some(chunk)) => ahead.extend_from_slice(&chunk.bytes),
+            Ok(None) => return Err(Ended::Cleanly),
+            Err(quinn::ReadError::Reset(code)) => return Err(Ended::QuicReset(code.into_inner())),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// RFC 9000, section 16.
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let length = 1 << (bytes.first()? >> 6);
+    let (number, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)) & (u64::MAX >> (66 - 8 * length)))
+}
+
+/// A connection of HTTP/3 whose frames are written by hand: crates for it know no `:protocol = websocket`.
+pub struct Http3Client {
+    quic: QuicClient,
+    /// Ours and theirs: neither may close.
+    _control: (quinn::SendStream, quinn::RecvStream),
+}
+
+impl Http3Client {
+    /// Connects, and checks that the gateway's SETTINGS allow extended CONNECT (RFC 9220, section 3).
+    pub async fn connect(address: SocketAddr, config: rustls::ClientConfig, name: &str) -> Self {
+        let quic = QuicClient::connect(address, config, name).await;
+        let control = quic.uni(&quic::control(&[], &[])).await;
+        let settings = soon("SETTINGS", async {
+            loop {
+                let mut stream = quic.connection.accept_uni().await.expect("a stream");
+                let mut kind = [0xff];
+                stream.read_exact(&mut kind).await.expect("its type");
+                if kind == [0] {
+                    let settings = next_frame(&mut stream, &mut BytesMut::new()).await.expect("SETTINGS");
+                    return (settings, stream);
+                }
+            }
+        });
+        let ((kind, payload), theirs) = settings.await;
+        let (mut payload, mut numbers) = (&payload[..], Vec::new());
+        while let Some(number) = varint(&mut payload) {
+            numbers.push(number);
+        }
+        assert!(kind == 4 && numbers.chunks(2).any(|setting| setting == [8, 1]), "{kind}: {numbers:?}");
+        Self { quic, _control: (control, theirs) }
+    }
+
+    /// Extended CONNECT: whether the answer is 200, and the stream.
+    pub async fn ask(&self, protocol: &str, path: &str) -> (bool, End) {
+        let fields = [
+            (":method", "CONNECT"),
+            (":protocol", protocol),
+            (":scheme", "https"),
+            (":authority", "edge.example"),
+            (":path", path),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-protocol", "chat"),
+        ];
+        let (mut send, mut recv) = self.quic.connection.open_bi().await.expect("a stream");
+        send.write_all(&quic::headers(&fields)).await.expect("sent");
+        let mut ahead = BytesMut::new();
+        let (kind, section) = soon("a response head", next_frame(&mut recv, &mut ahead)).await.expect("HEADERS");
+        // RFC 9204, appendix A: 25 is `:status: 200`, and nothing refers to a dynamic table.
+        (kind == 1 && section.starts_with(&[0, 0, 0xc0 | 25]), End::Http3(send, recv, ahead))
     }
 }
 

@@ -175,6 +175,15 @@ fn connect(section: &Section<'_>) -> Vec<ConnectTarget> {
             ),
         }
     }
+    if !targets.is_empty()
+        && section.has("methods")
+        && !section.texts("methods").iter().any(|(method, _)| method == "CONNECT")
+    {
+        section.error(
+            section.line_of("methods"),
+            "route: connect is never asked for; add \"CONNECT\" to methods, or remove them",
+        );
+    }
     // A request for a tunnel has no path, and an answer of our own would pass for one.
     for key in ["path", "respond"] {
         if !targets.is_empty() && section.has(key) {

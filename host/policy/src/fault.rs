@@ -25,11 +25,11 @@ pub enum Cause {
     // Upstream, after.
     /// The connection ended before a whole response head.
     Reset,
-    /// HTTP/2 REFUSED_STREAM (RFC 9113, section 8.7).
+    /// HTTP/2 REFUSED_STREAM (RFC 9113, section 8.7), HTTP/3 H3_REQUEST_REJECTED (RFC 9114, section 4.1.1).
     RefusedStream,
-    /// HTTP/2 GOAWAY with a lower last stream id (RFC 9113, section 6.8).
+    /// GOAWAY that says the request was not processed (RFC 9113, section 6.8; RFC 9114, section 5.2).
     GoAway,
-    /// HTTP/2 RST_STREAM with another code.
+    /// HTTP/2 RST_STREAM or QUIC RESET_STREAM with another code.
     StreamReset,
     HeaderTimeout,
     AttemptTimeout,

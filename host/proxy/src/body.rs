@@ -245,8 +245,8 @@ impl Reply {
                 let (reader, writer) = reply.open(head, tunnel.name()).await?;
                 Ok((Incoming::Http1(reader), Outgoing::Http1(writer)))
             }
-            Self::Http2(reply) => Ok((body, Outgoing::Http2(reply.open(head)?))),
-            Self::Http3(reply) => Ok((body, reply.head(head, Length::Unknown).await?)),
+            Self::Http2(reply) => Ok((body, Outgoing::Http2(reply.open(head, tunnel)?))),
+            Self::Http3(reply) => Ok((body, Outgoing::Http3(reply.open(head, tunnel).await?))),
         }
     }
 

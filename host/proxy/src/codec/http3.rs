@@ -3,7 +3,7 @@
 //! silent itself, and know which requests an origin never saw. Of the `h3` crate we use the error codes; the tests use
 //! its client and server as peers.
 //!
-//! From the wire inwards: `varint`, `frame` and `qpack` are slices and values; `stream` is a request stream, `uni` and
+//! From the wire inwards: `varint`, `frame`, `qpack` and `message` are slices and values; `stream` is a request stream, `uni` and
 //! `control` are the others; `link` is what the streams of a connection share, `budget` its patience; `fields` makes heads
 //! of field sections; `body`, `server` and `client` are the seam to the exchange.
 
@@ -14,6 +14,7 @@ mod control;
 mod fields;
 mod frame;
 mod link;
+mod message;
 mod qpack;
 mod server;
 mod stream;

@@ -1,6 +1,7 @@
 //! What HTTP/2 and HTTP/3 requests have in common: pseudo-header fields become the request model, strictly
 //! (RFC 9113, section 8; RFC 9114, section 4), so that nothing malformed can become an HTTP/1.1 message upstream.
 
+use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -18,11 +19,6 @@ pub(crate) enum Refused {
     Status(StatusCode, &'static str),
 }
 
-/// `:protocol`, put into a request's extensions by a codec whose crate knows the pseudo-header field by another type
-/// (RFC 8441, section 4; RFC 9220, section 3).
-#[derive(Clone, Debug)]
-pub(crate) struct Protocol(pub(crate) bytestring::ByteString);
-
 /// Connection-specific fields make a message malformed (RFC 9113, section 8.2.2; RFC 9114, section 4.2).
 pub(crate) fn is_connection_specific(name: &HeaderName) -> bool {
     *name == header::CONNECTION
@@ -31,7 +27,8 @@ pub(crate) fn is_connection_specific(name: &HeaderName) -> bool {
         || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
-/// Checks a decoded request. The caller's crate has dealt with the order and number of pseudo-header fields.
+/// Checks a decoded request. The caller's crate has dealt with the order and number of pseudo-header fields; `:protocol`
+/// (RFC 8441, section 4; RFC 9220, section 3) is among the extensions, in either version as the `h2` crate's.
 pub(crate) fn request_head(
     parts: Parts,
     version: HttpVersion,
@@ -59,7 +56,7 @@ pub(crate) fn request_head(
         None if method == Method::CONNECT => return connect(version, method, &uri, headers, tls),
         None => None,
         Some(_) if method != Method::CONNECT => return Err(Refused::Malformed(":protocol without CONNECT")),
-        Some(Protocol(name)) if name.eq_ignore_ascii_case(Tunnel::WebSocket.name()) => {
+        Some(protocol) if protocol.as_str().eq_ignore_ascii_case(Tunnel::WebSocket.name()) => {
             method = Method::GET;
             Some(Tunnel::WebSocket)
         }
@@ -213,7 +210,7 @@ mod tests {
         let no_port = head(|b| b.method("CONNECT").uri("db.example"));
         assert!(matches!(no_port, Err(Refused::Status(StatusCode::BAD_REQUEST, _))));
 
-        let protocol = |name: &'static str| Protocol(name.into());
+        let protocol = Protocol::from_static;
         let socket = head(|b| b.method("CONNECT").extension(protocol("WebSocket"))).expect("fine");
         assert_eq!((socket.method.as_str(), socket.tunnel), ("GET", Some(Tunnel::WebSocket)));
         assert!(socket.opened_by_success());

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use tidegate_policy::{Cause, DirectResponse, Fault, RequestHead};
+use tidegate_policy::{Cause, DirectResponse, Fault, RequestHead, Tunnel};
 
 use crate::codec::Served;
 use crate::snapshot::Snapshot;
@@ -13,7 +13,9 @@ const MOST_PASSES: usize = 10;
 
 /// Whether the request may go on.
 pub(super) fn admit(served: &Served, request: &RequestHead, snapshot: &Snapshot) -> Result<(), Fault> {
+    // The authority of a CONNECT is where the tunnel leads, not whom the client believes to speak to.
     if let Some(tls) = served.listener.tls.as_ref().filter(|_| served.connection.tls)
+        && request.tunnel != Some(Tunnel::Connect)
         && !tls.covers(served.connection.server_name.as_deref(), request.host())
     {
         // RFC 9110, section 7.4 and 15.5.20: else a client could reach one name with the handshake for another, past

@@ -99,7 +99,10 @@ pub(crate) async fn connect(
     tokio::select! {
         connected = async {
             match settings.protocol {
-                UpstreamProtocol::Http3 => quic.dial(address, tls, timers).await.map(Multiplexed::Http3).map(Connected::Shared),
+                UpstreamProtocol::Http3 => {
+                    let dialled = quic.dial(address, tls, settings.max_streams_per_connection, timers).await;
+                    dialled.map(Multiplexed::Http3).map(Connected::Shared)
+                }
                 _ => dial(address, settings, tls, proxy_header).await,
             }
         } => connected,

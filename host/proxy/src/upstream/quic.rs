@@ -20,6 +20,9 @@ use crate::timer::Timers;
 /// pool wants it.
 const VANISHED: Duration = Duration::from_secs(30);
 
+/// A stream may have this much unread.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
 #[derive(Default)]
 pub(super) struct Endpoints {
     v4: RefCell<Option<quinn::Endpoint>>,
@@ -31,6 +34,7 @@ impl Endpoints {
         &self,
         address: SocketAddr,
         tls: Option<&ClientTls>,
+        max_streams: u32,
         timers: &Timers,
     ) -> Result<http3::ClientConnection, Fault> {
         let Some((tls, quic)) = tls.and_then(|tls| Some((tls, tls.quic.clone()?))) else {
@@ -42,7 +46,7 @@ impl Endpoints {
             _ => address.ip().to_string(),
         };
         let mut config = ClientConfig::new(quic);
-        config.transport_config(transport());
+        config.transport_config(transport(max_streams));
         let connecting = self.connect(config, address, &name).map_err(|error| {
             let cause = if error == ConnectError::EndpointStopping { Cause::ConnectFailed } else { Cause::Internal };
             Fault::new(cause, format!("{address}: {error}")).nothing_written()
@@ -75,7 +79,7 @@ fn endpoint(to: SocketAddr) -> io::Result<quinn::Endpoint> {
     quinn::Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))
 }
 
-fn transport() -> Arc<TransportConfig> {
+fn transport(max_streams: u32) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     transport
         // RFC 9114, section 6.1: servers open no bidirectional streams.
@@ -83,8 +87,9 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(16))
         .max_idle_timeout(quinn::IdleTimeout::try_from(VANISHED).ok())
         .keep_alive_interval(Some(VANISHED / 3))
-        .stream_receive_window(VarInt::from_u32(512 * 1024))
-        .receive_window(VarInt::from_u32(4 * 1024 * 1024))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        // Room for all streams of the connection: clients that take nothing must not stall those that share it with them.
+        .receive_window(VarInt::from_u32(STREAM_WINDOW.saturating_mul(max_streams.saturating_add(1)).min(1 << 30)))
         .send_window(2 * 1024 * 1024)
         .datagram_receive_buffer_size(None);
     Arc::new(transport)
@@ -92,16 +97,19 @@ fn transport() -> Arc<TransportConfig> {
 
 /// A certificate that does not verify is told apart from a handshake that breaks, and both from a port that is closed.
 fn failed(address: SocketAddr, error: &ConnectionError) -> Fault {
-    let reason = match error {
-        ConnectionError::TransportError(error) => Some(error),
-        _ => None,
+    // RFC 9001, section 4.8: an alert of TLS is a code from 0x100. Of our own quinn keeps the words only; rustls prints
+    // `Error::InvalidCertificate` and `Error::NoCertificatesPresented` like this.
+    let alert = |code: quinn::TransportErrorCode| (0x100..0x200).contains(&u64::from(code));
+    let unverified = |reason: &str| {
+        reason.starts_with("invalid peer certificate") || reason.starts_with("peer sent no certificates")
     };
-    // RFC 9001, section 4.8: an alert of TLS is a code from 0x100; 42 to 46 and 48 are about the certificate (RFC 8446, section 6).
-    let alert = reason.map(|reason| u64::from(reason.code)).filter(|code| (0x100..0x200).contains(code));
-    let cause = match (alert, error) {
-        (Some(0x12a..=0x12e | 0x130), _) => Cause::TlsCertificate,
-        (Some(_), _) => Cause::TlsFailed,
-        (None, ConnectionError::TimedOut) => Cause::ConnectTimeout,
+    let cause = match error {
+        ConnectionError::TransportError(error) if alert(error.code) && unverified(&error.reason) => {
+            Cause::TlsCertificate
+        }
+        ConnectionError::TransportError(error) if alert(error.code) => Cause::TlsFailed,
+        ConnectionError::ConnectionClosed(close) if alert(close.error_code) => Cause::TlsFailed,
+        ConnectionError::TimedOut => Cause::ConnectTimeout,
         _ => Cause::ConnectFailed,
     };
     Fault::new(cause, format!("{address}: {error}"))

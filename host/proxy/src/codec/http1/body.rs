@@ -83,7 +83,13 @@ impl BodyReader {
                 },
             }
             match wire.poll_fill(cx) {
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    // A tunnel may be silent for hours.
+                    if matches!(self.decoder, Decoder::UntilClose) {
+                        wire.rest();
+                    }
+                    return Poll::Pending;
+                }
                 Poll::Ready(Ok(0)) => {
                     self.conn.keep_alive.set(false);
                     if matches!(self.decoder, Decoder::UntilClose) {

@@ -79,6 +79,14 @@ impl Wire {
         }
     }
 
+    /// Gives the read buffer back, as something may come at any time: the next is not much smaller.
+    pub(super) fn rest(&mut self) {
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+            self.read_size = (self.read_size / 4).max(SMALL_READ);
+        }
+    }
+
     /// The small-piece buffer: call `pushed` with its growth afterwards.
     pub(super) fn text(&mut self, write: impl FnOnce(&mut BytesMut)) {
         let before = self.tail.len();

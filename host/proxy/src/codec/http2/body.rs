@@ -122,10 +122,10 @@ impl BodyWriter {
         Ok(())
     }
 
-    /// Cuts a tunnel off, ended or not: RST_STREAM with `CANCEL` is its TCP reset (RFC 8441, section 5).
+    /// Cuts a tunnel off, ended or not.
     pub(crate) fn reset(mut self) {
         self.ended = true;
-        self.stream.send_reset(Reason::CANCEL);
+        self.stream.send_reset(self.cut_off);
     }
 
     /// RST_STREAM from the receiver, or the end of the connection.

@@ -9,14 +9,14 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
-use tidegate_policy::{HttpVersion, ResponseHead};
+use tidegate_policy::{HttpVersion, ResponseHead, Tunnel};
 use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter, gone, reset};
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::Served;
-use crate::codec::pseudo::{Protocol, Refused, request_head, stated_length};
+use crate::codec::pseudo::{Refused, request_head, stated_length};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 
@@ -130,10 +130,7 @@ impl Drop for Running {
 }
 
 async fn answer(served: &Rc<Served>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let (mut parts, stream) = request.into_parts();
-    if let Some(protocol) = parts.extensions.remove::<h2::ext::Protocol>() {
-        parts.extensions.insert(Protocol(protocol.as_str().into()));
-    }
+    let (parts, stream) = request.into_parts();
     let limits = &served.listener.limits;
     let ended = stream.is_end_stream();
     let head = request_head(parts, HttpVersion::Http2, served.connection.tls, limits.max_headers);
@@ -185,11 +182,16 @@ impl Reply {
         Ok(Outgoing::Http2(BodyWriter::new(stream, Reason::INTERNAL_ERROR)))
     }
 
-    /// Accepts a tunnel: DATA is its bytes from now on (RFC 8441, section 5; RFC 9113, section 8.5).
-    pub(crate) fn open(mut self, head: ResponseHead) -> Result<BodyWriter, SinkGone> {
+    /// Accepts a tunnel: DATA is its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 8441, section 5);
+    /// for `CONNECT` there is a code of its own (RFC 9113, section 8.5).
+    pub(crate) fn open(mut self, head: ResponseHead, tunnel: Tunnel) -> Result<BodyWriter, SinkGone> {
         self.answered = true;
         let stream = self.respond.send_response(response(head), false).map_err(|error| gone(&error))?;
-        Ok(BodyWriter::new(stream, Reason::CANCEL))
+        let cut_off = match tunnel {
+            Tunnel::WebSocket => Reason::CANCEL,
+            Tunnel::Connect => Reason::CONNECT_ERROR,
+        };
+        Ok(BodyWriter::new(stream, cut_off))
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {

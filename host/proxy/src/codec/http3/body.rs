@@ -6,8 +6,8 @@ use h3::error::Code;
 
 use super::fields::{self, Bounds, Wrong};
 use super::frame::Violation;
-use super::link::Role;
-use super::stream::{Broken, Piece, Reader, Writer};
+use super::message::Piece;
+use super::stream::{Broken, Reader, Writer};
 use crate::body::{Activity, BodyError, Frame, Length, SinkGone};
 
 /// The body of the message that comes in. Dropped before its end, the peer is told to stop sending.
@@ -43,17 +43,16 @@ impl BodyReader {
     /// Takes note of what has arrived, without waiting. Only a stream's end tells that a message without content-length
     /// has no content, and the end may come in a later packet than the head.
     pub(crate) fn look(&mut self) {
-        if self.ahead.is_none()
-            && self.state == State::Data
-            && let Poll::Ready(Some(frame)) = self.poll_frame(&mut Context::from_waker(Waker::noop()))
-        {
-            self.ahead = Some(frame);
-        }
+        // Whoever reads on registers its own waker.
+        let _ = self.poll_look(&mut Context::from_waker(Waker::noop()));
     }
 
-    /// Whether any of it is here already.
-    pub(super) fn begun(&self) -> bool {
-        self.ahead.is_some()
+    /// Ready when some of it is here, or its end.
+    pub(super) fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ahead.is_none() && self.state == State::Data {
+            self.ahead = ready!(self.poll_frame(cx));
+        }
+        Poll::Ready(())
     }
 
     pub(super) fn ended(&self) -> bool {
@@ -137,19 +136,6 @@ impl BodyReader {
 }
 
 const DIFFERS: &str = "the content differs from content-length";
-
-impl Drop for BodyReader {
-    fn drop(&mut self) {
-        if self.state != State::Done {
-            // RFC 9114, section 4.1: a server that needs no more of a request says so with NO_ERROR; section 4.1.1: a
-            // client that wants no more of a response cancels the request.
-            self.reader.stop(match self.reader.course().link.role {
-                Role::Server => Code::H3_NO_ERROR,
-                Role::Client => Code::H3_REQUEST_CANCELLED,
-            });
-        }
-    }
-}
 
 /// The body of the message that goes out. Dropped before its end, the stream is reset.
 pub(crate) struct BodyWriter {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use super::control::Control;
 use super::fields::{self, Bounds, Wrong};
 use super::frame::Settings;
 use super::link::{Course, Link, Role};
-use super::stream::{Broken, Piece, Reader, Writer};
+use super::message::Piece;
+use super::stream::{Broken, Reader, Writer};
 use super::uni;
 use crate::body::{Arrived, Incoming, Length, Outgoing};
 use crate::codec::pseudo::stated_length;
@@ -40,22 +42,41 @@ pub(crate) struct ClientConnection {
 }
 
 struct Shared {
-    link: Rc<Link>,
+    link: Open,
     timers: Timers,
     max_head: usize,
     open: Cell<bool>,
     /// Streams under way, and how many the peer was seen to allow.
     streams: Cell<usize>,
     allowed: Cell<usize>,
-    /// Counts requests that had to wait for a stream.
+    /// Requests that wait for a stream, and those that ever did.
+    waiting: Cell<usize>,
     waited: Cell<u64>,
     /// Held open for as long as the connection is.
     _control: Control,
 }
 
-impl Drop for Shared {
+impl Shared {
+    /// Requests that have a stream.
+    fn under_way(&self) -> usize {
+        self.streams.get().saturating_sub(self.waiting.get())
+    }
+}
+
+/// The connection, which its other tasks would hold open without us.
+struct Open(Rc<Link>);
+
+impl Deref for Open {
+    type Target = Rc<Link>;
+
+    fn deref(&self) -> &Rc<Link> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
-        self.link.close(Code::H3_NO_ERROR, "");
+        self.0.close(Code::H3_NO_ERROR, "");
     }
 }
 
@@ -67,7 +88,7 @@ impl ClientConnection {
         max_head: usize,
         timers: &Timers,
     ) -> Result<Self, Fault> {
-        let link = Link::new(connection, Role::Client);
+        let link = Open(Link::new(connection, Role::Client));
         tokio::task::spawn_local(uni::accept(link.clone()));
         let settings = Settings { max_field_section_size: Some(max_head as u64), connect_protocol: false };
         let control = Control::open(&link, settings)
@@ -80,6 +101,7 @@ impl ClientConnection {
             open: Cell::new(true),
             streams: Cell::new(0),
             allowed: Cell::new(usize::MAX),
+            waiting: Cell::new(0),
             waited: Cell::new(0),
             _control: control,
         };
@@ -93,24 +115,24 @@ impl ClientConnection {
         let opening = shared.link.connection.open_bi();
         let mut opening = std::pin::pin!(opening);
         let opened = match opening.as_mut().now_or_never() {
-            Some(opened) => Some(opened),
+            Some(opened) => opened,
             None => {
+                let waits = Waits::begin(shared);
                 // QUIC tells the limit on streams only by granting none.
-                shared.allowed.set(shared.streams.get().saturating_sub(1).max(1));
-                let key = WAITS_FOR_A_STREAM | shared.waited.replace(shared.waited.get() + 1);
+                shared.allowed.set(shared.under_way().max(1));
                 let opened = poll_fn(|cx| {
                     if shared.link.goaway().is_some() {
                         return Poll::Ready(None);
                     }
-                    shared.link.watch_goaway(key, cx);
+                    shared.link.watch_goaway(waits.key, cx);
                     opening.as_mut().poll(cx).map(Some)
                 });
-                let opened = opened.await;
-                shared.link.unwatch_goaway(key);
+                let Some(opened) = opened.await else { return Err(self.gone()) };
+                drop(waits);
+                shared.allowed.set(shared.allowed.get().max(shared.under_way()));
                 opened
             }
         };
-        let Some(opened) = opened else { return Err(self.gone()) };
         let (send, recv) = opened.map_err(|error| {
             shared.open.set(false);
             self.lost(&error).nothing_written()
@@ -128,8 +150,7 @@ impl ClientConnection {
             return Err(fault.nothing_written());
         };
         let reader = Reader::new(recv, course, shared.max_head);
-        let mut awaiting =
-            Awaiting { reader: Some(reader), id, method: head.method.clone(), interim: 0, place: Some(place) };
+        let awaiting = Awaiting { reader: Some(reader), id, method: head.method.clone(), interim: 0, place };
         // An origin that stops reading may have answered already (section 4.1): what comes tells.
         let sent = writer.section(frame).await;
         let out = match (sent, length) {
@@ -141,7 +162,6 @@ impl ClientConnection {
             (Ok(()), _) => Outgoing::Http3(BodyWriter::new(writer)),
             (Err(gone), _) => {
                 if let Some(error) = shared.link.connection.close_reason() {
-                    awaiting.reader = None;
                     return Err(self.lost(&error));
                 }
                 tracing::debug!(%gone, "an origin did not take a request head");
@@ -193,6 +213,28 @@ impl Drop for Place {
     }
 }
 
+/// A request that waits for a stream.
+struct Waits {
+    shared: Rc<Shared>,
+    /// No stream's id.
+    key: u64,
+}
+
+impl Waits {
+    fn begin(shared: &Rc<Shared>) -> Self {
+        shared.waiting.set(shared.waiting.get() + 1);
+        let count = shared.waited.replace(shared.waited.get() + 1);
+        Self { shared: shared.clone(), key: WAITS_FOR_A_STREAM | count }
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.shared.waiting.set(self.shared.waiting.get() - 1);
+        self.shared.link.unwatch_goaway(self.key);
+    }
+}
+
 /// The connection ended below a request.
 fn lost(link: &Link, error: &ConnectionError) -> Fault {
     match link.violation() {
@@ -207,15 +249,15 @@ pub(crate) struct Awaiting {
     id: u64,
     method: Method,
     interim: usize,
-    place: Option<Place>,
+    place: Place,
 }
 
 impl Awaiting {
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, Fault>> {
-        let (Some(reader), Some(place)) = (&mut self.reader, &self.place) else {
+        let Some(reader) = &mut self.reader else {
             return Poll::Ready(Err(Fault::new(Cause::Internal, "the response came already")));
         };
-        let (link, max_head) = (place.0.link.clone(), place.0.max_head);
+        let (link, max_head) = (self.place.0.link.clone(), self.place.0.max_head);
         let piece = match reader.poll_piece(cx) {
             Poll::Ready(piece) => piece,
             Poll::Pending if link.goaway().is_some_and(|id| self.id >= id) => {
@@ -270,7 +312,8 @@ impl Awaiting {
         if body.is_malformed() {
             return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "the content differs from content-length")));
         }
-        let body = if body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
+        // One without content is read to its end all the same: to stop it would look like a request that is given up.
+        let body = if body.ended() && body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
         Poll::Ready(Ok(Arrived::Final(head, body)))
     }
 
@@ -298,12 +341,6 @@ impl Awaiting {
 
 impl Drop for Awaiting {
     fn drop(&mut self) {
-        if let Some(place) = &self.place {
-            place.0.link.unwatch_goaway(self.id);
-        }
-        if let Some(reader) = &mut self.reader {
-            // Section 4.1.1: nobody waits for the response any more.
-            reader.stop(Code::H3_REQUEST_CANCELLED);
-        }
+        self.place.0.link.unwatch_goaway(self.id);
     }
 }

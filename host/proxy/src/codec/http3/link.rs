@@ -57,6 +57,8 @@ impl Link {
     pub(super) fn fail(&self, violation: Violation) {
         if self.violation.get().is_none() {
             self.violation.set(Some(violation));
+            let (role, peer) = (self.role, self.connection.remote_address());
+            tracing::debug!(?role, %peer, code = %violation.code, reason = violation.reason, "closing an HTTP/3 connection");
         }
         self.close(violation.code, violation.reason);
     }
@@ -82,6 +84,12 @@ impl Link {
         if !self.cancelled.borrow_mut().spend(Instant::now()) {
             self.fail(Violation::new(Code::H3_EXCESSIVE_LOAD, "too many cancelled requests"));
         }
+    }
+
+    /// A response was taken whole: that allows for a cancelled request. A connection that carries the requests of many
+    /// clients has many that leave.
+    pub(super) fn completed(&self) {
+        self.cancelled.borrow_mut().earn(1.0);
     }
 
     /// Something came that carries nothing.

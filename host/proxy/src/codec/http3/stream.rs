@@ -1,29 +1,20 @@
-//! A request stream: frames come in and go out, in the order that RFC 9114, section 4.1 allows and no other.
-//!
-//! Nothing is gathered but a HEADERS frame, whose size is bounded; data passes as it comes, and what is unknown is read
-//! over. A frame that is cut off, or not allowed where it is, closes the connection.
+//! A request stream: what comes in is read through `message`, what goes out is written frame by frame, and neither half
+//! can be dropped so that a part looks like a whole.
 
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h3::error::Code;
 use quinn::{ConnectionError, ReadError, WriteError};
 
-use super::frame::{self, Kind, Violation};
+use super::frame::{self, Violation};
 use super::link::{Course, Role, varint};
+use super::message::{Message, Piece, Refused, Step};
 use crate::body::SinkGone;
 use crate::timer::{Deadline, Timers};
-
-/// What a stream brings.
-pub(super) enum Piece {
-    /// The whole payload of a HEADERS frame.
-    Section(Bytes),
-    /// Some of the payload of a DATA frame; never empty.
-    Data(Bytes),
-}
 
 /// Why nothing more comes.
 #[derive(Clone, Debug)]
@@ -34,6 +25,15 @@ pub(super) enum Broken {
     Violation(Violation),
     /// A HEADERS frame is larger than the limit.
     TooLarge,
+}
+
+impl From<Refused> for Broken {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Violation(violation) => Self::Violation(violation),
+            Refused::TooLarge => Self::TooLarge,
+        }
+    }
 }
 
 impl std::fmt::Display for Broken {
@@ -47,42 +47,19 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// What comes next within a message.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Phase {
-    Head,
-    Content,
-    /// Trailers came: only what is unknown may follow.
-    Over,
-}
-
-enum At {
-    /// Bytes of a frame's type and length that came so far.
-    Header(usize),
-    Section {
-        left: usize,
-        gathered: BytesMut,
-    },
-    Data(u64),
-    Skip(u64),
-    End,
-}
-
-/// The receiving half.
+/// The receiving half. Dropped before its end, the peer is told to stop sending.
 pub(super) struct Reader {
     recv: quinn::RecvStream,
     course: Rc<Course>,
-    max_section: usize,
     ahead: Bytes,
-    header: [u8; frame::LONGEST_HEADER],
-    at: At,
-    phase: Phase,
+    message: Message,
+    over: bool,
 }
 
 impl Reader {
     pub(super) fn new(recv: quinn::RecvStream, course: Rc<Course>, max_section: usize) -> Self {
-        let (ahead, header) = (Bytes::new(), [0; frame::LONGEST_HEADER]);
-        Self { recv, course, max_section, ahead, header, at: At::Header(0), phase: Phase::Head }
+        let message = Message::new(course.link.role, max_section);
+        Self { recv, course, ahead: Bytes::new(), message, over: false }
     }
 
     pub(super) fn course(&self) -> &Rc<Course> {
@@ -91,7 +68,7 @@ impl Reader {
 
     /// The section that came was an interim response's: a head comes again.
     pub(super) fn was_interim(&mut self) {
-        self.phase = Phase::Head;
+        self.message.was_interim();
     }
 
     /// The next piece; `None` at the clean end. After an error nothing more may be polled.
@@ -103,7 +80,7 @@ impl Reader {
                     Broken::Reset(_) => self.course.cancelled(),
                     Broken::Lost(_) | Broken::TooLarge => {}
                 }
-                self.at = At::End;
+                self.over = true;
                 Poll::Ready(Err(broken))
             }
             other => other,
@@ -112,83 +89,25 @@ impl Reader {
 
     /// Tells the peer that no more of it is wanted.
     pub(super) fn stop(&mut self, code: Code) {
-        self.at = At::End;
+        self.over = true;
         // Fails on a stream that is over.
         let _ = self.recv.stop(varint(code));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Piece>, Broken>> {
-        loop {
-            if matches!(self.at, At::End) {
-                return Poll::Ready(Ok(None));
-            }
-            if self.ahead.is_empty() && !ready!(self.poll_more(cx))? {
-                let between = matches!(self.at, At::Header(0));
-                self.at = At::End;
-                if between {
-                    return Poll::Ready(Ok(None));
-                }
-                // Section 7.1: a frame that the end of its stream cuts off.
-                return Poll::Ready(Err(violation(Code::H3_FRAME_ERROR, "the stream ends within a frame")));
-            }
-            match &mut self.at {
-                At::Header(had) => {
-                    let had = *had;
-                    let room = &mut self.header[had..];
-                    let take = room.len().min(self.ahead.len());
-                    room[..take].copy_from_slice(&self.ahead[..take]);
-                    match frame::header(&self.header[..had + take]) {
-                        None => {
-                            self.ahead.advance(take);
-                            self.at = At::Header(had + take);
-                        }
-                        Some((kind, length, used)) => {
-                            self.ahead.advance(used - had);
-                            self.begin(kind, length)?;
-                            // A section of nothing is one, and breaks QPACK; there is no byte to wait for.
-                            if let At::Section { left: 0, .. } = self.at {
-                                self.at = At::Header(0);
-                                return Poll::Ready(Ok(Some(Piece::Section(Bytes::new()))));
-                            }
-                        }
+        while !self.over {
+            match self.message.next(&mut self.ahead)? {
+                Step::Piece(piece) => return Poll::Ready(Ok(Some(piece))),
+                Step::Idle => self.course.link.idle_frame().map_err(Broken::Violation)?,
+                Step::More => {
+                    if !ready!(self.poll_more(cx))? {
+                        self.over = true;
+                        self.message.end().map_err(Broken::Violation)?;
                     }
                 }
-                At::Section { left, gathered } => {
-                    let take = (*left).min(self.ahead.len());
-                    *left -= take;
-                    let done = *left == 0;
-                    // Mostly it is all in one packet, and need not be copied.
-                    let section = if done && gathered.is_empty() {
-                        self.ahead.split_to(take)
-                    } else {
-                        gathered.extend_from_slice(&self.ahead.split_to(take));
-                        if !done {
-                            continue;
-                        }
-                        std::mem::take(gathered).freeze()
-                    };
-                    self.at = At::Header(0);
-                    return Poll::Ready(Ok(Some(Piece::Section(section))));
-                }
-                At::Data(left) => {
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(self.ahead.len());
-                    *left -= take as u64;
-                    if *left == 0 {
-                        self.at = At::Header(0);
-                    }
-                    return Poll::Ready(Ok(Some(Piece::Data(self.ahead.split_to(take)))));
-                }
-                At::Skip(left) => {
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(self.ahead.len());
-                    *left -= take as u64;
-                    self.ahead.advance(take);
-                    if *left == 0 {
-                        self.at = At::Header(0);
-                    }
-                }
-                At::End => {}
             }
         }
+        Poll::Ready(Ok(None))
     }
 
     /// Reads more bytes; false at the end of the stream.
@@ -207,41 +126,19 @@ impl Reader {
             Err(_) => Err(Broken::Lost(ConnectionError::LocallyClosed)),
         })
     }
-
-    /// What may come where (section 4.1 and section 7, table 1).
-    fn begin(&mut self, kind: Kind, length: u64) -> Result<(), Broken> {
-        let link = &self.course.link;
-        self.at = match (kind, self.phase) {
-            (Kind::Headers, Phase::Head | Phase::Content) => {
-                self.phase = if self.phase == Phase::Head { Phase::Content } else { Phase::Over };
-                let left = usize::try_from(length).ok().filter(|length| *length <= self.max_section);
-                At::Section { left: left.ok_or(Broken::TooLarge)?, gathered: BytesMut::new() }
-            }
-            (Kind::Data, Phase::Content) if length > 0 => At::Data(length),
-            (Kind::Data, Phase::Content) => {
-                link.idle_frame().map_err(Broken::Violation)?;
-                At::Header(0)
-            }
-            (Kind::Unknown, _) => {
-                link.idle_frame().map_err(Broken::Violation)?;
-                if length == 0 { At::Header(0) } else { At::Skip(length) }
-            }
-            // Section 4.6: we never allowed a push.
-            (Kind::PushPromise, _) if link.role == Role::Client => {
-                return Err(violation(Code::H3_ID_ERROR, "a push that was not allowed"));
-            }
-            (Kind::Data, Phase::Head) => return Err(violation(Code::H3_FRAME_UNEXPECTED, "DATA before HEADERS")),
-            (Kind::Data | Kind::Headers, _) => {
-                return Err(violation(Code::H3_FRAME_UNEXPECTED, "a frame after the trailers"));
-            }
-            _ => return Err(violation(Code::H3_FRAME_UNEXPECTED, "a frame that no request stream has")),
-        };
-        Ok(())
-    }
 }
 
-fn violation(code: Code, reason: &'static str) -> Broken {
-    Broken::Violation(Violation::new(code, reason))
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !self.over {
+            // RFC 9114, section 4.1: a server that needs no more of a request says so with NO_ERROR; section 4.1.1: a
+            // client that wants no more of a response cancels the request.
+            self.stop(match self.course.link.role {
+                Role::Server => Code::H3_NO_ERROR,
+                Role::Client => Code::H3_REQUEST_CANCELLED,
+            });
+        }
+    }
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -311,6 +208,11 @@ impl Writer {
             Sending::Finished => Ok(()),
             Sending::Within | Sending::Reset => Err(SinkGone("the stream was cut off".to_owned())),
         }
+    }
+
+    /// With what a drop before the end resets the stream from now on.
+    pub(super) fn cut_off(&mut self, code: Code) {
+        self.cut_off = code;
     }
 
     pub(super) fn reset(&mut self, code: Code) {

@@ -1,0 +1,47 @@
+"""An HTTP/3 origin on aioquic that echoes: http3_origin.py FOLDER, with origin.pem and origin.key in it. Prints its port."""
+
+import asyncio
+import sys
+
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import QuicServer
+from aioquic.h3.connection import H3_ALPN, H3Connection
+from aioquic.h3.events import DataReceived, HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+
+
+class Origin(QuicConnectionProtocol):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.http = H3Connection(self._quic)
+        self.bodies = {}
+
+    def quic_event_received(self, event):
+        for got in self.http.handle_event(event):
+            if isinstance(got, HeadersReceived):
+                self.bodies.setdefault(got.stream_id, b"")
+            elif isinstance(got, DataReceived):
+                self.bodies[got.stream_id] += got.data
+            if getattr(got, "stream_ended", False):
+                self.answer(got.stream_id, self.bodies.pop(got.stream_id))
+
+    def answer(self, stream, body):
+        self.http.send_headers(stream, [(b":status", b"103"), (b"link", b"</a.css>; rel=preload")])
+        self.http.send_headers(stream, [(b":status", b"200"), (b"server", b"aioquic"), (b"x-made", b"again and again")])
+        self.http.send_data(stream, body, end_stream=False)
+        self.http.send_headers(stream, [(b"x-sum", str(len(body)).encode())], end_stream=True)
+        self.transmit()
+
+
+async def main(folder):
+    configuration = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN)
+    configuration.load_cert_chain(f"{folder}/origin.pem", f"{folder}/origin.key")
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(
+        lambda: QuicServer(configuration=configuration, create_protocol=Origin), local_addr=("127.0.0.1", 0)
+    )
+    print(transport.get_extra_info("sockname")[1], flush=True)
+    await asyncio.Future()
+
+
+asyncio.run(main(sys.argv[1]))
