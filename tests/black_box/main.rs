@@ -9,6 +9,7 @@ mod examples;
 mod faults;
 mod framing;
 mod grpc;
+mod health;
 mod http1;
 mod http2;
 mod http3;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::health::{CircuitBreaker, Ejection, HealthCheck, share};
 use crate::reader::Section;
 
 #[derive(Clone, Debug)]
@@ -26,6 +27,11 @@ pub struct Cluster {
     pub retry_percent: f64,
     pub retry_min: u32,
     pub tls: Option<ClusterTls>,
+    pub health: Option<HealthCheck>,
+    pub ejection: Option<Ejection>,
+    pub panic_threshold: f64,
+    pub slow_start: Option<Duration>,
+    pub breaker: CircuitBreaker,
 }
 
 #[derive(Clone, Debug)]
@@ -107,14 +113,26 @@ impl Cluster {
                 "cluster: protocol = \"http3\" needs tls: QUIC has no clear text (RFC 9001); add tls = {}",
             );
         }
+        let health = section.optional_section("health").map(|health| HealthCheck::read(&health));
+        if protocol == ClusterProtocol::Http3 && health.is_some() {
+            let line = section.line_of("health");
+            section.error(line, "cluster: health: checks do not go over http3 yet; ejection does without them");
+        }
         let budget = section.section("retry_budget");
         let endpoints = endpoints(section);
+        let balance = Balance::read(&section.section("balance"));
+        let slow_start = section.time_or_off("slow_start");
+        if slow_start.is_some() && balance.by == BalanceBy::Maglev {
+            let message =
+                "cluster: slow_start does not go with maglev, which keeps each key to its endpoint; remove one of them";
+            section.error(section.line_of("slow_start"), message);
+        }
         Self {
             line: section.line,
             name: section.label("name"),
             endpoints,
             protocol,
-            balance: Balance::read(&section.section("balance")),
+            balance,
             connect_timeout: section.time("connect_timeout"),
             idle_timeout: section.time("idle_timeout"),
             max_connection_age: section.time("max_connection_age"),
@@ -128,6 +146,11 @@ impl Cluster {
             retry_percent: budget.share("percent"),
             retry_min: budget.number("min", 0, 1_000_000).unwrap_or(0) as u32,
             tls,
+            health,
+            ejection: section.optional_section("ejection").map(|ejection| Ejection::read(&ejection)),
+            panic_threshold: share(section, "cluster", "panic_threshold"),
+            slow_start,
+            breaker: CircuitBreaker::read(&section.section("circuit_breaker")),
         }
     }
 }

@@ -8,6 +8,7 @@ mod cluster;
 mod error;
 mod file;
 mod gateway;
+mod health;
 mod keys;
 mod listener;
 mod load;
@@ -22,6 +23,7 @@ pub use cluster::{
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
+pub use health::{CheckKind, CircuitBreaker, Ejection, HealthCheck};
 pub use keys::{json_schema, reference};
 pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listener, ListenerTls, TrustedFields};
 pub use load::{load, parse};

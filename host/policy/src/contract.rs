@@ -70,7 +70,7 @@ pub fn endpoints(weights: &[u32]) -> Arc<EndpointSet> {
         state: Arc::default(),
     };
     let endpoints = weights.iter().enumerate().map(endpoint).collect();
-    Arc::new(EndpointSet { cluster: "api".into(), generation: 1, endpoints })
+    Arc::new(EndpointSet { cluster: "api".into(), generation: 1, endpoints, health: SetHealth::default() })
 }
 
 /// A failed attempt with time and retries left.

@@ -2,16 +2,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use smallvec::SmallVec;
+
+use crate::{EndpointHealth, SetHealth};
 
 /// What all workers and successive snapshots share about one endpoint. Carried over by identity on reload.
 #[derive(Debug)]
 pub struct EndpointState {
     in_flight: AtomicU32,
-    healthy: AtomicBool,
+    pub health: EndpointHealth,
     /// Peak EWMA: nanoseconds, and the time of the last sample in nanoseconds since `Clock` zero.
     latency: AtomicU64,
     sampled_at: AtomicU64,
@@ -23,7 +25,7 @@ impl Default for EndpointState {
     fn default() -> Self {
         Self {
             in_flight: AtomicU32::new(0),
-            healthy: AtomicBool::new(true),
+            health: EndpointHealth::default(),
             latency: AtomicU64::new(0),
             sampled_at: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -49,12 +51,19 @@ impl EndpointState {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub fn healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed)
+    /// Of an endpoint that takes nothing before its first check.
+    pub fn awaited() -> Self {
+        Self { health: EndpointHealth::awaited(), ..Self::default() }
     }
 
+    pub fn healthy(&self) -> bool {
+        self.health.healthy()
+    }
+
+    /// What a check would find, for tests that have none.
+    #[cfg(any(test, feature = "contract"))]
     pub fn set_healthy(&self, healthy: bool) {
-        self.healthy.store(healthy, Ordering::Relaxed);
+        self.health.stand(if healthy { crate::Standing::Passing } else { crate::Standing::Failing });
     }
 
     /// The moving average at `now` (since any fixed zero); zero before the first sample.
@@ -100,12 +109,20 @@ pub struct Endpoint {
     pub state: Arc<EndpointState>,
 }
 
+impl Endpoint {
+    /// Its weight, less while it warms up.
+    pub fn effective_weight(&self, now: Duration) -> f64 {
+        f64::from(self.weight) * self.state.health.warmth(now)
+    }
+}
+
 /// The members of a cluster, immutable: a change makes a new set with a higher generation.
 #[derive(Debug)]
 pub struct EndpointSet {
     pub cluster: Arc<str>,
     pub generation: u64,
     pub endpoints: Box<[Endpoint]>,
+    pub health: SetHealth,
 }
 
 /// The endpoints as one exchange sees them now. Cheap to clone.
@@ -116,11 +133,23 @@ pub struct EndpointsView {
     pub tried: SmallVec<[u32; 4]>,
     /// Since the worker's fixed zero, for latencies.
     pub now: Duration,
+    /// Too few are healthy: all are taken for it.
+    panic: bool,
 }
 
 impl EndpointsView {
     pub fn new(set: Arc<EndpointSet>, now: Duration) -> Self {
-        Self { set, tried: SmallVec::new(), now }
+        let panic = set.panicking();
+        Self { set, tried: SmallVec::new(), now, panic }
+    }
+
+    /// Another attempt begins.
+    pub fn refresh(&mut self, now: Duration) {
+        self.now = now;
+        self.panic = self.set.panicking();
+        if self.panic {
+            self.set.count_panic();
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -135,13 +164,21 @@ impl EndpointsView {
         self.set.endpoints.get(index as usize)
     }
 
-    /// Healthy, of some weight, below its limit, and not tried yet by this exchange.
+    /// Healthy unless in panic, of some weight, below its limit, and not tried yet by this exchange.
     pub fn available(&self, index: u32) -> bool {
         self.get(index).is_some_and(|endpoint| {
             endpoint.weight > 0
-                && endpoint.state.healthy()
+                && (self.panic || endpoint.state.healthy())
                 && endpoint.state.in_flight() < endpoint.max_requests
                 && !self.tried.contains(&index)
+        })
+    }
+
+    /// By chance, in proportion: whether an endpoint that is still warming up takes this one. Others always do.
+    pub fn warm_enough(&self, index: u32) -> bool {
+        self.get(index).is_none_or(|endpoint| {
+            let effective = endpoint.effective_weight(self.now);
+            effective >= f64::from(endpoint.weight) || fastrand::f64() * f64::from(endpoint.weight) < effective
         })
     }
 

@@ -61,6 +61,8 @@ pub enum Cause {
     TunnelUnsupported,
     /// A plugin with `on_failure = "deny"` failed.
     PolicyDenied,
+    /// The cluster's circuit breaker is open: it has all it may have in flight.
+    ClusterFull,
     Overload,
     Draining,
     Internal,
@@ -71,8 +73,8 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | Misdirected | Loop | TunnelDenied | TunnelUnsupported | PolicyDenied | Overload | Draining
-            | Internal => Side::Internal,
+            NoRoute | Misdirected | Loop | TunnelDenied | TunnelUnsupported | PolicyDenied | ClusterFull | Overload
+            | Draining | Internal => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -111,6 +113,7 @@ impl Cause {
             TunnelDenied => "tunnel_denied",
             TunnelUnsupported => "tunnel_unsupported",
             PolicyDenied => "policy_denied",
+            ClusterFull => "cluster_full",
             Overload => "overload",
             Draining => "draining",
             Internal => "internal",

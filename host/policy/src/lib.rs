@@ -13,12 +13,14 @@
 mod asked;
 mod attempt;
 mod balancer;
+mod breaker;
 mod decision;
 mod edits;
 mod endpoints;
 mod fault;
 mod forwarding;
 mod head;
+mod health;
 mod identity;
 pub mod native;
 mod proxy_tlvs;
@@ -31,12 +33,17 @@ pub mod contract;
 pub use asked::Asked;
 pub use attempt::{AttemptFacts, Proof};
 pub use balancer::{Balancer, Choice};
+pub use breaker::{Bound, Breaker, Permit};
 pub use decision::{Answered, Blame, Decision, Origin, PolicyFault, PolicyFaultKind};
 pub use edits::{Buffering, EditError, HeaderEdit, HeaderEdits, RequestEdits, is_core_field};
 pub use endpoints::{Endpoint, EndpointSet, EndpointState, EndpointsView};
 pub use fault::{Cause, Fault, Side};
 pub use forwarding::Forwarding;
 pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target, Tunnel};
+pub use health::{
+    Ailment, CheckOutcome, Ejected, EjectionReason, EjectionRules, EndpointHealth, HealthRules, Outcome, SetHealth,
+    SharedHealth, Standing, Streak, Swept, Thresholds,
+};
 pub use identity::{Element, Families, Identity, Node};
 pub use proxy_tlvs::{ProxyTlvs, Tlv, TlvError, tlv, walk as walk_tlvs};
 pub use retry::{Retry, Verdict};

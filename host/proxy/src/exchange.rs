@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_policy::native::received_identity;
-use tidegate_policy::{Asked, Cause, DirectResponse, EndpointsView, Fault, RequestEdits, RequestHead, Tunnel};
+use tidegate_policy::{
+    Asked, Bound, Cause, DirectResponse, EndpointsView, Fault, Permit, RequestEdits, RequestHead, Tunnel,
+};
 
 use crate::body::{Incoming, Length, Reply};
 use crate::codec::Served;
@@ -40,6 +42,8 @@ struct Exchange<'a> {
     snapshot: Arc<Snapshot>,
     asked: Rc<Asked>,
     record: Record,
+    /// Its place among the cluster's retries, once it is beyond its first try.
+    retrying: Option<Permit>,
 }
 
 /// What was decided before the first attempt.
@@ -68,7 +72,7 @@ pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, re
     let connection = served.connection.clone();
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
     let record = Record::begin(&served.worker, &asked);
-    let mut exchange = Exchange { served, snapshot, asked, record };
+    let mut exchange = Exchange { served, snapshot, asked, record, retrying: None };
     match exchange.plan() {
         Ok(Planned::Forward(plan)) => exchange.forward(plan, body, reply).await,
         Ok(Planned::Respond(response)) => exchange.respond(response, reply).await,
@@ -147,6 +151,11 @@ impl Exchange<'_> {
         let mut body = match RequestBody::receive(&self, &mut plan, body, &mut reply).await {
             Ok(body) => body,
             Err(fault) => return self.fail_with(fault, reply).await,
+        };
+        let cluster = plan.cluster.clone();
+        let Some(_within_bound) = cluster.breaker.enter(Bound::Requests) else {
+            let detail = format!("cluster {:?} has all the requests it may have in flight", cluster.name);
+            return self.fail_with(Fault::new(Cause::ClusterFull, detail), reply).await;
         };
         plan.cluster.budget.deposit();
         let mut view = EndpointsView::new(plan.cluster.set.clone(), self.served.worker.now());

@@ -28,4 +28,5 @@ mod upstream;
 pub mod worker;
 
 pub use listener::tls::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec, TlsError};
+pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};

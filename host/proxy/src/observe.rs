@@ -11,6 +11,7 @@ use tidegate_policy::{Asked, Cause, HttpVersion};
 
 mod access_log;
 mod decision;
+mod health_page;
 mod metrics;
 pub mod names;
 

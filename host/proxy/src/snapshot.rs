@@ -11,9 +11,9 @@ use ipnet::IpNet;
 use tidegate_policy::native::{
     HostPattern, Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding, TrustedFamily,
 };
-use tidegate_policy::{Balancer, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
+use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
-use crate::{ClientTls, ServerTls};
+use crate::{ClientTls, HealthCheck, ServerTls};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -142,6 +142,10 @@ pub struct Cluster {
     /// For a plugin's `hash` answers.
     pub maglev: Arc<Maglev>,
     pub budget: Arc<RetryBudget>,
+    /// How its endpoints are checked; `None`: nobody asks them.
+    pub check: Option<Arc<HealthCheck>>,
+    /// Bounds over all workers.
+    pub breaker: Breaker,
 }
 
 /// What happens to the requests that match.

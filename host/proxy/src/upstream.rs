@@ -17,6 +17,7 @@ use crate::timer::{Deadline, Timers};
 
 mod advertised;
 mod connect;
+pub(crate) mod health;
 mod pool;
 mod quic;
 pub(crate) mod tls;

@@ -131,6 +131,7 @@ pub struct Gateway {
     bound: Bound,
     udp: listener::quic::Groups,
     workers: usize,
+    zero: Instant,
 }
 
 impl Gateway {
@@ -148,6 +149,7 @@ impl Gateway {
             bound: HashMap::new(),
             udp: listener::quic::Groups::default(),
             workers,
+            zero,
         };
         let (bound, opened) = gateway.bind(&snapshot)?;
         gateway.bound = bound;
@@ -219,6 +221,11 @@ impl Gateway {
     /// The place where successive snapshots are.
     pub fn current(&self) -> Arc<ArcSwap<Snapshot>> {
         self.current.clone()
+    }
+
+    /// The zero of all times that workers share.
+    pub fn zero(&self) -> Instant {
+        self.zero
     }
 
     pub fn metrics(&self) -> &[Arc<WorkerMetrics>] {

@@ -10,6 +10,8 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 use tidegate_config::{AccessLogTarget, Config, Gateway as GatewayConfig};
+use tidegate_policy::Ailment;
+use tidegate_proxy::HealthChecks;
 use tidegate_proxy::observe::{RecordSink, WorkerMetrics};
 use tidegate_proxy::snapshot::Snapshot;
 use tidegate_proxy::worker::{Gateway, GatewayOptions};
@@ -60,6 +62,8 @@ impl ReloadRefused {
 pub(crate) struct Running {
     pub(crate) gateway: Gateway,
     pub(crate) compiled: Arc<Compiled>,
+    /// Once the control thread's runtime is there.
+    health: Option<HealthChecks>,
 }
 
 impl Control {
@@ -91,7 +95,7 @@ impl Control {
             compiler,
             began: config.gateway.clone(),
             reloading: Mutex::default(),
-            running: Mutex::new(Running { gateway, compiled: Arc::new(compiled) }),
+            running: Mutex::new(Running { gateway, compiled: Arc::new(compiled), health: None }),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             reloads_ok: AtomicU64::new(0),
@@ -147,7 +151,11 @@ impl Control {
             }
             let applied = running.gateway.apply(compiled.snapshot.clone());
             applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
+            let snapshot = compiled.snapshot.clone();
             running.compiled = compiled;
+            if let Some(health) = &mut running.health {
+                health.apply(&snapshot, Some(&previous.snapshot));
+            }
         }
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -156,6 +164,13 @@ impl Control {
             tracing::warn!("gateway.{key} differs from what this process began with: it needs a restart");
         }
         Ok(generation)
+    }
+
+    /// Health is looked after on this runtime, from now on and over reloads.
+    pub(crate) fn start_health(&self, runtime: &tokio::runtime::Handle) {
+        let mut running = self.running();
+        let (zero, current) = (running.gateway.zero(), running.gateway.current());
+        running.health = Some(HealthChecks::start(runtime.clone(), zero, current));
     }
 
     pub(crate) fn draining(&self) -> bool {
@@ -249,6 +264,8 @@ fn cluster_status(cluster: &tidegate_proxy::snapshot::Cluster) -> serde_json::Va
                 "address": endpoint.address,
                 "weight": endpoint.weight,
                 "healthy": endpoint.state.healthy(),
+                "reason": endpoint.state.health.ailment().map(ailment),
+                "ejections": endpoint.state.health.ejections(),
                 "in_flight": endpoint.state.in_flight(),
                 "requests": endpoint.state.requests.load(Ordering::Relaxed),
                 "failures": endpoint.state.failures.load(Ordering::Relaxed),
@@ -256,7 +273,15 @@ fn cluster_status(cluster: &tidegate_proxy::snapshot::Cluster) -> serde_json::Va
             })
         })
         .collect();
-    json!({ "name": *cluster.name, "endpoints": endpoints })
+    json!({ "name": *cluster.name, "panic": cluster.set.panicking(), "endpoints": endpoints })
+}
+
+/// Why an endpoint takes no requests: `awaited`, `checks`, or `ejected: consecutive_5xx`.
+fn ailment(ailment: Ailment) -> String {
+    match ailment {
+        Ailment::Ejected(reason) => format!("{}: {}", ailment.name(), reason.name()),
+        Ailment::Awaited | Ailment::Checks => ailment.name().to_owned(),
+    }
 }
 
 /// Prints every error; the caller ends with the code for a bad configuration.
@@ -271,6 +296,7 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
     let admin = config.gateway.admin.map(bind_admin).transpose()?;
     let control = Arc::new(Control::start(Some(path), &config, Vec::new())?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    control.start_health(runtime.handle());
     runtime.block_on(async {
         let mut bound = serde_json::Map::new();
         for (name, address) in control.running().gateway.addresses() {

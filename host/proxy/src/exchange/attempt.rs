@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::native::permitted;
-use tidegate_policy::{AttemptFacts, Cause, EndpointState, EndpointsView, Fault, Proof, ResponseHead, Tunnel, Verdict};
+use tidegate_policy::{
+    AttemptFacts, Bound, Cause, EndpointState, EndpointsView, Fault, Outcome, Proof, ResponseHead, Swept, Tunnel,
+    Verdict,
+};
 
 use super::request_body::{RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape, upgrade};
 use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, Reply, pump};
 use crate::relay::End;
 use crate::timer::Deadline;
-use crate::upstream::Lease;
+use crate::upstream::{Lease, health};
 
 /// What became of an attempt.
 pub(super) enum Step {
@@ -114,7 +117,7 @@ impl Exchange<'_> {
     ) -> Step {
         let begun = Instant::now();
         let cluster = plan.cluster.clone();
-        view.now = self.served.worker.now();
+        view.refresh(self.served.worker.now());
         let index = match decide::pick(&cluster, &self.asked, view, &mut self.record) {
             Ok(index) => index,
             Err(fault) => return Step::Failed(fault),
@@ -224,7 +227,10 @@ impl Exchange<'_> {
                         endpoint.state.sample_latency(worker.now(), took);
                         let upstream = End { incoming, outgoing };
                         match upgrade::accepted(&head, plan.head.upgrade.as_ref()) {
-                            Ok(()) => return Box::pin(self.upgraded(plan, head, upstream, reply)).await,
+                            Ok(()) => {
+                                self.report(view, index, Outcome::Success);
+                                return Box::pin(self.upgraded(plan, head, upstream, reply)).await;
+                            }
                             Err(fault) => break fault,
                         }
                     }
@@ -249,6 +255,10 @@ impl Exchange<'_> {
                         }
                         let rest = (upload == Upload::Running).then_some(uploading);
                         self.relay(plan, head, response, rest, &activity, reply).await;
+                        // The head spoke well of the endpoint; a body that breaks off speaks against it.
+                        if let Some(cause) = self.record.cause {
+                            self.blame(plan, view, index, cause);
+                        }
                         self.record.bytes_in.set(self.record.bytes_in.get().max(moved.get()));
                         return Step::Done;
                     }
@@ -355,7 +365,9 @@ impl Exchange<'_> {
         lease: &Lease,
     ) -> Option<Duration> {
         // Below 400 nothing failed. A gRPC failure hides in a 200 that has its status among the fields (trailers-only).
-        let grpc = head.headers.get("grpc-status").is_some_and(|status| status.as_bytes() != b"0");
+        let grpc_status = head.headers.get("grpc-status").map(|status| status.as_bytes());
+        self.report(view, index, Outcome::of_response(head.status, grpc_status));
+        let grpc = grpc_status.is_some_and(|status| status != b"0");
         if !grpc && head.status.as_u16() < 400 {
             return None;
         }
@@ -397,6 +409,7 @@ impl Exchange<'_> {
             return Step::Failed(fault);
         }
         self.failed(view, index);
+        self.blame(plan, view, index, fault.cause);
         // An upstream that accepted, if wrongly, has begun: nothing proves the opposite.
         let begun = fault.cause == Cause::UpgradeFailed && !fault.unprocessed;
         if fault.cause == Cause::TotalTimeout || begun {
@@ -414,6 +427,22 @@ impl Exchange<'_> {
     fn failed(&self, view: &EndpointsView, index: u32) {
         if let Some(endpoint) = view.get(index) {
             endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Passive health: every attempt that ended says something of its endpoint.
+    pub(super) fn report(&self, view: &EndpointsView, index: u32, outcome: Outcome) {
+        if let Some(ejected) = view.set.report(index, outcome, self.served.worker.now()) {
+            health::tell(&view.set, index, Swept::Ejected(ejected));
+        }
+    }
+
+    /// Reports a fault that is the endpoint's. That a time was over which the client chose itself (grpc-timeout) proves nothing:
+    /// with short ones a client could put endpoints out.
+    fn blame(&self, plan: &Plan, view: &EndpointsView, index: u32, cause: Cause) {
+        let chosen = cause == Cause::TotalTimeout && plan.deadline.is_some();
+        if let Some(outcome) = Outcome::of_fault(cause).filter(|_| !chosen) {
+            self.report(view, index, outcome);
         }
     }
 
@@ -488,10 +517,16 @@ impl Exchange<'_> {
         if pause >= time_left {
             return None;
         }
+        // One place for all the retries of an exchange: it makes them one at a time.
+        let permit = match self.retrying.take() {
+            Some(permit) => permit,
+            None => plan.cluster.breaker.enter(Bound::Retries)?,
+        };
         if !plan.cluster.budget.withdraw(now) {
             self.served.worker.metrics.retries_without_budget.add(1);
             return None;
         }
+        self.retrying = Some(permit);
         Some(pause)
     }
 }

@@ -146,11 +146,24 @@ pub(super) fn pick(
     }
     match cluster.balancer.pick(asked, view) {
         Ok(answered) => match answered.value {
-            Choice::Endpoint(index) if view.available(index) => Ok(index),
+            Choice::Endpoint(index) if view.available(index) => Ok(warm_enough(cluster, asked, view, index)),
             Choice::Hash(key) => cluster.maglev.pick_by_hash(view, key).ok_or_else(|| none("no endpoint is available")),
             _ => Err(none("no endpoint is available")),
         },
         Err(fault) => Err(Fault::new(Cause::Internal, fault)),
+    }
+}
+
+/// An endpoint that is still warming up gives way, by chance, to one that the algorithm picks from the others.
+fn warm_enough(cluster: &Cluster, asked: &Rc<Asked>, view: &EndpointsView, index: u32) -> u32 {
+    if view.warm_enough(index) {
+        return index;
+    }
+    let mut others = view.clone();
+    others.tried.push(index);
+    match cluster.balancer.pick(asked, &others).map(|answered| answered.value) {
+        Ok(Choice::Endpoint(other)) if others.available(other) => other,
+        _ => index,
     }
 }
 

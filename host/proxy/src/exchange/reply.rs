@@ -28,7 +28,7 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
         TlsFailed => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         TlsCertificate => (StatusCode::BAD_GATEWAY, "tls_certificate_error"),
         NoEndpoint => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
-        PoolExhausted => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
+        PoolExhausted | ClusterFull => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         Reset | GoAway => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         RefusedStream | StreamReset => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         HeaderTimeout | AttemptTimeout | TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
@@ -130,7 +130,7 @@ mod tests {
         for cause in [Cause::ConnectRefused, Cause::Reset, Cause::TlsCertificate, Cause::ResponseInvalid] {
             assert_eq!(status(cause), Some(502), "{cause:?}");
         }
-        for cause in [Cause::NoEndpoint, Cause::PoolExhausted, Cause::Overload] {
+        for cause in [Cause::NoEndpoint, Cause::PoolExhausted, Cause::ClusterFull, Cause::Overload] {
             assert_eq!(status(cause), Some(503), "{cause:?}");
         }
         for cause in [Cause::ConnectTimeout, Cause::AttemptTimeout, Cause::TotalTimeout] {

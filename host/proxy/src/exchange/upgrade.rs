@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use tidegate_policy::{Cause, EndpointsView, Fault, HttpVersion, RequestHead, ResponseHead, Tunnel};
+use tidegate_policy::{Cause, EndpointsView, Fault, HttpVersion, Outcome, RequestHead, ResponseHead, Tunnel};
 
 use super::attempt::{Clocks, Step, select};
 use super::request_body::RequestBody;
@@ -117,6 +117,7 @@ impl Exchange<'_> {
             Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),
         };
         self.record.upstream = Some(begun.elapsed());
+        self.report(view, index, Outcome::Success);
         let mut head =
             ResponseHead { version: HttpVersion::Http11, status: StatusCode::OK, headers: HeaderMap::with_capacity(2) };
         shape::complete(&mut head.headers, None);

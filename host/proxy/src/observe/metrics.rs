@@ -226,6 +226,7 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     });
     page.single(names::UPSTREAM_WAITING, "gauge", "requests that wait for a connection", |w| w.upstream_waiting.get());
     page.endpoints(snapshot);
+    super::health_page::render(snapshot, page.out);
 }
 
 struct Page<'a> {

@@ -52,6 +52,21 @@ pub const ENDPOINT_REQUESTS: &str = "tidegate_endpoint_requests_total";
 pub const ENDPOINT_FAILURES: &str = "tidegate_endpoint_failures_total";
 /// 1 for a healthy endpoint. From `EndpointState`.
 pub const ENDPOINT_HEALTHY: &str = "tidegate_endpoint_healthy";
+/// 1 while an endpoint takes no requests for this reason (`awaited`, `checks`, `ejected`), by cluster and endpoint. From
+/// `EndpointHealth`.
+pub const ENDPOINT_UNHEALTHY: &str = "tidegate_endpoint_unhealthy";
+/// Ejections, by cluster and endpoint. From `EndpointHealth`.
+pub const ENDPOINT_EJECTIONS: &str = "tidegate_endpoint_ejections_total";
+/// Active checks, by cluster, endpoint and outcome (`passed`, `failed`, `timeout`). From `upstream::health`.
+pub const ENDPOINT_CHECKS: &str = "tidegate_endpoint_checks_total";
+/// 1 while so few of a cluster's endpoints are healthy that all are used. From `SetHealth`.
+pub const CLUSTER_PANIC: &str = "tidegate_cluster_panic";
+/// Attempts that were made in panic, by cluster. From `exchange`.
+pub const CLUSTER_PANIC_ATTEMPTS: &str = "tidegate_cluster_panic_attempts_total";
+/// What counts against a circuit breaker's bound (`requests`, `retries`) now, by cluster. From `Breaker`.
+pub const BREAKER_ACTIVE: &str = "tidegate_circuit_breaker_active";
+/// What a circuit breaker refused, by cluster and bound. From `Breaker`.
+pub const BREAKER_REFUSED: &str = "tidegate_circuit_breaker_refused_total";
 /// Moving average of the time to the response head, seconds. From `EndpointState`.
 pub const ENDPOINT_LATENCY: &str = "tidegate_endpoint_latency_seconds";
 /// Access log lines dropped because the writer could not keep up. From the access log.

@@ -3,11 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidegate_config::{BalanceBy, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey, ProxyProtocol};
+use tidegate_config::{
+    BalanceBy, CheckKind as ConfigCheckKind, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey,
+    ProxyProtocol,
+};
 use tidegate_policy::native::{HashOn, LeastRequest, Maglev, PeakEwma, RetryBudget, RoundRobin};
-use tidegate_policy::{Balancer, Endpoint, EndpointSet};
+use tidegate_policy::{
+    Balancer, Breaker, EjectionRules, Endpoint, EndpointSet, EndpointState, HealthRules, SetHealth, Thresholds,
+};
 use tidegate_proxy::snapshot::{Cluster, PoolSettings, ProxyFields, SendProxyHeader, UpstreamProtocol};
-use tidegate_proxy::{CertificatePair, ClientTls, ClientTlsSpec};
+use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck};
 
 use super::{Files, Scope};
 
@@ -68,6 +73,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         BalanceBy::Maglev => maglev.clone(),
     };
     let plugin = scope.asked(config.balance.plugin.as_deref(), config.balance.line, "pick", |plugin| plugin.balancer());
+    let previous = scope.previous.and_then(|previous| previous.clusters.get(&config.name));
     let cluster = Cluster {
         name: config.name.as_str().into(),
         set,
@@ -88,6 +94,12 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         plugin,
         maglev,
         budget: Arc::new(RetryBudget::new(config.retry_percent, config.retry_min)),
+        check: config.health.as_ref().map(|health| Arc::new(health_check(health))),
+        breaker: Breaker::new(
+            config.breaker.max_requests,
+            Some(config.breaker.max_retries),
+            previous.map(|previous| &previous.cluster.breaker),
+        ),
     };
     Some(Kept { cluster: Arc::new(cluster), tls: source })
 }
@@ -109,13 +121,14 @@ fn send_proxy_header(config: &ProxyProtocol) -> Option<SendProxyHeader> {
     }
 }
 
-/// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on.
+/// An endpoint is the same one after a reload if its cluster and address are: its load, health and counts go on. So is one
+/// that is listed twice.
 fn endpoints(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<EndpointSet> {
     let previous = scope.previous.and_then(|previous| previous.clusters.get(&config.name));
-    let known = |address| {
-        let endpoints = &previous?.cluster.set.endpoints;
-        endpoints.iter().find(|endpoint| endpoint.address == address).map(|endpoint| endpoint.state.clone())
-    };
+    let known = previous.into_iter().flat_map(|previous| &previous.cluster.set.endpoints);
+    let mut states: HashMap<_, _> = known.map(|endpoint| (endpoint.address, endpoint.state.clone())).collect();
+    let awaits = config.health.as_ref().is_some_and(|health| !health.initially_healthy);
+    let fresh = || Arc::new(if awaits { EndpointState::awaited() } else { EndpointState::default() });
     let endpoints = config
         .endpoints
         .iter()
@@ -125,10 +138,48 @@ fn endpoints(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<EndpointSet> {
             zone: endpoint.zone.as_deref().map(Into::into),
             labels: endpoint.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
             max_requests: config.max_requests,
-            state: known(endpoint.address).unwrap_or_default(),
+            state: states.entry(endpoint.address).or_insert_with(fresh).clone(),
         })
         .collect();
-    Arc::new(EndpointSet { cluster: config.name.as_str().into(), generation: scope.generation, endpoints })
+    let shared = previous.map(|previous| previous.cluster.set.health.shared.clone()).unwrap_or_default();
+    let health = SetHealth::new(health_rules(config), shared);
+    Arc::new(EndpointSet { cluster: config.name.as_str().into(), generation: scope.generation, endpoints, health })
+}
+
+fn health_rules(config: &ClusterConfig) -> HealthRules {
+    HealthRules {
+        panic_threshold: config.panic_threshold,
+        slow_start: config.slow_start.unwrap_or_default(),
+        ejection: config.ejection.as_ref().map(|ejection| EjectionRules {
+            consecutive_5xx: ejection.consecutive_5xx,
+            consecutive_gateway: ejection.consecutive_gateway,
+            consecutive_local: ejection.consecutive_local,
+            interval: ejection.interval,
+            base_time: ejection.base_time,
+            max_time: ejection.max_time,
+            max_ejected: ejection.max_ejected,
+            success_rate_factor: ejection.success_rate_factor,
+            failure_share: ejection.failure_share,
+            min_endpoints: ejection.min_endpoints,
+            min_requests: ejection.min_requests,
+        }),
+    }
+}
+
+fn health_check(health: &tidegate_config::HealthCheck) -> HealthCheck {
+    HealthCheck {
+        kind: match health.kind.clone() {
+            ConfigCheckKind::Http { path, host, head, expect } => CheckKind::Http { path, host, head, expect },
+            ConfigCheckKind::Tcp { send, receive } => {
+                CheckKind::Tcp { send: send.into_bytes(), receive: receive.into_bytes() }
+            }
+            ConfigCheckKind::Grpc { service, host } => CheckKind::Grpc { service, host },
+        },
+        interval: health.interval,
+        timeout: health.timeout,
+        jitter: health.jitter,
+        thresholds: Thresholds { healthy: health.healthy_threshold, unhealthy: health.unhealthy_threshold },
+    }
 }
 
 /// The previous configuration's, where nothing it is made of has changed: then its connections and sessions stay.

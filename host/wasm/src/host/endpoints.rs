@@ -14,7 +14,7 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         Ok((view(store.data_mut()).map_or_else(String::new, |view| view.set.cluster.to_string()),))
     })?;
     linker.func_wrap("generation", |mut store: Store<'_>, (): ()| {
-        Ok((view(store.data_mut()).map_or(0, |view| view.set.generation),))
+        Ok((view(store.data_mut()).map_or(0, |view| view.set.current_generation()),))
     })?;
     linker.func_wrap("size", |mut store: Store<'_>, (): ()| {
         Ok((view(store.data_mut()).map_or(0, |view| view.len() as u32),))

@@ -12,7 +12,7 @@ use tidegate_policy::native::{
     ForwardingMode, HashOn, Maglev, PathPattern, RetryBudget, RetryOn, RetryRules, RoundRobin, RouteRule, RouteTable,
     StandardForwarding,
 };
-use tidegate_policy::{DirectResponse, Endpoint, EndpointSet, Families};
+use tidegate_policy::{Breaker, DirectResponse, Endpoint, EndpointSet, Families, SetHealth};
 
 use crate::snapshot::{
     Cluster, Limits, Listener, PoolSettings, Protocols, Route, RouteAction, Snapshot, UpstreamProtocol,
@@ -101,7 +101,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         max_requests: 100,
         state: Arc::default(),
     };
-    let set = Arc::new(EndpointSet { cluster: "o".into(), generation: 1, endpoints: Box::new([endpoint]) });
+    let endpoints = Box::new([endpoint]);
+    let set = Arc::new(EndpointSet { cluster: "o".into(), generation: 1, endpoints, health: SetHealth::default() });
     let second = Duration::from_secs(1);
     let pool = PoolSettings {
         protocol: UpstreamProtocol::Http1,
@@ -124,6 +125,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         set,
         pool,
         tls: None,
+        check: None,
+        breaker: Breaker::default(),
     });
     let route = |name: &str, action| {
         let rules = RetryRules { on: RetryOn::default(), backoff: second, max_backoff: second };
