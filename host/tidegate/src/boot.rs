@@ -236,19 +236,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// On a worker's thread, with each snapshot: drops instances of plugins that nobody can ask any more, and goes on looking,
-/// because exchanges that began before may ask for a long time yet.
+/// On a worker's thread, with each snapshot: drops instances of plugins that nobody can ask any more, and looks again for a
+/// minute, because exchanges that began before may still ask. What ends later is found with the next question or snapshot:
+/// an idle worker does not wake up for it.
 fn sweep_instances() {
+    const LOOKS: u32 = 60;
     thread_local! {
-        static SWEEPS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+        static LEFT: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     }
     tidegate_wasm::retire_stale();
-    if !SWEEPS.replace(true) {
+    if tidegate_wasm::has_instances() && LEFT.replace(LOOKS) == 0 {
         tokio::task::spawn_local(async {
-            let mut look = tokio::time::interval(std::time::Duration::from_secs(1));
-            loop {
-                look.tick().await;
+            while LEFT.get() > 0 {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 tidegate_wasm::retire_stale();
+                LEFT.set(LEFT.get() - 1);
             }
         });
     }

@@ -247,6 +247,11 @@ pub(crate) fn asker_gone() {
     retire_stale();
 }
 
+/// Whether this thread has anything of any plugin.
+pub fn has_instances() -> bool {
+    SLOTS.with_borrow(|slots| !slots.by_plugin.is_empty())
+}
+
 /// Drops this thread's instances of plugins that nobody can ask any more: no configuration names them, and no exchange
 /// under way began with one that did. Costs nothing while there are none; called whenever a thread has reason to look.
 pub fn retire_stale() {

@@ -18,7 +18,7 @@ mod ticker;
 mod types;
 mod wasi;
 
-pub use instances::retire_stale;
+pub use instances::{has_instances, retire_stale};
 pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
 pub use stats::{CustomMetric, PluginStats, QUESTIONS, QuestionStats};

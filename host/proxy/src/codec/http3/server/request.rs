@@ -134,8 +134,9 @@ async fn resolve(served: &Rc<Served>, mut reader: Reader, mut writer: Writer, ti
 async fn settle(body: &mut BodyReader, head: &RequestHead, deadline: &mut Deadline) {
     const WITHOUT_CONTENT: [Method; 5] = [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS, Method::TRACE];
     body.look();
-    // A client that expects 100 (Continue) waits for it.
-    let told = head.headers.contains_key(http::header::EXPECT) || !WITHOUT_CONTENT.contains(&head.method);
+    // A client that expects 100 (Continue), or asks for a tunnel, waits for us.
+    let waits = head.headers.contains_key(http::header::EXPECT) || head.tunnel.is_some();
+    let told = waits || !WITHOUT_CONTENT.contains(&head.method);
     if body.length() == Length::Unknown && !told {
         tokio::select! {
             biased;
