@@ -173,7 +173,8 @@ async fn stalled_clients_do_not_stall_others() {
         assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").text(), "ok");
     }
     let grown = gateway.resident().saturating_sub(before);
-    assert!(grown < 64 << 20, "{grown} bytes for 40 clients that take nothing");
+    // A stream holds up to its window, and what quinn keeps of it.
+    assert!(grown < 128 << 20, "{grown} bytes for 40 clients that take nothing");
     assert!(origin.connections() <= 2, "{} connections", origin.connections());
 }
 
