@@ -1,8 +1,13 @@
 //! TLS on both sides.
 
+use std::sync::Arc;
+
 use http::Version;
+use rustls::HandshakeKind;
 use tidegate_tests::certs::Authority;
 use tidegate_tests::{Client, Gateway, Origin, RawClient};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// RFC 6066, section 3 and RFC 7301: certificates by SNI, protocols by ALPN, client certificates where they are asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,4 +108,46 @@ async fn a_name_cannot_be_reached_by_another_names_handshake() {
         }
     }
     assert!(origin.record().iter().all(|seen| !seen.authority.starts_with("b.")));
+}
+
+/// Conduct "TLS termination": a session is resumed on every worker, and after a reload that changes nothing of TLS (RFC
+/// 8446, section 4.6.1); a changed certificate is served from the reload on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_outlive_workers_and_reloads_and_certificates_change() {
+    let origin = Origin::http1().await;
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = authority.issue(&["a.example"]);
+    first.write(folder.path(), "a");
+    let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"a.pem\", key = \"a.key\" }]";
+    let config = crate::simple(&[origin.address], "").replacen("name = \"edge\"", tls, 1);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let client = Arc::new(authority.client(&[b"http/1.1"], None));
+    let connect = async || {
+        let tcp = TcpStream::connect(gateway.edge()).await.expect("a connection");
+        let connector = tokio_rustls::TlsConnector::from(client.clone());
+        let name = "a.example".try_into().expect("a name");
+        let mut stream = connector.connect(name, tcp).await.expect("a handshake");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n").await.expect("sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("an answer that ends as TLS does");
+        let session = stream.get_ref().1;
+        let certificate = session.peer_certificates().expect("a certificate")[0].clone();
+        (session.handshake_kind().expect("a handshake"), certificate)
+    };
+    assert_eq!(connect().await.0, HandshakeKind::Full);
+    for _ in 0..12 {
+        assert_eq!(connect().await.0, HandshakeKind::Resumed, "whichever worker it comes to");
+    }
+    assert!(gateway.reload(&config).0);
+    assert_eq!(connect().await.0, HandshakeKind::Resumed);
+    let second = authority.issue(&["a.example"]);
+    second.write(gateway.folder.path(), "a");
+    assert!(gateway.reload(&config).0);
+    // A worker hears of it a moment after the reload was answered.
+    tidegate_tests::eventually("the new certificate is served", async || {
+        let (kind, certificate) = connect().await;
+        (kind == HandshakeKind::Full && certificate == second.chain()[0]).then_some(())
+    })
+    .await;
 }

@@ -56,7 +56,7 @@ impl Asker {
                 return Ok((found.clone(), Origin::Memo));
             }
             let mut instance = match core.isolation {
-                Isolation::Worker => slot.take_instance(core)?,
+                Isolation::Worker => slot.take_instance(core, begun)?,
                 Isolation::Request => Instance::new(core)?,
             };
             let memo = &mut slot.memos[question as usize];

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 use tidegate_policy::PolicyFaultKind;
@@ -86,13 +87,12 @@ pub(crate) fn run<T>(
     store: &mut Store<State>,
     call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<T>,
 ) -> Result<T, Failed> {
-    let core = store.data().core.clone();
     store.data_mut().refused_growth = false;
     store.set_epoch_deadline(1);
-    core.runtime.ticker.call_begins();
+    store.data().core.runtime.ticker.call_begins();
     // A host function of WASI may panic in an executor of ours; it must not take the worker along.
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| call(store)));
-    core.runtime.ticker.call_ends();
+    store.data().core.runtime.ticker.call_ends();
     match result {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(failed(&error, store.data().refused_growth)),
@@ -218,10 +218,10 @@ pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot
 
 impl Slot {
     /// The instance to ask: the one that lives here, or a new one. The time of the question begins.
-    pub(crate) fn take_instance(&mut self, core: &Arc<Core>) -> Result<Instance, Failed> {
+    pub(crate) fn take_instance(&mut self, core: &Arc<Core>, begun: Instant) -> Result<Instance, Failed> {
         match self.instance.take() {
             Some(mut instance) => {
-                instance.store.data_mut().deadline = Deadline::begin();
+                instance.store.data_mut().deadline = Deadline::begin_at(begun);
                 Ok(instance)
             }
             None => Instance::new(core),

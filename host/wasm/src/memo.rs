@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderName;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tidegate_policy::{HeaderEdit, HeaderEdits, RequestEdits};
@@ -24,7 +25,7 @@ pub(crate) enum Read {
     Authority,
     Path,
     Query,
-    Header(Box<str>),
+    Header(HeaderName),
     HeaderValues(Box<str>),
     Headers,
     Cookie(Box<str>),
@@ -73,7 +74,7 @@ pub(crate) fn value(read: &Read, facts: &Facts, granted: impl Fn(&str) -> bool, 
         Read::Path => out.extend_from_slice(request.target.path().as_bytes()),
         Read::Query => option(out, request.target.query().map(str::as_bytes)),
         Read::Header(name) => {
-            let found = if granted(name) { request.headers.get(&**name) } else { None };
+            let found = if granted(name.as_str()) { request.headers.get(name) } else { None };
             option(out, found.map(|value| value.as_bytes()));
         }
         Read::HeaderValues(name) => {
@@ -379,7 +380,7 @@ mod tests {
     fn equal_reads_give_the_answer_and_others_do_not() {
         let mut memo = Memo::default();
         let all = |_: &str| true;
-        let tenant = || Read::Header("x-tenant".into());
+        let tenant = || Read::Header(HeaderName::from_static("x-tenant"));
         let a = facts(asked_with("GET", "/a", &[("x-tenant", "1"), ("x-other", "2")]));
         assert!(memo.find(&a, all).is_none());
         memo.learn(&trace(&[Read::Path, tenant()]), &a, all, Remembered::Pick(Choice::Endpoint(1)));

@@ -138,7 +138,11 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     pub(crate) fn begin() -> Self {
-        Self { begun: Instant::now(), cpu_at_first_look: None }
+        Self::begin_at(Instant::now())
+    }
+
+    pub(crate) fn begin_at(begun: Instant) -> Self {
+        Self { begun, cpu_at_first_look: None }
     }
 }
 

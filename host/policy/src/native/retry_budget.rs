@@ -23,6 +23,12 @@ impl RetryBudget {
         Self { per_request, min_per_second, balance: AtomicI64::new(0), free: AtomicU64::new(0) }
     }
 
+    /// Whether it is a budget of these figures: then it goes on over a reload.
+    pub fn allows(&self, percent: f64, min_per_second: u32) -> bool {
+        let other = Self::new(percent, min_per_second);
+        (self.per_request, self.min_per_second) == (other.per_request, other.min_per_second)
+    }
+
     /// A request begins.
     pub fn deposit(&self) {
         if self.balance.load(Ordering::Relaxed) < self.per_request * 1000 {

@@ -19,7 +19,7 @@ use crate::stream::Transport;
 use crate::timer::{Deadline, Timers};
 
 /// PEM texts of one certificate chain and its key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct CertificatePair {
     pub chain: Vec<u8>,
     pub key: Vec<u8>,
@@ -32,6 +32,7 @@ pub enum ClientAuth {
 }
 
 /// What a listener's TLS is made of.
+#[derive(Eq, PartialEq)]
 pub struct ServerTlsSpec {
     /// By SNI (DNS names and wildcards of the certificate); the first is the default.
     pub certificates: Vec<CertificatePair>,
@@ -46,6 +47,7 @@ pub struct ServerTlsSpec {
 
 /// Ready-made configurations: one for TCP, one for QUIC when HTTP/3 is served.
 pub struct ServerTls {
+    spec: ServerTlsSpec,
     names: Arc<BySni>,
     pub(crate) tcp: Arc<ServerConfig>,
     pub(crate) quic: Option<Arc<quinn::crypto::rustls::QuicServerConfig>>,
@@ -100,7 +102,12 @@ impl ServerTls {
         } else {
             None
         };
-        Ok(Self { names, tcp: Arc::new(tcp), quic })
+        Ok(Self { spec, names, tcp: Arc::new(tcp), quic })
+    }
+
+    /// Whether it is what `spec` would give: then it stays over a reload, and so do the tickets that clients hold.
+    pub fn is_of(&self, spec: &ServerTlsSpec) -> bool {
+        self.spec == *spec
     }
 
     /// Whether a connection whose ClientHello named `server_name` may carry requests for `host`: that very name, or one

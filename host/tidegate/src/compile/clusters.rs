@@ -93,7 +93,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
         balancer,
         plugin,
         maglev,
-        budget: Arc::new(RetryBudget::new(config.retry_percent, config.retry_min)),
+        budget: budget(scope, config),
         check: config.health.as_ref().map(|health| Arc::new(health_check(health))),
         breaker: Breaker::new(
             config.breaker.max_requests,
@@ -118,6 +118,16 @@ fn send_proxy_header(config: &ProxyProtocol) -> Option<SendProxyHeader> {
                 crc32c: has("crc32c"),
             }))
         }
+    }
+}
+
+/// The previous configuration's, where it allows as much.
+fn budget(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<RetryBudget> {
+    let previous = scope.previous.and_then(|previous| previous.clusters.get(&config.name));
+    let same = previous.map(|kept| &kept.cluster.budget);
+    match same.filter(|budget| budget.allows(config.retry_percent, config.retry_min)) {
+        Some(budget) => budget.clone(),
+        None => Arc::new(RetryBudget::new(config.retry_percent, config.retry_min)),
     }
 }
 

@@ -19,9 +19,8 @@ pub(super) fn compile(scope: &mut Scope<'_>) -> Option<Vec<Arc<Listener>>> {
 fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Listener>> {
     let tls = match &config.tls {
         None => None,
-        Some(tls) => Some(Arc::new(server_tls(scope, config, tls)?)),
+        Some(tls) => Some(server_tls(scope, config, tls)?),
     };
-    // Port 0 is known only once it is bound: such a listener announces nothing.
     Some(Arc::new(Listener {
         name: config.name.as_str().into(),
         address: config.address,
@@ -53,7 +52,8 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
     }))
 }
 
-fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTls) -> Option<ServerTls> {
+/// The previous configuration's, where nothing it is made of has changed: then the tickets that clients hold stay good.
+fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTls) -> Option<Arc<ServerTls>> {
     let mut certificates = Vec::new();
     let mut whole = true;
     for pair in &tls.certificates {
@@ -101,8 +101,15 @@ fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTl
         http2: listener.http2,
         http3: listener.http3,
     };
+    let previous = scope.previous.and_then(|previous| {
+        let listeners = &previous.snapshot.listeners;
+        listeners.iter().find(|known| *known.name == *listener.name)?.tls.clone()
+    });
+    if let Some(same) = previous.filter(|tls| tls.is_of(&spec)) {
+        return Some(same);
+    }
     match ServerTls::new(spec) {
-        Ok(tls) => Some(tls),
+        Ok(tls) => Some(Arc::new(tls)),
         Err(error) => {
             scope.error(tls.client_ca_line, format!("listener {:?}: tls: {error}", listener.name));
             None

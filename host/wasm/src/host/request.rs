@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use http::HeaderName;
 use wasmtime::StoreContextMut;
 use wasmtime::component::WasmStr;
 
@@ -64,8 +65,10 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
             }
             _ => None,
         };
-        if state.trace.records() {
-            let name = name.into();
+        // What is no name is absent whatever the request: nothing to remember it by.
+        if state.trace.records()
+            && let Ok(name) = HeaderName::from_bytes(name.as_bytes())
+        {
             store.data_mut().trace.note(|| Read::Header(name));
         }
         Ok((value,))
