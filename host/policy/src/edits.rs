@@ -118,6 +118,21 @@ pub struct RequestEdits {
 }
 
 impl RequestEdits {
+    /// Nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        let Self { path, query, authority, headers, response_headers, timeout, attempt_timeout, buffering, notes } =
+            self;
+        path.is_none()
+            && query.is_none()
+            && authority.is_none()
+            && headers.is_empty()
+            && response_headers.is_empty()
+            && timeout.is_none()
+            && attempt_timeout.is_none()
+            && buffering.is_none()
+            && notes.is_empty()
+    }
+
     /// An origin-form path: starts with `/`, visible ASCII, neither `?` nor `#`.
     pub fn set_path(&mut self, path: &str) -> Result<(), EditError> {
         let fine =

@@ -166,7 +166,7 @@ impl Router for Asker {
                 Err(reason) => return self.invalid(Question::Route, &reason),
             },
         };
-        if *wanted != RequestEdits::default() {
+        if !wanted.is_empty() {
             edits.clone_from(wanted);
         }
         Ok(Answered { value, origin })

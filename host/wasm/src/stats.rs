@@ -16,7 +16,6 @@ const BOUNDS: [u64; 10] = [250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_00
 /// Counts of one question.
 #[derive(Debug, Default)]
 pub struct QuestionStats {
-    asked: AtomicU64,
     memo: AtomicU64,
     faults: [AtomicU64; PolicyFaultKind::ALL.len()],
     total_ns: AtomicU64,
@@ -26,7 +25,6 @@ pub struct QuestionStats {
 impl QuestionStats {
     pub(crate) fn answered(&self, took: Duration, memo: bool) {
         let ns = took.as_nanos() as u64;
-        self.asked.fetch_add(1, Ordering::Relaxed);
         self.memo.fetch_add(memo.into(), Ordering::Relaxed);
         self.total_ns.fetch_add(ns, Ordering::Relaxed);
         self.buckets[BOUNDS.partition_point(|bound| *bound < ns)].fetch_add(1, Ordering::Relaxed);
@@ -34,12 +32,15 @@ impl QuestionStats {
 
     pub(crate) fn failed(&self, kind: PolicyFaultKind) {
         let index = PolicyFaultKind::ALL.iter().position(|other| *other == kind).unwrap_or(0);
-        self.asked.fetch_add(u64::from(kind != PolicyFaultKind::Invalid), Ordering::Relaxed);
         self.faults[index].fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
+        // Every question ends in a bucket or a fault; what was answered and could not be used is in a bucket already.
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let failed =
+            PolicyFaultKind::ALL.iter().zip(&self.faults).filter(|(kind, _)| **kind != PolicyFaultKind::Invalid);
+        self.buckets.iter().map(load).sum::<u64>() + failed.map(|(_, count)| load(count)).sum::<u64>()
     }
 
     pub fn memo_hits(&self) -> u64 {
