@@ -2,7 +2,7 @@
 
 use http::{Method, Response};
 use tidegate_tests::origin::full;
-use tidegate_tests::{Client, Gateway, Origin, RawOrigin, eventually};
+use tidegate_tests::{Client, Gateway, Origin, RawOrigin, eventually, peers};
 use tokio::io::AsyncReadExt;
 
 const CALL: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -48,4 +48,19 @@ async fn trailers_only_answers_pass() {
     assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, Some("5")));
     assert_eq!(origin.last().header("te"), Some("trailers"));
     eventually("the call is logged", async || gateway.access_log().pop()).await;
+}
+
+/// Conduct "gRPC": unary and streaming calls, both ways at once, trailers and statuses between somebody else's client and
+/// server (the Python package `grpcio`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_independent_client_and_server_agree() {
+    let mut server = peers::Script::start("grpc_server.py", &[]);
+    let port: u16 = server.line().await.parse().expect("a port");
+    let origin = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let gateway = Gateway::start(&crate::simple(&[origin], "protocol = \"http2\"")).await;
+    let said = peers::python("grpc_client.py", &[&gateway.edge().to_string()]).await;
+    assert_eq!(said.as_deref().map(str::trim), Ok("fine"));
+    let calls =
+        eventually("every call is logged", async || Some(gateway.access_log()).filter(|log| log.len() >= 7)).await;
+    assert!(calls.iter().all(|call| call["protocol"] == "h2" && call["method"] == "POST"), "{calls:?}");
 }
