@@ -20,6 +20,7 @@ pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod http3;
 pub(crate) mod pseudo;
+mod streams;
 
 /// What a codec knows of the connection it serves. One per connection, shared by its streams.
 pub(crate) struct Served {

@@ -1,6 +1,5 @@
 //! The client's side of HTTP/2: streams become exchanges, a task each.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,13 +9,13 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
 use tidegate_policy::{HttpVersion, ResponseHead, Tunnel};
-use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter, gone, reset};
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW};
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::Served;
 use crate::codec::pseudo::{Refused, request_head, stated_length};
+use crate::codec::streams::{Running, Streams};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 
@@ -56,7 +55,7 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
     let mut closing = false;
     let mut idle = Deadline::after(&timers, Some(limits.idle_timeout));
     loop {
-        let busy = streams.active.get() > 0;
+        let busy = streams.busy();
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
@@ -67,7 +66,7 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
                 idle = Deadline::after(&timers, Some(GOODBYE));
                 continue;
             }
-            () = streams.ended.notified(), if busy => {
+            () = streams.ended(), if busy => {
                 idle.restart();
                 continue;
             }
@@ -103,29 +102,6 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
             }
             None => return,
         }
-    }
-}
-
-/// The streams of a connection that are under way.
-#[derive(Default)]
-struct Streams {
-    active: Cell<usize>,
-    ended: Notify,
-}
-
-struct Running(Rc<Streams>);
-
-impl Running {
-    fn begin(streams: &Rc<Streams>) -> Self {
-        streams.active.set(streams.active.get() + 1);
-        Self(streams.clone())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-        self.0.ended.notify_one();
     }
 }
 

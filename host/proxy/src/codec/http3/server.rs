@@ -1,6 +1,5 @@
 //! The client's side of HTTP/3: streams become exchanges, a task each, until the connection comes to its end.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -8,13 +7,13 @@ use std::time::Duration;
 
 use h3::error::Code;
 use tidegate_policy::HttpVersion;
-use tokio::sync::Notify;
 
 use super::control::Control;
 use super::frame::Settings;
 use super::link::{Course, Link, Role, varint as code};
 use super::{uni, varint};
 use crate::codec::Served;
+use crate::codec::streams::{Running, Streams};
 use crate::timer::{Deadline, Timers};
 use crate::worker::Drain;
 
@@ -138,7 +137,7 @@ impl<'a> Connection<'a> {
     }
 
     async fn event(&mut self, idle: &mut Deadline, retired: &Drain) -> Event {
-        let busy = self.streams.active.get() > 0;
+        let busy = self.streams.busy();
         let open = matches!(self.closing, Closing::Open);
         let (link, control, closing) = (self.link, &mut self.control, &mut self.closing);
         let unsent = control.unsent();
@@ -155,7 +154,7 @@ impl<'a> Connection<'a> {
                 Err(error) => Event::Lost(error),
             },
             () = control.flush(), if unsent => Event::Again,
-            () = self.streams.ended.notified(), if busy => Event::Again,
+            () = self.streams.ended(), if busy => Event::Again,
             () = step => Event::Step,
             () = self.served.drained(), if open => Event::Leave,
             () = retired.begun(), if open => Event::Leave,
@@ -190,26 +189,4 @@ fn reject(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
     // Both fail on a stream that is over.
     let _ = recv.stop(code(Code::H3_REQUEST_REJECTED));
     let _ = send.reset(code(Code::H3_REQUEST_REJECTED));
-}
-
-#[derive(Default)]
-struct Streams {
-    active: Cell<usize>,
-    ended: Notify,
-}
-
-struct Running(Rc<Streams>);
-
-impl Running {
-    fn begin(streams: &Rc<Streams>) -> Self {
-        streams.active.set(streams.active.get() + 1);
-        Self(streams.clone())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-        self.0.ended.notify_one();
-    }
 }
