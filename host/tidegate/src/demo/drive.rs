@@ -18,6 +18,10 @@ use super::{Seen, print};
 const SOON: Duration = Duration::from_secs(10);
 /// The balancer draws, and tries what it does not know: with so many requests the failing origin is met.
 const MOST: usize = 60;
+const NEXT: [(&str, &str); 2] = [("x-tenant", "blue"), ("x-canary", "always")];
+/// Not shown, before those that are: the first decisions on a worker are slow, for the plugin's memory is then touched for
+/// the first time.
+const WARM: usize = 40;
 
 pub(crate) async fn check(
     edge: SocketAddr,
@@ -29,9 +33,13 @@ pub(crate) async fn check(
     let (mut wrong, mut retried) = (0, false);
     for version in [Version::HTTP_11, Version::HTTP_2, Version::HTTP_3] {
         println!("{version:?}");
+        for _ in 0..WARM {
+            client.get(version, "/next", &NEXT).await?;
+            seen.recv_timeout(SOON).context("the exchange left no record")?;
+        }
         let asks = [
             ("/stable", &[("x-tenant", "blue"), ("x-canary", "never")][..], "steady", "HTTP/1.1"),
-            ("/next", &[("x-tenant", "blue"), ("x-canary", "always")], "next", "HTTP/2.0"),
+            ("/next", &NEXT, "next", "HTTP/2.0"),
             ("/stranger", &[], "steady", "HTTP/1.1"),
         ];
         for (path, fields, origin, upstream) in asks {
