@@ -36,6 +36,10 @@ impl Default for EndpointState {
 
 /// How fast an old latency fades, in nanoseconds: after this time a sample weighs 1/e.
 const DECAY: f64 = 10e9;
+/// What a failure multiplies the average by, from at least and to at most so many nanoseconds.
+const PENALTY: u64 = 4;
+const PENALTY_FROM: u64 = 1_000_000;
+const PENALTY_TO: u64 = 1_000_000_000;
 
 impl EndpointState {
     pub fn in_flight(&self) -> u32 {
@@ -93,6 +97,15 @@ impl EndpointState {
         };
         self.latency.store(next as u64, Ordering::Relaxed);
         self.sampled_at.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// A failure makes the endpoint dearer, more with each: were its time a sample like any other, one that fails fast would
+    /// look fast and draw the load of those that answer.
+    pub fn penalise_latency(&self, now: Duration) {
+        let last = self.latency.load(Ordering::Relaxed);
+        let next = last.max(PENALTY_FROM).saturating_mul(PENALTY).min(PENALTY_TO).max(last);
+        self.latency.store(next, Ordering::Relaxed);
+        self.sampled_at.store(now.as_nanos() as u64, Ordering::Relaxed);
     }
 }
 

@@ -52,6 +52,26 @@ mod tests {
     }
 
     #[test]
+    fn one_that_fails_fast_is_not_taken_for_fast() {
+        let set = endpoints(&[1, 1]);
+        let (sound, broken) = (&set.endpoints[0].state, &set.endpoints[1].state);
+        sound.sample_latency(Duration::ZERO, Duration::from_millis(10));
+        for _ in 0..2 {
+            broken.sample_latency(Duration::ZERO, Duration::from_micros(100));
+            broken.penalise_latency(Duration::ZERO);
+        }
+        let pick = |seconds| {
+            let view = EndpointsView::new(set.clone(), Duration::from_secs(seconds));
+            PeakEwma::new(&set).pick(&asked("GET", "/"), &view).map(|answered| answered.value).ok()
+        };
+        assert_eq!(pick(0), Some(Choice::Endpoint(0)));
+        sound.sample_latency(Duration::from_secs(60), Duration::from_millis(10));
+        assert_eq!(pick(60), Some(Choice::Endpoint(1)), "a penalty fades, and the endpoint is tried again");
+        (0..100).for_each(|_| broken.penalise_latency(Duration::ZERO));
+        assert_eq!(broken.last_latency(), Duration::from_secs(1), "and it has an end");
+    }
+
+    #[test]
     fn endpoints_that_are_alike_share_by_weight() {
         let set = endpoints(&[3, 1]);
         let view = EndpointsView::new(set.clone(), Duration::ZERO);

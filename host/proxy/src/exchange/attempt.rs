@@ -432,7 +432,13 @@ impl Exchange<'_> {
 
     /// Passive health: every attempt that ended says something of its endpoint.
     pub(super) fn report(&self, view: &EndpointsView, index: u32, outcome: Outcome) {
-        if let Some(ejected) = view.set.report(index, outcome, self.served.worker.now()) {
+        let now = self.served.worker.now();
+        if outcome != Outcome::Success
+            && let Some(endpoint) = view.get(index)
+        {
+            endpoint.state.penalise_latency(now);
+        }
+        if let Some(ejected) = view.set.report(index, outcome, now) {
             health::tell(&view.set, index, Swept::Ejected(ejected));
         }
     }
