@@ -456,3 +456,23 @@ async fn a_joining_endpoint_starts_slowly() {
         assert!((1..40).contains(&taken), "{by}: {taken} of 200");
     }
 }
+
+/// An endpoint that fails at once is not taken for a fast one: the slower one that answers gets the load, nothing being ejected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_fails_fast_draws_no_load() {
+    let sound = Origin::answering(false, |_| {
+        std::thread::sleep(Duration::from_millis(5));
+        status(200, "sound")
+    })
+    .await;
+    let broken = Origin::answering(false, |_| status(500, "broken")).await;
+    let more = "balance.by = \"peak_ewma\"";
+    let gateway = Gateway::start(&crate::simple(&[sound.address, broken.address], more)).await;
+    let client = Client::http1(gateway.edge());
+    for _ in 0..100 {
+        client.get("/").await.expect("an answer");
+    }
+    let (good, bad) = (sound.record().len(), broken.record().len());
+    assert!(bad > 0 && good + bad == 100, "{good} {bad}");
+    assert!(bad < 20, "{bad} of 100 went to the endpoint that fails");
+}
