@@ -278,9 +278,12 @@ impl Page<'_> {
                 e.state.failures.load(Ordering::Relaxed) as f64
             }),
             (names::ENDPOINT_HEALTHY, "gauge", "1 when healthy", |e| f64::from(u8::from(e.state.healthy()))),
-            (names::ENDPOINT_LATENCY, "gauge", "moving average of the time to the response head", |e| {
-                e.state.last_latency().as_secs_f64()
-            }),
+            (
+                names::ENDPOINT_LATENCY,
+                "gauge",
+                "moving average of the time to the response head, raised by failures",
+                |e| e.state.last_latency().as_secs_f64(),
+            ),
         ];
         for (name, kind, help, read) in rows {
             self.head(name, kind, help);
