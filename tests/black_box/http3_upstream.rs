@@ -135,17 +135,7 @@ async fn http3_streams_share_connections_up_to_a_cap() {
     let authority = Authority::new();
     let origin = Origin::http3(origin_tls(&authority), |_| Response::new(full("ok"))).await;
     let gateway = gateway(&authority, &[origin.address], "max_streams_per_connection = 4").await;
-    let clients = (0..24).map(|_| {
-        let client = Client::http1(gateway.edge());
-        tokio::spawn(async move {
-            client.get("/").await.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
-        })
-    });
-    for client in clients.collect::<Vec<_>>() {
-        assert_eq!(client.await.expect("no panic"), Ok(200));
-    }
-    assert_eq!(origin.record().len(), 24);
-    assert!(origin.connections() < 24, "{} connections", origin.connections());
+    crate::streams_share_connections(&gateway, &origin).await;
 }
 
 /// Conduct "HTTP/3 HOL"; RFC 9114, section 2: clients that take nothing do not stall those that share their connection to

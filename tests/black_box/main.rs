@@ -27,7 +27,7 @@ mod timeouts;
 mod tls;
 mod websocket;
 
-use tidegate_tests::Gateway;
+use tidegate_tests::{Client, Gateway, Origin};
 
 /// A clear-text listener, one cluster of these endpoints, one route to it; `more` goes into the cluster.
 fn simple(endpoints: &[std::net::SocketAddr], more: &str) -> String {
@@ -42,4 +42,19 @@ fn simple(endpoints: &[std::net::SocketAddr], more: &str) -> String {
 
 async fn gateway_to(endpoint: std::net::SocketAddr) -> Gateway {
     Gateway::start(&simple(&[endpoint], "")).await
+}
+
+/// 24 clients at once are all answered, and the origin sees fewer connections than clients.
+async fn streams_share_connections(gateway: &Gateway, origin: &Origin) {
+    let clients = (0..24).map(|_| {
+        let client = Client::http1(gateway.edge());
+        tokio::spawn(async move {
+            client.get("/").await.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.expect("no panic"), Ok(200));
+    }
+    assert_eq!(origin.record().len(), 24);
+    assert!(origin.connections() < 24, "{} connections", origin.connections());
 }

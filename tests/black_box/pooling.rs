@@ -90,17 +90,7 @@ async fn http2_streams_share_connections_up_to_a_cap() {
     let origin = Origin::http2().await;
     let more = "protocol = \"http2\"\nmax_streams_per_connection = 4";
     let gateway = Gateway::start(&crate::simple(&[origin.address], more)).await;
-    let clients = (0..24).map(|_| {
-        let client = Client::http1(gateway.edge());
-        tokio::spawn(async move {
-            client.get("/").await.map(|answer| answer.status.as_u16()).map_err(|error| error.to_string())
-        })
-    });
-    for client in clients.collect::<Vec<_>>() {
-        assert_eq!(client.await.expect("no panic"), Ok(200));
-    }
-    assert_eq!(origin.record().len(), 24);
-    assert!(origin.connections() < 24, "{} connections", origin.connections());
+    crate::streams_share_connections(&gateway, &origin).await;
 }
 
 /// Conduct "HTTP/2 HOL", RFC 9113, section 5.2: readers that stall hold up nobody else on the shared upstream connection.
