@@ -26,6 +26,10 @@ pub struct Gateway {
     /// `None`: off.
     pub plugin_cache: Option<PathBuf>,
     pub max_plugin_instances: u32,
+    /// Bytes.
+    pub buffer_memory: u64,
+    pub spool_directory: PathBuf,
+    pub spool_limit: u64,
 }
 
 impl Gateway {
@@ -63,6 +67,9 @@ impl Gateway {
             log_line: section.line_of("log"),
             plugin_cache,
             max_plugin_instances: section.number("max_plugin_instances", 1, 100_000).unwrap_or(1000) as u32,
+            buffer_memory: section.size("buffer_memory", 0, u64::MAX),
+            spool_directory: section.path("spool_directory").unwrap_or_else(std::env::temp_dir),
+            spool_limit: section.size("spool_limit", 0, u64::MAX),
         }
     }
 }
@@ -78,6 +85,9 @@ impl Gateway {
             ("log", self.log != began.log),
             ("plugin_cache", self.plugin_cache != began.plugin_cache),
             ("max_plugin_instances", self.max_plugin_instances != began.max_plugin_instances),
+            ("buffer_memory", self.buffer_memory != began.buffer_memory),
+            ("spool_directory", self.spool_directory != began.spool_directory),
+            ("spool_limit", self.spool_limit != began.spool_limit),
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

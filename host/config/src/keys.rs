@@ -97,6 +97,18 @@ pub(crate) const TABLES: &[Table] = &[
                 Text,
                 "Folder for compiled plugins, `off` for none. Default: `tidegate` in the user's cache folder.",
             ),
+            key(
+                "buffer_memory",
+                Size,
+                "256MiB",
+                "Memory for buffered bodies, over all listeners. When it is taken, bodies are spooled or stream.",
+            ),
+            optional(
+                "spool_directory",
+                Text,
+                "Where routes with `buffer.spool` keep what memory does not take, in files without a name. Default: the system's folder for temporary files.",
+            ),
+            key("spool_limit", Size, "4GiB", "Disk that all spooled bodies may take."),
             key("max_plugin_instances", Number, "1000", "Live plugin instances over all workers and plugins."),
         ],
     },
@@ -135,6 +147,25 @@ pub(crate) const TABLES: &[Table] = &[
                 Time,
                 "60s",
                 "Longest silence within a request body, or of a client that takes nothing.",
+            ),
+            key(
+                "min_upload_rate",
+                SizeOrOff,
+                "off",
+                "Bytes a second that a request body must come with, on its average while the gateway waits for it: 408 below it. No rule for tunnels.",
+            ),
+            key(
+                "min_download_rate",
+                SizeOrOff,
+                "off",
+                "The same of a client that takes a response: the connection or stream is ended.",
+            ),
+            key("rate_grace", Time, "10s", "How long a client may be waited for before its rates count."),
+            key(
+                "buffer_memory",
+                SizeOrOff,
+                "off",
+                "Memory for buffered bodies of this listener's clients, within the gateway's.",
             ),
             key("handshake_timeout", Time, "10s", "A TLS or QUIC handshake must be done within this."),
             key("max_requests_per_connection", Number, "100000", "Then the connection is closed in an orderly way."),
@@ -549,13 +580,28 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "buffer",
-        doc: "What is held back; by default everything streams.",
-        keys: &[key(
-            "request",
-            Size,
-            "0",
-            "Up to this many bytes of a request are read before an upstream is engaged, and can be sent again. Longer ones stream.",
-        )],
+        doc: "What is held back, so that a slow client does not hold an upstream; by default everything streams. When the memory or disk for all of it is taken, what does not fit streams too.",
+        keys: &[
+            key(
+                "request",
+                Size,
+                "0",
+                "Up to this many bytes of a request are read before an upstream is engaged, and can be sent again. Longer ones stream.",
+            ),
+            key(
+                "response",
+                Size,
+                "0",
+                "Up to this many bytes of a response are read ahead of a client that is slower than the upstream, which is free when it has sent all. Nothing is delayed by it.",
+            ),
+            key("spool", SizeOrOff, "off", "So many bytes more of either, on disk."),
+            key(
+                "refuse_larger",
+                Bool,
+                "false",
+                "Refuse a request that does not fit: 413, or 503 when the memory for all is taken.",
+            ),
+        ],
     },
 ];
 

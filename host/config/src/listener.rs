@@ -29,6 +29,11 @@ pub struct Listener {
     pub body_idle_timeout: Duration,
     pub handshake_timeout: Duration,
     pub max_requests_per_connection: u64,
+    /// Bytes a second, at least 1.
+    pub min_upload_rate: Option<u64>,
+    pub min_download_rate: Option<u64>,
+    pub rate_grace: Duration,
+    pub buffer_memory: Option<u64>,
     pub alt_svc: bool,
     pub tls: Option<ListenerTls>,
 }
@@ -119,6 +124,10 @@ impl Listener {
             body_idle_timeout: section.time("body_idle_timeout"),
             handshake_timeout: section.time("handshake_timeout"),
             max_requests_per_connection: section.number("max_requests_per_connection", 1, u64::MAX).unwrap_or(1),
+            min_upload_rate: section.size_or_off("min_upload_rate").filter(|rate| *rate > 0),
+            min_download_rate: section.size_or_off("min_download_rate").filter(|rate| *rate > 0),
+            rate_grace: section.time("rate_grace"),
+            buffer_memory: section.size_or_off("buffer_memory"),
             alt_svc: section.bool("alt_svc"),
             tls,
         }

@@ -25,7 +25,7 @@ pub struct Route {
     pub attempt_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
-    pub buffer_request: u64,
+    pub buffer: Buffer,
     /// Clients may change to WebSocket.
     pub websocket: bool,
     pub connect: Vec<ConnectTarget>,
@@ -124,10 +124,39 @@ impl Route {
             attempt_timeout: section.time_or_off("attempt_timeout"),
             idle_timeout: section.time_or_off("idle_timeout"),
             max_request_body: section.size_or_off("max_request_body"),
-            buffer_request: section.section("buffer").size("request", 0, 1 << 30),
+            buffer: Buffer::read(&section.section("buffer")),
             websocket: section.words("upgrade", &["websocket"]).iter().any(|word| word == "websocket"),
             connect: connect(section),
         }
+    }
+}
+
+/// What is held back of each message, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    pub request: u64,
+    pub response: u64,
+    pub spool: u64,
+    pub refuse_larger: bool,
+}
+
+impl Buffer {
+    fn read(section: &Section<'_>) -> Self {
+        let buffer = Self {
+            request: section.size("request", 0, 1 << 30),
+            response: section.size("response", 0, 1 << 30),
+            spool: section.size_or_off("spool").unwrap_or(0),
+            refuse_larger: section.bool("refuse_larger"),
+        };
+        if buffer.spool > 0 && buffer.request == 0 && buffer.response == 0 {
+            let message = "buffer: spool takes what memory does not; set request or response as well";
+            section.error(section.line_of("spool"), message);
+        }
+        if buffer.refuse_larger && buffer.request == 0 {
+            let message = "buffer: refuse_larger refuses every request with content without request; set it as well";
+            section.error(section.line_of("refuse_larger"), message);
+        }
+        buffer
     }
 }
 

@@ -3,21 +3,24 @@
 //! Every version of HTTP, on either side, is one variant of [`Incoming`], [`Outgoing`], [`Reply`] and [`Awaiting`]; the
 //! exchange never asks which. Nothing here buffers: a frame is pulled only when the other side can take it.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use thiserror::Error;
-use tidegate_policy::native::{is_hop_by_hop, is_identity_field};
 use tidegate_policy::{Fault, ResponseHead, Tunnel};
 
+use crate::buffer::{Claim, SpoolReader};
 use crate::codec::{http1, http2, http3};
-use crate::timer::{Deadline, Timers};
+
+mod ahead;
+mod pump;
+
+pub(crate) use ahead::ReadAhead;
+pub(crate) use pump::{Activity, PumpError, PumpRules, Quiet, pump};
 
 /// A piece of a message after its head.
 #[derive(Debug)]
@@ -51,6 +54,9 @@ pub(crate) enum BodyError {
     /// Longer than the configured limit.
     #[error("longer than the limit of {0} bytes")]
     TooLarge(u64),
+    /// What was held of it cannot be had again.
+    #[error("internal: {0}")]
+    Internal(String),
 }
 
 /// Why a message could not be sent to its end: the receiver is gone, or does not want it.
@@ -63,6 +69,8 @@ pub(crate) enum Incoming {
     Empty,
     /// Held in memory, whole or its beginning.
     Held(Held),
+    /// Read ahead by whoever shares it, who polls both.
+    Ahead(Rc<RefCell<ReadAhead>>),
     Http1(http1::BodyReader),
     Http2(http2::BodyReader),
     Http3(http3::BodyReader),
@@ -74,6 +82,8 @@ impl Incoming {
         match self {
             Self::Empty => Length::None,
             Self::Held(held) => held.length,
+            // The head has been written by then.
+            Self::Ahead(_) => Length::Unknown,
             Self::Http1(body) => body.length(),
             Self::Http2(body) => body.length(),
             Self::Http3(body) => body.length(),
@@ -95,6 +105,7 @@ impl Incoming {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Held(held) => held.poll_frame(cx),
+            Self::Ahead(ahead) => ahead.borrow_mut().poll_frame(cx),
             Self::Http1(body) => body.poll_frame(cx),
             Self::Http2(body) => body.poll_frame(cx),
             Self::Http3(body) => body.poll_frame(cx),
@@ -102,19 +113,23 @@ impl Incoming {
     }
 }
 
-/// Frames that were read ahead, and the rest of the body if it did not fit. Cloning one without a rest shares its bytes:
+/// Frames that were kept, and the rest of the body if it did not fit. Cloning one without a rest shares its bytes:
 /// that is how a request is sent again.
 pub(crate) struct Held {
     pub(crate) length: Length,
     pub(crate) frames: VecDeque<Bytes>,
+    /// After the frames.
+    pub(crate) spooled: Option<SpoolReader>,
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) rest: Option<Box<Incoming>>,
+    /// What the frames take of the memory for buffers.
+    pub(crate) claim: Option<Rc<Claim>>,
 }
 
 impl Held {
     /// Nothing yet, of a body of this length.
     pub(crate) fn new(length: Length) -> Self {
-        Self { length, frames: VecDeque::new(), trailers: None, rest: None }
+        Self { length, frames: VecDeque::new(), spooled: None, trailers: None, rest: None, claim: None }
     }
 
     /// A copy to send, which is only complete when there is no rest.
@@ -122,14 +137,23 @@ impl Held {
         self.rest.is_none().then(|| Held {
             length: self.length,
             frames: self.frames.clone(),
+            spooled: self.spooled.clone(),
             trailers: self.trailers.clone(),
             rest: None,
+            claim: self.claim.clone(),
         })
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(data) = self.frames.pop_front() {
             return Poll::Ready(Some(Ok(Frame::Data(data))));
+        }
+        if let Some(spooled) = &mut self.spooled {
+            match ready!(spooled.poll_next(cx)) {
+                Some(Ok(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Internal(format!("spool: {error}"))))),
+                None => self.spooled = None,
+            }
         }
         match &mut self.rest {
             Some(rest) => rest.poll_frame(cx),
@@ -285,165 +309,5 @@ impl Awaiting {
             Self::Http2(awaiting) => awaiting.poll_head(cx),
             Self::Http3(awaiting) => awaiting.poll_head(cx),
         }
-    }
-}
-
-/// Why a pump stopped early.
-#[derive(Debug, Error)]
-pub(crate) enum PumpError {
-    #[error("reading: {0}")]
-    Source(#[from] BodyError),
-    #[error("writing: {0}")]
-    Sink(#[from] SinkGone),
-    /// The sender of the body was silent for too long.
-    #[error("the sender was silent for {0:?}")]
-    SourceIdle(Duration),
-    /// The receiver took nothing for too long.
-    #[error("the receiver took nothing for {0:?}")]
-    SinkIdle(Duration),
-}
-
-/// When a byte last moved in either direction of an exchange: a body that is quiet while the other one flows is not
-/// idle (gRPC streams, early responses).
-pub(crate) struct Activity(Cell<Instant>);
-
-impl Activity {
-    pub(crate) fn now() -> Self {
-        Self(Cell::new(Instant::now()))
-    }
-
-    /// Notes that something moved.
-    pub(crate) fn moved(&self) {
-        self.0.set(Instant::now());
-    }
-}
-
-/// How a pump is bounded and counted.
-pub(crate) struct PumpRules<'a> {
-    /// Bytes of data moved so far.
-    pub(crate) moved: &'a Cell<u64>,
-    pub(crate) activity: &'a Activity,
-    /// Most bytes of data.
-    pub(crate) limit: Option<u64>,
-    /// Longest wait for the sender without a byte in either direction.
-    pub(crate) source_idle: Option<Duration>,
-    /// The same for the receiver.
-    pub(crate) sink_idle: Option<Duration>,
-    pub(crate) timers: &'a Timers,
-}
-
-/// Moves one body from `from` to `to` until it ends, breaks, or nothing moves for too long.
-///
-/// Back-pressure is the await on `send`: the next frame is not asked for before the last was taken. While the source is
-/// silent the sink is flushed and watched, so that a client that leaves a quiet event stream is noticed at once.
-pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRules<'_>) -> Result<(), PumpError> {
-    let mut silent = Quiet::new(rules.activity, rules.timers, rules.source_idle);
-    let mut full = Quiet::new(rules.activity, rules.timers, rules.sink_idle);
-    loop {
-        let frame = match poll_fn(|cx| Poll::Ready(from.poll_frame(cx))).await {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                full.unless(to.flush(rules.activity)).await??;
-                poll_fn(|cx| {
-                    if let Poll::Ready(frame) = from.poll_frame(cx) {
-                        return Poll::Ready(Ok(frame));
-                    }
-                    if let Poll::Ready(gone) = to.poll_closed(cx) {
-                        return Poll::Ready(Err(PumpError::Sink(gone)));
-                    }
-                    silent.poll(cx).map(|idle| Err(PumpError::SourceIdle(idle)))
-                })
-                .await?
-            }
-        };
-        let Some(frame) = frame else {
-            return Ok(full.unless(to.finish(rules.activity)).await??);
-        };
-        let frame = match frame? {
-            Frame::Trailers(mut trailers) => {
-                strip_trailers(&mut trailers);
-                Frame::Trailers(trailers)
-            }
-            data => data,
-        };
-        if let Frame::Data(data) = &frame {
-            rules.moved.set(rules.moved.get() + data.len() as u64);
-            if let Some(limit) = rules.limit.filter(|limit| rules.moved.get() > *limit) {
-                return Err(BodyError::TooLarge(limit).into());
-            }
-        }
-        rules.activity.moved();
-        full.unless(to.send(frame, rules.activity)).await??;
-    }
-}
-
-/// The idle time of one side of a pump: armed only while that side is waited for, put off by every byte of either
-/// direction.
-pub(crate) struct Quiet<'a> {
-    idle: Option<Duration>,
-    activity: &'a Activity,
-    deadline: Deadline,
-    timers: &'a Timers,
-}
-
-impl<'a> Quiet<'a> {
-    pub(crate) fn new(activity: &'a Activity, timers: &'a Timers, idle: Option<Duration>) -> Self {
-        Self { idle, activity, deadline: Deadline::after(timers, idle), timers }
-    }
-
-    /// Ready with the idle time when nothing moved for that long.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
-        loop {
-            let Some(idle) = self.idle else { return Poll::Pending };
-            ready!(self.deadline.poll_elapsed(cx));
-            let due = self.activity.0.get().checked_add(idle);
-            if due.is_none_or(|due| due <= Instant::now()) {
-                return Poll::Ready(idle);
-            }
-            self.deadline = Deadline::at(self.timers, due);
-        }
-    }
-
-    /// Runs `work` while something moves.
-    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Result<T, PumpError> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Ok(done)),
-            Poll::Pending => self.poll(cx).map(|idle| Err(PumpError::SinkIdle(idle))),
-        })
-        .await
-    }
-}
-
-/// Takes out the fields that a sender may not generate in trailers: framing, routing, authentication, what speaks of
-/// one connection or of the client (RFC 9110, section 6.5.1). A recipient that merged them would be smuggled to.
-fn strip_trailers(trailers: &mut HeaderMap) {
-    use http::header as h;
-    const FORBIDDEN: [HeaderName; 17] = [
-        h::AUTHORIZATION,
-        h::CACHE_CONTROL,
-        h::CONTENT_ENCODING,
-        h::CONTENT_LENGTH,
-        h::CONTENT_RANGE,
-        h::CONTENT_TYPE,
-        h::COOKIE,
-        h::EXPECT,
-        h::HOST,
-        h::MAX_FORWARDS,
-        h::PRAGMA,
-        h::PROXY_AUTHORIZATION,
-        h::RANGE,
-        h::SET_COOKIE,
-        h::TE,
-        h::VARY,
-        h::WWW_AUTHENTICATE,
-    ];
-    let leaving: Vec<HeaderName> = trailers
-        .keys()
-        .filter(|name| is_hop_by_hop(name) || is_identity_field(name) || FORBIDDEN.contains(name))
-        .cloned()
-        .collect();
-    for name in leaving {
-        trailers.remove(name);
     }
 }

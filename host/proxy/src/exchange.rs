@@ -44,6 +44,8 @@ struct Exchange<'a> {
     record: Record,
     /// Its place among the cluster's retries, once it is beyond its first try.
     retrying: Option<Permit>,
+    /// And its place among the cluster's requests, until its upstream is free.
+    within_bound: Option<Permit>,
 }
 
 /// What was decided before the first attempt.
@@ -72,7 +74,7 @@ pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, re
     let connection = served.connection.clone();
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
     let record = Record::begin(&served.worker, &asked);
-    let mut exchange = Exchange { served, snapshot, asked, record, retrying: None };
+    let mut exchange = Exchange { served, snapshot, asked, record, retrying: None, within_bound: None };
     match exchange.plan() {
         Ok(Planned::Forward(plan)) => exchange.forward(plan, body, reply).await,
         Ok(Planned::Respond(response)) => exchange.respond(response, reply).await,
@@ -153,10 +155,11 @@ impl Exchange<'_> {
             Err(fault) => return self.fail_with(fault, reply).await,
         };
         let cluster = plan.cluster.clone();
-        let Some(_within_bound) = cluster.breaker.enter(Bound::Requests) else {
+        self.within_bound = cluster.breaker.enter(Bound::Requests);
+        if self.within_bound.is_none() {
             let detail = format!("cluster {:?} has all the requests it may have in flight", cluster.name);
             return self.fail_with(Fault::new(Cause::ClusterFull, detail), reply).await;
-        };
+        }
         plan.cluster.budget.deposit();
         let mut view = EndpointsView::new(plan.cluster.set.clone(), self.served.worker.now());
         loop {

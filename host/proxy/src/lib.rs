@@ -9,16 +9,19 @@
 //! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
 //! 6. `relay`: bytes both ways, for tunnels.
 //! 7. `body`: the frames that stream through, and the pump that moves them.
-//! 8. [`observe`]: one record per exchange; metrics and access log come from it.
-//! 9. [`snapshot`]: all that a worker needs to know, immutable.
+//! 8. `buffer`, `pace`: what may wait here, and how slow a peer may be.
+//! 9. [`observe`]: one record per exchange; metrics and access log come from it.
+//! 10. [`snapshot`]: all that a worker needs to know, immutable.
 //!
 //! `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
 
 mod body;
+mod buffer;
 mod codec;
 mod exchange;
 mod listener;
 pub mod observe;
+mod pace;
 mod proxy_protocol;
 mod relay;
 pub mod snapshot;
@@ -27,6 +30,8 @@ mod timer;
 mod upstream;
 pub mod worker;
 
+pub use buffer::{Allowance, Buffers};
 pub use listener::tls::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec, TlsError};
+pub use pace::LeastRate;
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};

@@ -13,7 +13,7 @@ use tidegate_policy::native::{
 };
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
-use crate::{ClientTls, HealthCheck, ServerTls};
+use crate::{Allowance, Buffers, ClientTls, HealthCheck, LeastRate, ServerTls};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub routes: Vec<Arc<Route>>,
     /// The pseudonym in `Via` and `Proxy-Status`.
     pub via: Arc<str>,
+    /// What waits in this process; the same in every snapshot.
+    pub buffers: Arc<Buffers>,
 }
 
 impl Snapshot {
@@ -55,6 +57,9 @@ pub struct Limits {
     pub body_idle_timeout: Duration,
     pub handshake_timeout: Duration,
     pub max_requests_per_connection: u64,
+    /// How slow the sender of a request may be, and the receiver of a response.
+    pub upload_rate: Option<LeastRate>,
+    pub download_rate: Option<LeastRate>,
 }
 
 /// From whom a listener takes a PROXY header.
@@ -99,6 +104,8 @@ pub struct Listener {
     pub tls: Option<Arc<ServerTls>>,
     /// Whether TLS clients over TCP are told that HTTP/3 is served on the same port (RFC 7838).
     pub alt_svc: bool,
+    /// What its clients' buffered bodies may hold in memory, if there is a bound besides the gateway's.
+    pub buffer_memory: Option<Allowance>,
 }
 
 /// Which HTTP version to speak to a cluster.
@@ -177,12 +184,24 @@ pub struct Route {
     /// Without a byte of the upstream's body, or either way of a tunnel.
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
-    /// Bytes of a request body that are kept for replay before the upstream is engaged; 0 streams.
-    pub buffer_request: u64,
+    pub buffer: RouteBuffer,
     /// Whether clients may change to WebSocket.
     pub websocket: bool,
     /// What `CONNECT` may name; the tunnel leads to the route's cluster.
     pub connect: Box<[ConnectTarget]>,
+}
+
+/// What may wait of a route's messages, in bytes each; 0 streams.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RouteBuffer {
+    /// Of a request, kept for replay before the upstream is engaged.
+    pub request: u64,
+    /// Of a response, read ahead of its client.
+    pub response: u64,
+    /// Of either on disk, beyond what memory takes.
+    pub spool: u64,
+    /// A request that does not fit is refused instead of streamed.
+    pub refuse_larger: bool,
 }
 
 /// An authority that `CONNECT` may name.

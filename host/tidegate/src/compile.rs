@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidegate_config::{Config, Errors, OnFailure, PluginIsolation};
+use tidegate_proxy::Buffers;
 use tidegate_proxy::snapshot::{Cluster, Snapshot};
 use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
 
@@ -33,6 +34,7 @@ impl Compiled {
 pub(crate) struct Compiler {
     runtime: Arc<Runtime>,
     generation: AtomicU64,
+    buffers: Arc<Buffers>,
 }
 
 /// What the parts of the compile step share.
@@ -79,7 +81,8 @@ impl Scope<'_> {
 }
 
 impl Compiler {
-    /// Sets the plugin engine up. Its cache and its bound on instances are of the first configuration.
+    /// Sets the plugin engine up. Its cache and its bound on instances are of the first configuration, and so is what
+    /// bodies may hold in memory and on disk.
     pub(crate) fn new(config: &Config) -> Result<Self, Errors> {
         let options = RuntimeOptions {
             cache: config.gateway.plugin_cache.clone(),
@@ -90,7 +93,9 @@ impl Compiler {
             config.error_at(&mut errors, 1, error.to_string());
             errors
         })?;
-        Ok(Self { runtime, generation: AtomicU64::new(0) })
+        let gateway = &config.gateway;
+        let buffers = Buffers::new(gateway.buffer_memory, gateway.spool_limit, gateway.spool_directory.clone());
+        Ok(Self { runtime, generation: AtomicU64::new(0), buffers })
     }
 
     /// Compiles `config`. What is unchanged since `previous` is taken over: plugins with their instances, endpoints with
@@ -130,6 +135,7 @@ impl Compiler {
             table,
             routes,
             via: config.gateway.via.as_str().into(),
+            buffers: self.buffers.clone(),
         };
         Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters })
     }

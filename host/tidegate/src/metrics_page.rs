@@ -21,6 +21,13 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     }
     head(out, names::CONFLICTING_CLAIMS, "counter", "requests whose forwarding fields named different clients");
     let _ = writeln!(out, "{} {}", names::CONFLICTING_CLAIMS, tidegate_policy::native::conflicting_claims());
+    let buffers = &compiled.snapshot.buffers;
+    head(out, names::BUFFERED, "gauge", "bytes of buffered bodies held now, by place");
+    for (place, allowance) in [("memory", &buffers.memory), ("disk", &buffers.disk)] {
+        let _ = writeln!(out, "{}{{place=\"{place}\"}} {}", names::BUFFERED, allowance.used());
+    }
+    head(out, names::SPOOLED, "counter", "bytes of bodies written to disk");
+    let _ = writeln!(out, "{} {}", names::SPOOLED, buffers.spooled.load(Ordering::Relaxed));
     if let Some(dropped) = &control.log_dropped {
         head(out, names::LOG_DROPPED, "counter", "access log lines dropped");
         let _ = writeln!(out, "{} {}", names::LOG_DROPPED, dropped.load(Ordering::Relaxed));

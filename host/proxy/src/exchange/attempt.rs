@@ -1,6 +1,6 @@
 //! One try against one endpoint: pick, lease, send, wait for the head, relay; and what follows when it fails.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::native::permitted;
 use tidegate_policy::{
-    AttemptFacts, Bound, Cause, EndpointState, EndpointsView, Fault, Outcome, Proof, ResponseHead, Swept, Tunnel,
-    Verdict,
+    AttemptFacts, Bound, Buffering, Cause, EndpointState, EndpointsView, Fault, Outcome, Permit, Proof, ResponseHead,
+    Swept, Tunnel, Verdict,
 };
 
-use super::request_body::{RequestBody, from_body};
+use super::request_body::{DEFAULT_BUFFER, RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape, upgrade};
-use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, Reply, pump};
+use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, ReadAhead, Reply, pump};
+use crate::buffer::{Claim, Spool};
 use crate::relay::End;
 use crate::timer::Deadline;
 use crate::upstream::{Lease, health};
@@ -44,6 +45,13 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.end();
     }
+}
+
+/// What an exchange holds of its upstream: given up early where the response is read ahead of the client.
+struct Engaged<'a> {
+    _lease: Lease,
+    _load: InFlight<'a>,
+    _permits: [Option<Permit>; 2],
 }
 
 /// Runs `work` unless the client leaves, or `over` says why it must end.
@@ -127,7 +135,7 @@ impl Exchange<'_> {
         };
         self.record.attempts += 1;
         self.record.endpoint = Some(endpoint.address);
-        let _load = InFlight::begin(&endpoint.state);
+        let load = InFlight::begin(&endpoint.state);
 
         if plan.tunnel == Some(Tunnel::Connect) {
             return Box::pin(self.connect(plan, body, view, index, reply)).await;
@@ -173,6 +181,8 @@ impl Exchange<'_> {
             limit: plan.route.max_request_body,
             source_idle: Some(self.served.listener.limits.body_idle_timeout),
             sink_idle: plan.route.idle_timeout,
+            source_rate: self.served.listener.limits.upload_rate,
+            sink_rate: None,
             timers: &worker.timers,
         };
         let sending = Instant::now();
@@ -254,7 +264,9 @@ impl Exchange<'_> {
                             return Step::Again(pause);
                         }
                         let rest = (upload == Upload::Running).then_some(uploading);
-                        self.relay(plan, head, response, rest, &activity, reply).await;
+                        let permits = [self.within_bound.take(), self.retrying.take()];
+                        let engaged = Engaged { _lease: lease, _load: load, _permits: permits };
+                        self.relay(plan, head, response, rest, &activity, reply, engaged).await;
                         // The head spoke well of the endpoint; a body that breaks off speaks against it.
                         if let Some(cause) = self.record.cause {
                             self.blame(plan, view, index, cause);
@@ -269,6 +281,9 @@ impl Exchange<'_> {
                     Event::RequestBroke(PumpError::Source(error)) => break from_body(&error),
                     Event::RequestBroke(PumpError::SourceIdle(idle)) => {
                         break Fault::new(Cause::RequestBodyTimeout, format!("the client sent nothing for {idle:?}"));
+                    }
+                    Event::RequestBroke(error @ PumpError::SourceSlow(_)) => {
+                        break Fault::new(Cause::RequestBodyTimeout, error);
                     }
                     Event::RequestBroke(error) => break Fault::new(Cause::IdleTimeout, error),
                     Event::ClientGone(detail) => break Fault::new(Cause::ClientGone, detail),
@@ -290,6 +305,7 @@ impl Exchange<'_> {
 
     /// Sends the response on. From its head on nothing can be tried again: an upstream that fails now ends the client's
     /// message as an error, never as a clean end (RFC 9112, section 8).
+    #[allow(clippy::too_many_arguments, reason = "the ends of both messages, and what they hold")]
     async fn relay(
         &mut self,
         plan: &Plan,
@@ -298,6 +314,7 @@ impl Exchange<'_> {
         upload: Option<impl Future<Output = Result<(), PumpError>> + Unpin>,
         activity: &Activity,
         reply: &mut Option<Reply>,
+        engaged: Engaged<'_>,
     ) {
         let Some(reply) = reply.take() else { return };
         let alt_svc = self.served.alt_svc.as_ref();
@@ -309,13 +326,17 @@ impl Exchange<'_> {
             Ok(out) => out,
             Err(gone) => return self.note(Cause::ClientGone, gone.to_string()),
         };
+        let ahead = if length == Length::None { None } else { self.read_ahead(plan, &mut response) };
         let ended = {
+            let mut engaged = Some(engaged);
             let rules = PumpRules {
                 moved: &self.record.bytes_out,
                 activity,
                 limit: None,
                 source_idle: plan.route.idle_timeout,
                 sink_idle: Some(self.served.listener.limits.body_idle_timeout),
+                source_rate: None,
+                sink_rate: self.served.listener.limits.download_rate,
                 timers: &self.served.worker.timers,
             };
             let mut download = pin!(pump(&mut response, &mut out, rules));
@@ -331,8 +352,18 @@ impl Exchange<'_> {
                         return Poll::Ready(Err(Err(from_body(&error))));
                     }
                 }
-                if let Poll::Ready(ended) = download.as_mut().poll(cx) {
-                    return Poll::Ready(ended.map_err(Ok));
+                loop {
+                    let full = ahead.as_ref().is_some_and(|ahead| ahead.borrow_mut().poll_fill(cx));
+                    if upload.is_none() && ahead.as_ref().is_some_and(|ahead| ahead.borrow().complete()) {
+                        // The rest is between the client and us.
+                        engaged = None;
+                    }
+                    if let Poll::Ready(ended) = download.as_mut().poll(cx) {
+                        return Poll::Ready(ended.map_err(Ok));
+                    }
+                    if !full || !ahead.as_ref().is_some_and(|ahead| ahead.borrow_mut().has_room()) {
+                        break;
+                    }
                 }
                 let late = || Err(Err(Fault::new(Cause::TotalTimeout, "the call's own deadline is over")));
                 deadline.poll_elapsed(cx).map(|()| late())
@@ -343,10 +374,38 @@ impl Exchange<'_> {
             Ok(()) => self.record.complete = true,
             Err(Ok(PumpError::Source(error))) => self.note(from_response(&error), error.to_string()),
             Err(Ok(PumpError::Sink(gone))) => self.note(Cause::ClientGone, gone.to_string()),
-            Err(Ok(error @ PumpError::SourceIdle(_))) => self.note(Cause::IdleTimeout, error.to_string()),
-            Err(Ok(error @ PumpError::SinkIdle(_))) => self.note(Cause::ClientGone, error.to_string()),
+            Err(Ok(error @ (PumpError::SourceIdle(_) | PumpError::SourceSlow(_)))) => {
+                self.note(Cause::IdleTimeout, error.to_string());
+            }
+            Err(Ok(error @ (PumpError::SinkIdle(_) | PumpError::SinkSlow(_)))) => {
+                self.note(Cause::ClientGone, error.to_string());
+            }
             Err(Err(fault)) => self.note(fault.cause, fault.detail),
         }
+    }
+
+    /// Where the route buffers responses: `response` becomes what is read ahead of the client.
+    fn read_ahead(&self, plan: &Plan, response: &mut Incoming) -> Option<Rc<RefCell<ReadAhead>>> {
+        let buffer = plan.route.buffer;
+        let most = match plan.edits.buffering {
+            Some(Buffering::Stream) => 0,
+            Some(Buffering::Both) => buffer.response.max(DEFAULT_BUFFER),
+            Some(Buffering::Request) | None => buffer.response,
+        };
+        if most == 0 {
+            return None;
+        }
+        let spool = (buffer.spool > 0).then(|| Spool::new(&self.snapshot.buffers, buffer.spool));
+        let source = std::mem::replace(response, Incoming::Empty);
+        let ahead = Rc::new(RefCell::new(ReadAhead::new(source, most, self.memory_claim(), spool)));
+        *response = Incoming::Ahead(ahead.clone());
+        Some(ahead)
+    }
+
+    /// Room for buffered bodies of this listener's clients.
+    pub(super) fn memory_claim(&self) -> Claim {
+        let listener = self.served.listener.buffer_memory.clone();
+        Claim::on(listener.into_iter().chain([self.snapshot.buffers.memory.clone()]))
     }
 
     pub(super) fn note(&mut self, cause: Cause, detail: String) {
@@ -542,5 +601,6 @@ fn from_response(error: &BodyError) -> Cause {
     match error {
         BodyError::Truncated(_) | BodyError::Reset(_) => Cause::ResponseTruncated,
         BodyError::Invalid(_) | BodyError::TooLarge(_) => Cause::ResponseInvalid,
+        BodyError::Internal(_) => Cause::Internal,
     }
 }

@@ -1,12 +1,17 @@
 //! The request's body between attempts: what of it can be sent again.
 
 use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
 
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use tidegate_policy::{Cause, Fault, HttpVersion, RequestHead, ResponseHead};
 
 use super::{Exchange, Plan, attempt};
 use crate::body::{BodyError, Frame, Held, Incoming, Length, Reply};
+use crate::buffer::{Claim, Frames, Spool};
+use crate::pace::Pace;
 use crate::timer::Deadline;
 
 /// A request body that attempts take, and give back as long as none of it is lost.
@@ -19,25 +24,35 @@ pub(super) enum RequestBody {
 }
 
 impl RequestBody {
-    /// Reads ahead what the route buffers: up to `buffer_request` bytes before any upstream is engaged. A body that fits
-    /// can be replayed; of a larger one the beginning is held and the rest streams.
+    /// Reads ahead what the route buffers: in memory, then on disk, before any upstream is engaged. A body that fits
+    /// can be replayed; of a larger one the beginning is held and the rest streams, unless the route refuses it.
     pub(super) async fn receive(
         exchange: &Exchange<'_>,
         plan: &mut Plan,
         mut body: Incoming,
         reply: &mut Option<Reply>,
     ) -> Result<Self, Fault> {
-        let most = match plan.edits.buffering {
+        let buffer = plan.route.buffer;
+        let memory = match plan.edits.buffering {
             Some(tidegate_policy::Buffering::Stream) => 0,
-            Some(_) => plan.route.buffer_request.max(DEFAULT_BUFFER),
-            None => plan.route.buffer_request,
+            Some(_) => buffer.request.max(DEFAULT_BUFFER),
+            None => buffer.request,
         };
         let length = body.length();
         if length == Length::None {
             return Ok(Self::None);
         }
-        if most == 0 || matches!(length, Length::Known(length) if length > most) {
+        let most = if memory == 0 { 0 } else { memory.saturating_add(buffer.spool) };
+        let refused = |detail| Err(Fault::new(Cause::RequestBodyTooLarge, detail));
+        if most == 0 {
             return Ok(Self::Streaming(Some(body)));
+        }
+        match length {
+            Length::Known(length) if length > most && buffer.refuse_larger => {
+                return refused(format!("{length} bytes, and {most} are kept"));
+            }
+            Length::Known(length) if length > most => return Ok(Self::Streaming(Some(body))),
+            _ => {}
         }
         if expects_continue(&exchange.asked.request)
             && let Some(reply) = reply.as_mut()
@@ -49,32 +64,45 @@ impl RequestBody {
             told.map_err(|gone| Fault::new(Cause::ClientGone, gone))?;
             plan.head.continued = true;
         }
-        let idle = exchange.served.listener.limits.body_idle_timeout;
+        let mut keep = Keep::new(exchange, memory, buffer.spool);
+        let mut pace = Pace::of(exchange.served.listener.limits.upload_rate, &exchange.served.worker.timers);
         let mut held = Held::new(length);
-        let mut size = 0;
-        while size <= most {
-            let mut quiet = Deadline::after(&exchange.served.worker.timers, Some(idle));
-            let frame = attempt::select(poll_fn(|cx| body.poll_frame(cx)), reply, |cx| {
-                quiet.poll_elapsed(cx).map(|()| Fault::new(Cause::RequestBodyTimeout, "the client sent nothing"))
-            });
-            match frame.await?.transpose().map_err(|error| from_body(&error))? {
+        let whole = loop {
+            match next_frame(exchange, &mut body, keep.size(), &mut pace, reply).await? {
                 Some(Frame::Data(data)) => {
-                    size += data.len() as u64;
-                    held.frames.push_back(data);
+                    let size = keep.size() + data.len() as u64;
+                    exchange.record.bytes_in.set(size);
+                    if let Some(limit) = plan.route.max_request_body.filter(|limit| size > *limit) {
+                        return Err(from_body(&BodyError::TooLarge(limit)));
+                    }
+                    match keep.put(data).await? {
+                        None => {}
+                        Some(_) if buffer.refuse_larger && size > most => {
+                            return refused(format!("{size} bytes or more, and {most} are kept"));
+                        }
+                        Some(_) if buffer.refuse_larger => {
+                            let detail = "no memory or disk is left to keep the request's body";
+                            return Err(Fault::new(Cause::Overload, detail));
+                        }
+                        Some(data) => {
+                            let mut rest = Held::new(Length::Unknown);
+                            rest.frames.push_back(data);
+                            rest.rest = Some(Box::new(body));
+                            held.rest = Some(Box::new(Incoming::Held(rest)));
+                            break false;
+                        }
+                    }
                 }
                 Some(Frame::Trailers(trailers)) => {
                     held.trailers = Some(trailers);
-                    break;
+                    break true;
                 }
-                None => break,
+                None => break true,
             }
-        }
-        exchange.record.bytes_in.set(size);
-        if let Some(limit) = plan.route.max_request_body.filter(|limit| size > *limit) {
-            return Err(from_body(&BodyError::TooLarge(limit)));
-        }
-        if size > most {
-            held.rest = Some(Box::new(body));
+        };
+        let size = keep.size();
+        keep.finish(&mut held).await?;
+        if !whole {
             return Ok(Self::Streaming(Some(Incoming::Held(held))));
         }
         // Its length is known now, so a chunked request need not stay chunked.
@@ -110,6 +138,79 @@ impl RequestBody {
     }
 }
 
+/// What comes next from the client, who may neither fall silent nor be slower than the listener allows.
+async fn next_frame(
+    exchange: &Exchange<'_>,
+    body: &mut Incoming,
+    moved: u64,
+    pace: &mut Option<Pace<'_>>,
+    reply: &mut Option<Reply>,
+) -> Result<Option<Frame>, Fault> {
+    let idle = exchange.served.listener.limits.body_idle_timeout;
+    let mut quiet = Deadline::after(&exchange.served.worker.timers, Some(idle));
+    let frame = attempt::select(poll_fn(|cx| body.poll_frame(cx)), reply, |cx| {
+        let late = pace.as_mut().map_or(Poll::Pending, |pace| pace.poll_late(cx, moved));
+        if let Poll::Ready(rate) = late {
+            let detail = format!("the client sends fewer than {rate} bytes a second");
+            return Poll::Ready(Fault::new(Cause::RequestBodyTimeout, detail));
+        }
+        quiet.poll_elapsed(cx).map(|()| Fault::new(Cause::RequestBodyTimeout, "the client sent nothing"))
+    });
+    let frame = frame.await?;
+    if let Some(pace) = pace {
+        pace.rest();
+    }
+    frame.transpose().map_err(|error| from_body(&error))
+}
+
+/// A request's body as it is kept: in memory first, and on disk from where that has no room.
+struct Keep {
+    frames: Frames,
+    claim: Claim,
+    memory: u64,
+    spool: Spool,
+}
+
+impl Keep {
+    fn new(exchange: &Exchange<'_>, memory: u64, spool: u64) -> Self {
+        let buffers = &exchange.snapshot.buffers;
+        let spool = Spool::new(buffers, spool);
+        Self { frames: Frames::default(), claim: exchange.memory_claim(), memory, spool }
+    }
+
+    fn size(&self) -> u64 {
+        self.frames.bytes() + self.spool.length()
+    }
+
+    /// Gives the frame back that there is no room for.
+    async fn put(&mut self, data: Bytes) -> Result<Option<Bytes>, Fault> {
+        let length = data.len() as u64;
+        if self.spool.is_empty() && self.frames.bytes() + length <= self.memory && self.claim.has_room() {
+            self.claim.add(length);
+            self.frames.push(data);
+        } else if self.spool.has_room(length) {
+            poll_fn(|cx| self.spool.poll_ready(cx)).await.map_err(|error| spool_lost(&error))?;
+            self.spool.push(&data);
+        } else {
+            return Ok(Some(data));
+        }
+        Ok(None)
+    }
+
+    async fn finish(self, held: &mut Held) -> Result<(), Fault> {
+        held.frames = self.frames.into_queue();
+        held.claim = Some(Rc::new(self.claim));
+        if !self.spool.is_empty() {
+            held.spooled = Some(self.spool.finish().await.map_err(|error| spool_lost(&error))?);
+        }
+        Ok(())
+    }
+}
+
+fn spool_lost(error: &std::io::Error) -> Fault {
+    Fault::new(Cause::Internal, format!("spool: {error}"))
+}
+
 fn expects_continue(request: &RequestHead) -> bool {
     request.version != HttpVersion::Http10
         && request
@@ -118,8 +219,8 @@ fn expects_continue(request: &RequestHead) -> bool {
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// What a router's `set-buffering(request)` keeps where the route says nothing, in bytes.
-const DEFAULT_BUFFER: u64 = 64 * 1024;
+/// What a router's `set-buffering` keeps of a request or response where the route says nothing, in bytes.
+pub(super) const DEFAULT_BUFFER: u64 = 64 * 1024;
 
 /// A request body that broke is the client's fault.
 pub(super) fn from_body(error: &BodyError) -> Fault {
@@ -127,6 +228,7 @@ pub(super) fn from_body(error: &BodyError) -> Fault {
         BodyError::Truncated(_) | BodyError::Reset(_) => Cause::ClientGone,
         BodyError::Invalid(_) => Cause::RequestInvalid,
         BodyError::TooLarge(_) => Cause::RequestBodyTooLarge,
+        BodyError::Internal(_) => Cause::Internal,
     };
     Fault::new(cause, format!("request body: {error}"))
 }

@@ -32,6 +32,10 @@ pub const CONNECTIONS_REFUSED: &str = "tidegate_connections_refused_total";
 /// Downstream connections closed for want of a good PROXY header, by reason (`untrusted` peer, `invalid` or none at all,
 /// `late`, `cut_off`). From `listener`.
 pub const PROXY_HEADERS_REFUSED: &str = "tidegate_proxy_headers_refused_total";
+/// Bytes of buffered bodies that are held now, by place (`memory`, `disk`). From `buffer`.
+pub const BUFFERED: &str = "tidegate_buffered_bytes";
+/// Bytes of bodies written to disk. From `buffer`.
+pub const SPOOLED: &str = "tidegate_spooled_bytes_total";
 /// TLS and QUIC handshakes that failed. From `listener`.
 pub const HANDSHAKES_FAILED: &str = "tidegate_handshakes_failed_total";
 /// Upstream connections dialled. From `upstream`.

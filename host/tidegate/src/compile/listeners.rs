@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidegate_config::{ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields};
 use tidegate_policy::native::TrustedFamily;
 use tidegate_proxy::snapshot::{AcceptProxyHeader, Limits, Listener, Protocols};
-use tidegate_proxy::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec};
+use tidegate_proxy::{Allowance, CertificatePair, ClientAuth, LeastRate, ServerTls, ServerTlsSpec};
 
 use super::Scope;
 
@@ -21,6 +21,10 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
         None => None,
         Some(tls) => Some(server_tls(scope, config, tls)?),
     };
+    let rate = |bytes_per_second| LeastRate { bytes_per_second, grace: config.rate_grace };
+    let previous = scope
+        .previous
+        .and_then(|previous| previous.snapshot.listeners.iter().find(|known| *known.name == *config.name).cloned());
     Some(Arc::new(Listener {
         name: config.name.as_str().into(),
         address: config.address,
@@ -35,6 +39,8 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
             body_idle_timeout: config.body_idle_timeout,
             handshake_timeout: config.handshake_timeout,
             max_requests_per_connection: config.max_requests_per_connection,
+            upload_rate: config.min_upload_rate.map(rate),
+            download_rate: config.min_download_rate.map(rate),
         },
         trusted_proxies: config.trusted_proxies.clone().into(),
         proxy_protocol: config.proxy_protocol.as_ref().map(|accept| AcceptProxyHeader {
@@ -49,6 +55,10 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
         },
         tls,
         alt_svc: config.alt_svc && config.http3,
+        buffer_memory: config.buffer_memory.map(|most| {
+            let held = previous.as_ref().and_then(|previous| previous.buffer_memory.as_ref());
+            Allowance::new(most, held)
+        }),
     }))
 }
 

@@ -10,7 +10,7 @@ use tidegate_policy::native::{
     ValuePattern,
 };
 use tidegate_policy::{DirectResponse, Families, Node, is_core_field};
-use tidegate_proxy::snapshot::{Cluster, ConnectTarget, Route, RouteAction};
+use tidegate_proxy::snapshot::{Cluster, ConnectTarget, Route, RouteAction, RouteBuffer};
 
 use super::Scope;
 use super::clusters::Kept;
@@ -115,7 +115,12 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
         attempt_timeout: config.attempt_timeout,
         idle_timeout: config.idle_timeout,
         max_request_body: config.max_request_body,
-        buffer_request: config.buffer_request,
+        buffer: RouteBuffer {
+            request: config.buffer.request,
+            response: config.buffer.response,
+            spool: config.buffer.spool,
+            refuse_larger: config.buffer.refuse_larger,
+        },
         websocket: config.websocket,
         connect: config.connect.iter().map(|to| ConnectTarget { host: host(&to.host), port: to.port }).collect(),
     })

@@ -52,6 +52,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         table: RouteTable::new(Vec::new()),
         routes: Vec::new(),
         via: "gw".into(),
+        buffers: crate::Buffers::new(0, 0, std::env::temp_dir()),
     };
     OutgoingHead::new(&asked, &RequestEdits::default(), [], &snapshot)
 }

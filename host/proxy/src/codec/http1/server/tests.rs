@@ -14,8 +14,9 @@ use tidegate_policy::native::{
 };
 use tidegate_policy::{Breaker, DirectResponse, Endpoint, EndpointSet, Families, SetHealth};
 
+use crate::Buffers;
 use crate::snapshot::{
-    Cluster, Limits, Listener, PoolSettings, Protocols, Route, RouteAction, Snapshot, UpstreamProtocol,
+    Cluster, Limits, Listener, PoolSettings, Protocols, Route, RouteAction, RouteBuffer, Snapshot, UpstreamProtocol,
 };
 use crate::worker::{Gateway, GatewayOptions};
 
@@ -32,6 +33,8 @@ fn limits() -> Limits {
         body_idle_timeout: Duration::from_secs(5),
         handshake_timeout: Duration::from_secs(5),
         max_requests_per_connection: 1000,
+        upload_rate: None,
+        download_rate: None,
     }
 }
 
@@ -144,7 +147,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             attempt_timeout: None,
             idle_timeout: None,
             max_request_body: None,
-            buffer_request: 0,
+            buffer: RouteBuffer::default(),
             websocket: true,
             connect: Box::new([]),
         })
@@ -161,6 +164,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         trusted_family: Default::default(),
         tls: None,
         alt_svc: false,
+        buffer_memory: None,
     };
     let snapshot = Snapshot {
         generation: 1,
@@ -170,6 +174,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         table: RouteTable::new(vec![rule(PathPattern::Prefix("/own".to_owned())), rule(PathPattern::Any)]),
         routes: vec![route("own", RouteAction::Respond(own)), route("o", RouteAction::Cluster(cluster))],
         via: "gw".into(),
+        buffers: Buffers::new(0, 0, std::env::temp_dir()),
     };
     let drain_timeout = Duration::from_secs(3);
     let options = GatewayOptions { workers: 1, sinks: Vec::new(), drain_timeout, on_apply: None };
