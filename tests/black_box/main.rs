@@ -10,6 +10,7 @@ mod faults;
 mod framing;
 mod grpc;
 mod health;
+mod hedging;
 mod http1;
 mod http2;
 mod http3;

@@ -573,6 +573,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "Of `connect`, `reset`, `refused`, `timeout`, `gateway` (502 to 504), `5xx`, and statuses.",
             ),
             key("attempts", Number, "2", "Tries in all, 1 to 10."),
+            key(
+                "hedge_after",
+                TimeOrOff,
+                "off",
+                "A request with a safe method and without content that nobody has answered after this is sent to another endpoint as well, and again after as long: the first answer is taken, the others are cancelled. Hedges count as tries.",
+            ),
             key("backoff", Time, "25ms", "The longest first pause; it doubles, and is drawn at random below that."),
             key("max_backoff", Time, "250ms", "The longest pause."),
             optional("plugin", Text, "A plugin that is asked in place of these conditions."),

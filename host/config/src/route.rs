@@ -98,6 +98,7 @@ pub struct RetryPolicy {
     pub on: Vec<String>,
     pub statuses: Vec<u16>,
     pub attempts: u32,
+    pub hedge_after: Option<Duration>,
     pub backoff: Duration,
     pub max_backoff: Duration,
     pub plugin: Option<String>,
@@ -368,11 +369,17 @@ impl RetryPolicy {
                 }
             }
         }
+        let attempts = section.number("attempts", 1, 10).unwrap_or(1) as u32;
+        let hedge_after = section.time_or_off("hedge_after");
+        if hedge_after.is_some() && attempts == 1 {
+            section.error(section.line_of("hedge_after"), "retry: a hedge is a second try; attempts = 1 allows none");
+        }
         Self {
             line: section.line_of("plugin"),
             on,
             statuses,
-            attempts: section.number("attempts", 1, 10).unwrap_or(1) as u32,
+            attempts,
+            hedge_after,
             backoff: section.time("backoff"),
             max_backoff: section.time("max_backoff"),
             plugin: section.text("plugin"),

@@ -24,6 +24,7 @@ mod admit;
 mod attempt;
 mod decide;
 mod grpc;
+mod hedge;
 mod reply;
 mod request_body;
 mod shape;

@@ -177,6 +177,8 @@ pub struct Route {
     pub retry_plugin: Option<Arc<dyn Retry>>,
     /// Most tries, the first included.
     pub attempts: u32,
+    /// When a safe request that nobody has answered is sent to another endpoint as well.
+    pub hedge_after: Option<Duration>,
     /// Until the final response head.
     pub timeout: Option<Duration>,
     /// Of one attempt, until its response head.

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -17,9 +18,12 @@ use tidegate_policy::{
 
 use super::request_body::{DEFAULT_BUFFER, RequestBody, from_body};
 use super::{Exchange, Plan, decide, reply, shape, upgrade};
-use crate::body::{Activity, Arrived, BodyError, Incoming, Length, PumpError, PumpRules, ReadAhead, Reply, pump};
+use crate::body::{
+    Activity, Arrived, Awaiting, BodyError, Incoming, Length, Outgoing, PumpError, PumpRules, ReadAhead, Reply, pump,
+};
 use crate::buffer::{Claim, Spool};
 use crate::relay::End;
+use crate::snapshot::Cluster;
 use crate::timer::Deadline;
 use crate::upstream::{Lease, health};
 
@@ -32,10 +36,10 @@ pub(super) enum Step {
 }
 
 /// One request in flight at an endpoint, for as long as this lives.
-struct InFlight<'a>(&'a EndpointState);
+pub(super) struct InFlight<'a>(&'a EndpointState);
 
 impl<'a> InFlight<'a> {
-    fn begin(state: &'a EndpointState) -> Self {
+    pub(super) fn begin(state: &'a EndpointState) -> Self {
         state.begin();
         Self(state)
     }
@@ -45,6 +49,19 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.end();
     }
+}
+
+/// A request on its way to an endpoint.
+pub(super) struct Begun<'a> {
+    pub(super) index: u32,
+    pub(super) begun: Instant,
+    pub(super) load: InFlight<'a>,
+    pub(super) lease: Lease,
+    pub(super) incoming: Incoming,
+    pub(super) out: Outgoing,
+    pub(super) awaiting: Awaiting,
+    /// What came of the response already.
+    pub(super) arrived: Option<Arrived>,
 }
 
 /// What an exchange holds of its upstream: given up early where the response is read ahead of the client.
@@ -141,37 +158,19 @@ impl Exchange<'_> {
             return Box::pin(self.connect(plan, body, view, index, reply)).await;
         }
 
+        let begun = if self.may_hedge(plan, body) {
+            Box::pin(self.race(plan, &cluster, index, begun, load, view, reply)).await
+        } else {
+            self.begin(plan, &cluster, index, begun, load, body, view, reply).await
+        };
+        let Begun { index, begun, load, lease, mut incoming, mut out, mut awaiting, mut arrived } = match begun {
+            Ok(begun) => begun,
+            Err(step) => return step,
+        };
+        let Some(endpoint) = cluster.set.endpoints.get(index as usize) else {
+            return Step::Failed(Fault::new(Cause::Internal, "the picked endpoint is out of range"));
+        };
         let mut clocks = Clocks::new(self, plan);
-        let upstreams = &self.served.worker.upstreams;
-        let connection = &self.asked.connection;
-        let leasing = async {
-            match plan.tunnel {
-                None => upstreams.lease(&cluster, index, connection).await,
-                Some(_) => Box::pin(upstreams.lease_for_upgrade(&cluster, index, connection)).await,
-            }
-        };
-        let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;
-        let mut lease = match lease.and_then(|lease| lease) {
-            Ok(lease) => lease,
-            Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),
-        };
-        let Some(mut incoming) = body.take() else {
-            return Step::Failed(Fault::new(Cause::Internal, "the request body is gone"));
-        };
-        incoming.look();
-        if incoming.length() == Length::None {
-            *body = RequestBody::None;
-        }
-        let started = select(lease.start(&plan.head, incoming.length()), reply, |cx| clocks.poll(cx)).await;
-        let (mut out, mut awaiting) = match started.and_then(|started| started) {
-            Ok(started) => started,
-            Err(mut fault) => {
-                fault.unprocessed |= !lease.written();
-                body.give_back(incoming);
-                return self.after(plan, body, view, index, fault);
-            }
-        };
-
         let moved = Cell::new(0);
         let activity = Activity::now();
         let worker = self.served.worker.clone();
@@ -191,6 +190,9 @@ impl Exchange<'_> {
             let mut uploading = pin!(pump(&mut incoming, &mut out, rules));
             loop {
                 let event = poll_fn(|cx| {
+                    if let Some(arrived) = arrived.take() {
+                        return Poll::Ready(Event::Arrived(Ok(arrived)));
+                    }
                     if upload == Upload::Running
                         && let Poll::Ready(end) = uploading.as_mut().poll(cx)
                     {
@@ -301,6 +303,52 @@ impl Exchange<'_> {
             body.give_back(incoming);
         }
         self.after(plan, body, view, index, broke)
+    }
+
+    /// Leases a connection and sends the head; the body follows.
+    #[allow(clippy::too_many_arguments, reason = "the state of a try, which this takes over")]
+    async fn begin<'c>(
+        &mut self,
+        plan: &Plan,
+        cluster: &'c Arc<Cluster>,
+        index: u32,
+        begun: Instant,
+        load: InFlight<'c>,
+        body: &mut RequestBody,
+        view: &mut EndpointsView,
+        reply: &mut Option<Reply>,
+    ) -> Result<Begun<'c>, Step> {
+        let mut clocks = Clocks::new(self, plan);
+        let upstreams = &self.served.worker.upstreams;
+        let connection = &self.asked.connection;
+        let leasing = async {
+            match plan.tunnel {
+                None => upstreams.lease(cluster, index, connection).await,
+                Some(_) => Box::pin(upstreams.lease_for_upgrade(cluster, index, connection)).await,
+            }
+        };
+        let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;
+        let mut lease = match lease.and_then(|lease| lease) {
+            Ok(lease) => lease,
+            Err(fault) => return Err(self.after(plan, body, view, index, fault.nothing_written())),
+        };
+        let Some(mut incoming) = body.take() else {
+            return Err(Step::Failed(Fault::new(Cause::Internal, "the request body is gone")));
+        };
+        incoming.look();
+        if incoming.length() == Length::None {
+            *body = RequestBody::None;
+        }
+        let started = select(lease.start(&plan.head, incoming.length()), reply, |cx| clocks.poll(cx)).await;
+        let (out, awaiting) = match started.and_then(|started| started) {
+            Ok(started) => started,
+            Err(mut fault) => {
+                fault.unprocessed |= !lease.written();
+                body.give_back(incoming);
+                return Err(self.after(plan, body, view, index, fault));
+            }
+        };
+        Ok(Begun { index, begun, load, lease, incoming, out, awaiting, arrived: None })
     }
 
     /// Sends the response on. From its head on nothing can be tried again: an upstream that fails now ends the client's
@@ -483,7 +531,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn failed(&self, view: &EndpointsView, index: u32) {
+    pub(super) fn failed(&self, view: &EndpointsView, index: u32) {
         if let Some(endpoint) = view.get(index) {
             endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
         }
@@ -504,7 +552,7 @@ impl Exchange<'_> {
 
     /// Reports a fault that is the endpoint's. That a time was over which the client chose itself (grpc-timeout) proves nothing:
     /// with short ones a client could put endpoints out.
-    fn blame(&self, plan: &Plan, view: &EndpointsView, index: u32, cause: Cause) {
+    pub(super) fn blame(&self, plan: &Plan, view: &EndpointsView, index: u32, cause: Cause) {
         let chosen = cause == Cause::TotalTimeout && plan.deadline.is_some();
         if let Some(outcome) = Outcome::of_fault(cause).filter(|_| !chosen) {
             self.report(view, index, outcome);

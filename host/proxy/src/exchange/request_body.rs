@@ -38,6 +38,7 @@ impl RequestBody {
             Some(_) => buffer.request.max(DEFAULT_BUFFER),
             None => buffer.request,
         };
+        body.look();
         let length = body.length();
         if length == Length::None {
             return Ok(Self::None);

@@ -93,6 +93,8 @@ pub struct WorkerMetrics {
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub retries: Counter,
+    pub hedges: Counter,
+    pub hedges_won: Counter,
     pub retries_without_budget: Counter,
     pub retries_unsafe: Counter,
     pub tunnels_websocket: Counter,
@@ -123,6 +125,8 @@ impl Default for WorkerMetrics {
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
             retries: Counter::default(),
+            hedges: Counter::default(),
+            hedges_won: Counter::default(),
             retries_without_budget: Counter::default(),
             retries_unsafe: Counter::default(),
             tunnels_websocket: Counter::default(),
@@ -204,6 +208,8 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.single(names::EXCHANGES_ACTIVE, "gauge", "exchanges in flight", |w| w.exchanges_active.get());
     page.single(names::CANCELLED, "counter", "exchanges whose client left", |w| w.cancelled.get());
     page.single(names::RETRIES, "counter", "tries beyond the first", |w| w.retries.get());
+    page.single(names::HEDGES, "counter", "tries beside one that had no answer yet", |w| w.hedges.get());
+    page.single(names::HEDGES_WON, "counter", "hedges that answered first", |w| w.hedges_won.get());
     page.single(names::CONNECTIONS_ACTIVE, "gauge", "downstream connections open", |w| w.connections_active.get());
     page.single(names::CONNECTIONS_REFUSED, "counter", "connections turned away", |w| w.connections_refused.get());
     page.single(names::HANDSHAKES_FAILED, "counter", "handshakes that failed", |w| w.handshakes_failed.get());

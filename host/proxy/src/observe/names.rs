@@ -17,6 +17,10 @@ pub const REFUSED: &str = "tidegate_requests_refused_total";
 pub const BODY_BYTES: &str = "tidegate_body_bytes_total";
 /// Tries beyond the first. From `exchange`.
 pub const RETRIES: &str = "tidegate_retries_total";
+/// Tries beside one that had no answer yet. From `exchange::hedge`.
+pub const HEDGES: &str = "tidegate_hedges_total";
+/// Hedges that answered before what they stood by. From `exchange::hedge`.
+pub const HEDGES_WON: &str = "tidegate_hedges_won_total";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
 /// Tunnels opened, by kind (`websocket`, `connect`). From `exchange::upgrade`.

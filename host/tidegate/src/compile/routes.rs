@@ -111,6 +111,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
         retry: RetryRules { on, backoff: retry.backoff, max_backoff: retry.max_backoff },
         retry_plugin,
         attempts: retry.attempts,
+        hedge_after: retry.hedge_after,
         timeout: config.timeout,
         attempt_timeout: config.attempt_timeout,
         idle_timeout: config.idle_timeout,

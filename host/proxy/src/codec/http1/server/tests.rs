@@ -143,6 +143,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             retry: rules,
             retry_plugin: None,
             attempts: 1,
+            hedge_after: None,
             timeout: Some(PATIENCE),
             attempt_timeout: None,
             idle_timeout: None,
