@@ -526,6 +526,11 @@ pub(crate) const TABLES: &[Table] = &[
                 "Authorities that `CONNECT` may name, as in `db.example.com:5432` or `*.example.com:443`: the tunnel leads to the route's cluster, whatever the name. 403 for others.",
             ),
             key("buffer", Table("buffer"), "{}", "What is held back."),
+            optional(
+                "compress",
+                Table("compress"),
+                "Compress responses for clients that take it. Default: they pass as they are; `{}` for the defaults below.",
+            ),
         ],
     },
     Table {
@@ -582,6 +587,31 @@ pub(crate) const TABLES: &[Table] = &[
             key("backoff", Time, "25ms", "The longest first pause; it doubles, and is drawn at random below that."),
             key("max_backoff", Time, "250ms", "The longest pause."),
             optional("plugin", Text, "A plugin that is asked in place of these conditions."),
+        ],
+    },
+    Table {
+        name: "compress",
+        doc: "Which responses are compressed: never ranges, what is encoded already, what carries a digest or says `no-transform`. Strong entity tags become weak, `Vary` names `accept-encoding`. Nothing an origin has flushed is held back.",
+        keys: &[
+            key(
+                "encodings",
+                TextList,
+                "[\"zstd\", \"br\", \"gzip\"]",
+                "What is offered; of those that a client likes equally, the first is taken.",
+            ),
+            key(
+                "types",
+                TextList,
+                "[\"text/*\", \"application/javascript\", \"application/json\", \"application/manifest+json\", \"application/problem+json\", \"application/wasm\", \"application/xml\", \"application/xhtml+xml\", \"application/rss+xml\", \"application/atom+xml\", \"image/svg+xml\", \"font/ttf\", \"font/otf\"]",
+                "Media types, without parameters; `text/*` for all of a kind.",
+            ),
+            key("min_size", Size, "1KiB", "Shorter ones pass as they are, where the length is known."),
+            key(
+                "credentials",
+                Bool,
+                "true",
+                "Also for requests with cookies or authorization. `false` where pages hold secrets beside what a client sends: the secret can be guessed from compressed lengths (BREACH).",
+            ),
         ],
     },
     Table {

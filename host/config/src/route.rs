@@ -26,6 +26,8 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
     pub buffer: Buffer,
+    /// `None`: off.
+    pub compress: Option<Compress>,
     /// Clients may change to WebSocket.
     pub websocket: bool,
     pub connect: Vec<ConnectTarget>,
@@ -126,6 +128,7 @@ impl Route {
             idle_timeout: section.time_or_off("idle_timeout"),
             max_request_body: section.size_or_off("max_request_body"),
             buffer: Buffer::read(&section.section("buffer")),
+            compress: section.optional_section("compress").map(|compress| Compress::read(&compress)),
             websocket: section.words("upgrade", &["websocket"]).iter().any(|word| word == "websocket"),
             connect: connect(section),
         }
@@ -158,6 +161,41 @@ impl Buffer {
             section.error(section.line_of("refuse_larger"), message);
         }
         buffer
+    }
+}
+
+/// Which responses are compressed.
+#[derive(Clone, Debug)]
+pub struct Compress {
+    /// Of `zstd`, `br`, `gzip`.
+    pub encodings: Vec<String>,
+    pub types: Vec<String>,
+    /// Bytes.
+    pub min_size: u64,
+    pub credentials: bool,
+}
+
+impl Compress {
+    fn read(section: &Section<'_>) -> Self {
+        let mut types = Vec::new();
+        for (text, line) in section.texts("types") {
+            let halves = text.split_once('/').filter(|(kind, sub)| is_token(kind) && (*sub == "*" || is_token(sub)));
+            match halves {
+                Some(_) => types.push(text.to_ascii_lowercase()),
+                None => section
+                    .error(line, format!("compress: {text:?} is not a media type, as in \"text/html\" or \"text/*\"")),
+            }
+        }
+        let encodings = section.words("encodings", &["zstd", "br", "gzip"]);
+        if encodings.is_empty() {
+            section.error(section.line_of("encodings"), "compress: encodings is empty; leave compress out for none");
+        }
+        Self {
+            encodings,
+            types,
+            min_size: section.size("min_size", 0, u64::MAX),
+            credentials: section.bool("credentials"),
+        }
     }
 }
 

@@ -17,9 +17,12 @@ use crate::buffer::{Claim, SpoolReader};
 use crate::codec::{http1, http2, http3};
 
 mod ahead;
+mod encode;
 mod pump;
 
 pub(crate) use ahead::ReadAhead;
+pub use encode::Coding;
+pub(crate) use encode::Encoded;
 pub(crate) use pump::{Activity, PumpError, PumpRules, Quiet, pump};
 
 /// A piece of a message after its head.
@@ -71,6 +74,7 @@ pub(crate) enum Incoming {
     Held(Held),
     /// Read ahead by whoever shares it, who polls both.
     Ahead(Rc<RefCell<ReadAhead>>),
+    Encoded(Box<Encoded>),
     Http1(http1::BodyReader),
     Http2(http2::BodyReader),
     Http3(http3::BodyReader),
@@ -82,8 +86,8 @@ impl Incoming {
         match self {
             Self::Empty => Length::None,
             Self::Held(held) => held.length,
-            // The head has been written by then.
-            Self::Ahead(_) => Length::Unknown,
+            // For the one the head has been written by then, the other knows at its end.
+            Self::Ahead(_) | Self::Encoded(_) => Length::Unknown,
             Self::Http1(body) => body.length(),
             Self::Http2(body) => body.length(),
             Self::Http3(body) => body.length(),
@@ -106,6 +110,7 @@ impl Incoming {
             Self::Empty => Poll::Ready(None),
             Self::Held(held) => held.poll_frame(cx),
             Self::Ahead(ahead) => ahead.borrow_mut().poll_frame(cx),
+            Self::Encoded(encoded) => encoded.poll_frame(cx),
             Self::Http1(body) => body.poll_frame(cx),
             Self::Http2(body) => body.poll_frame(cx),
             Self::Http3(body) => body.poll_frame(cx),

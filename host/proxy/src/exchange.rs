@@ -22,6 +22,7 @@ use crate::timer::Deadline;
 
 mod admit;
 mod attempt;
+mod compress;
 mod decide;
 mod grpc;
 mod hedge;

@@ -30,6 +30,7 @@ mod timer;
 mod upstream;
 pub mod worker;
 
+pub use body::Coding;
 pub use buffer::{Allowance, Buffers};
 pub use listener::tls::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec, TlsError};
 pub use pace::LeastRate;

@@ -13,7 +13,7 @@ use tidegate_policy::native::{
 };
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
-use crate::{Allowance, Buffers, ClientTls, HealthCheck, LeastRate, ServerTls};
+use crate::{Allowance, Buffers, ClientTls, Coding, HealthCheck, LeastRate, ServerTls};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -187,10 +187,37 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     pub max_request_body: Option<u64>,
     pub buffer: RouteBuffer,
+    /// `None`: responses pass as they are.
+    pub compression: Option<Compression>,
     /// Whether clients may change to WebSocket.
     pub websocket: bool,
     /// What `CONNECT` may name; the tunnel leads to the route's cluster.
     pub connect: Box<[ConnectTarget]>,
+}
+
+/// Which responses are compressed.
+#[derive(Clone, Debug)]
+pub struct Compression {
+    /// Of those that a client likes equally, the first is taken.
+    pub codings: Box<[Coding]>,
+    /// Lower case, `text/html` or `text/*`.
+    pub types: Box<[String]>,
+    /// Bytes, where the length is known.
+    pub min_size: u64,
+    /// Also for requests with cookies or authorization.
+    pub credentials: bool,
+}
+
+impl Compression {
+    pub(crate) fn takes_type(&self, content_type: &[u8]) -> bool {
+        let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        self.types.iter().any(|wanted| match wanted.strip_suffix('*') {
+            Some(prefix) => {
+                essence.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix.as_bytes()))
+            }
+            None => essence.eq_ignore_ascii_case(wanted.as_bytes()),
+        })
+    }
 }
 
 /// What may wait of a route's messages, in bytes each; 0 streams.

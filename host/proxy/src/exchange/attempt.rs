@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use tidegate_policy::native::permitted;
 use tidegate_policy::{
     AttemptFacts, Bound, Buffering, Cause, EndpointState, EndpointsView, Fault, Outcome, Permit, Proof, ResponseHead,
@@ -17,9 +17,10 @@ use tidegate_policy::{
 };
 
 use super::request_body::{DEFAULT_BUFFER, RequestBody, from_body};
-use super::{Exchange, Plan, decide, reply, shape, upgrade};
+use super::{Exchange, Plan, compress, decide, reply, shape, upgrade};
 use crate::body::{
-    Activity, Arrived, Awaiting, BodyError, Incoming, Length, Outgoing, PumpError, PumpRules, ReadAhead, Reply, pump,
+    Activity, Arrived, Awaiting, BodyError, Encoded, Incoming, Length, Outgoing, PumpError, PumpRules, ReadAhead,
+    Reply, pump,
 };
 use crate::buffer::{Claim, Spool};
 use crate::relay::End;
@@ -367,6 +368,7 @@ impl Exchange<'_> {
         let Some(reply) = reply.take() else { return };
         let alt_svc = self.served.alt_svc.as_ref();
         shape::response(&mut head, &plan.edits.response_headers, alt_svc, &self.snapshot);
+        self.compress(plan, &mut head, &mut response);
         let method = &self.asked.request.method;
         let length = shape::response_length(method, head.status, &mut head.headers, &response);
         self.record.status = head.status.as_u16();
@@ -429,6 +431,22 @@ impl Exchange<'_> {
                 self.note(Cause::ClientGone, error.to_string());
             }
             Err(Err(fault)) => self.note(fault.cause, fault.detail),
+        }
+    }
+
+    /// Where the route compresses and the client takes it: `response` becomes what is sent of it.
+    fn compress(&self, plan: &Plan, head: &mut ResponseHead, response: &mut Incoming) {
+        let Some(compression) = &plan.route.compression else { return };
+        let request = &self.asked.request;
+        let length = response.length();
+        // The fields of an answer to `HEAD` are those that `GET` has; else what has no content has no coding.
+        if length == Length::None && request.method != Method::HEAD && head.status != StatusCode::NOT_MODIFIED {
+            return;
+        }
+        let coding = compress::negotiate(compression, request, head.status, &mut head.headers, length);
+        if let Some(coding) = coding.filter(|_| length != Length::None) {
+            let source = std::mem::replace(response, Incoming::Empty);
+            *response = Incoming::Encoded(Box::new(Encoded::new(source, coding, &self.served.worker.metrics)));
         }
     }
 

@@ -31,11 +31,15 @@ struct Racer<'c, 'a> {
     load: InFlight<'c>,
     /// There from when the request is on its way.
     lease: Rc<RefCell<Option<Lease>>>,
-    answer: Pin<Box<dyn Future<Output = Result<(Awaiting, Arrived), Fault>> + 'a>>,
+    answer: Pin<Box<dyn Future<Output = Answer> + 'a>>,
 }
 
+/// What an endpoint said first.
+type Answer = Result<(Awaiting, Arrived), Fault>;
+
+#[allow(clippy::large_enum_variant, reason = "it is made and taken apart at once")]
 enum Event {
-    Answered(usize, Result<(Awaiting, Arrived), Fault>),
+    Answered(usize, Answer),
     ClientGone(String),
     Over(Fault),
     Hedge,
@@ -49,7 +53,7 @@ async fn ask(
     client: &Rc<ConnectionHead>,
     head: &OutgoingHead,
     place: Rc<RefCell<Option<Lease>>>,
-) -> Result<(Awaiting, Arrived), Fault> {
+) -> Answer {
     let mut lease = upstreams.lease(cluster, index, client).await.map_err(Fault::nothing_written)?;
     let started = lease.start(head, Length::None).await;
     let (out, mut awaiting) = started.map_err(|mut fault| {

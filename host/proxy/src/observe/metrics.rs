@@ -10,6 +10,7 @@ use std::time::Duration;
 use tidegate_policy::{Cause, HttpVersion};
 
 use super::names;
+use crate::Coding;
 use crate::snapshot::Snapshot;
 
 /// A count that only grows, or a gauge that goes up and down.
@@ -94,6 +95,10 @@ pub struct WorkerMetrics {
     pub bytes_out: Counter,
     pub retries: Counter,
     pub hedges: Counter,
+    /// In the order of `Coding`.
+    pub compressed: [Counter; 3],
+    pub compression_in: Counter,
+    pub compression_out: Counter,
     pub hedges_won: Counter,
     pub retries_without_budget: Counter,
     pub retries_unsafe: Counter,
@@ -126,6 +131,9 @@ impl Default for WorkerMetrics {
             bytes_out: Counter::default(),
             retries: Counter::default(),
             hedges: Counter::default(),
+            compressed: Default::default(),
+            compression_in: Counter::default(),
+            compression_out: Counter::default(),
             hedges_won: Counter::default(),
             retries_without_budget: Counter::default(),
             retries_unsafe: Counter::default(),
@@ -195,6 +203,14 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.head(names::BODY_BYTES, "counter", "bytes of bodies");
     page.sample(names::BODY_BYTES, "direction=\"in\"", |w| w.bytes_in.get());
     page.sample(names::BODY_BYTES, "direction=\"out\"", |w| w.bytes_out.get());
+    page.head(names::COMPRESSED, "counter", "responses that were compressed, by coding");
+    for coding in Coding::ALL {
+        let label = format!("coding=\"{}\"", coding.name());
+        page.sample(names::COMPRESSED, &label, |w| w.compressed[coding as usize].get());
+    }
+    page.head(names::COMPRESSION_BYTES, "counter", "bytes of those responses before and after");
+    page.sample(names::COMPRESSION_BYTES, "direction=\"in\"", |w| w.compression_in.get());
+    page.sample(names::COMPRESSION_BYTES, "direction=\"out\"", |w| w.compression_out.get());
     page.head(names::RETRIES_REFUSED, "counter", "retries that were wanted but refused");
     page.sample(names::RETRIES_REFUSED, "reason=\"budget\"", |w| w.retries_without_budget.get());
     page.sample(names::RETRIES_REFUSED, "reason=\"unsafe\"", |w| w.retries_unsafe.get());

@@ -36,6 +36,10 @@ pub const CONNECTIONS_REFUSED: &str = "tidegate_connections_refused_total";
 /// Downstream connections closed for want of a good PROXY header, by reason (`untrusted` peer, `invalid` or none at all,
 /// `late`, `cut_off`). From `listener`.
 pub const PROXY_HEADERS_REFUSED: &str = "tidegate_proxy_headers_refused_total";
+/// Responses that were compressed, by coding (`gzip`, `br`, `zstd`). From `body::encode`.
+pub const COMPRESSED: &str = "tidegate_compressed_responses_total";
+/// Bytes of those responses, by direction (`in` from upstreams, `out` of the encoder). From `body::encode`.
+pub const COMPRESSION_BYTES: &str = "tidegate_compression_bytes_total";
 /// Bytes of buffered bodies that are held now, by place (`memory`, `disk`). From `buffer`.
 pub const BUFFERED: &str = "tidegate_buffered_bytes";
 /// Bytes of bodies written to disk. From `buffer`.

@@ -10,7 +10,8 @@ use tidegate_policy::native::{
     ValuePattern,
 };
 use tidegate_policy::{DirectResponse, Families, Node, is_core_field};
-use tidegate_proxy::snapshot::{Cluster, ConnectTarget, Route, RouteAction, RouteBuffer};
+use tidegate_proxy::Coding;
+use tidegate_proxy::snapshot::{Cluster, Compression, ConnectTarget, Route, RouteAction, RouteBuffer};
 
 use super::Scope;
 use super::clusters::Kept;
@@ -122,6 +123,16 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
             spool: config.buffer.spool,
             refuse_larger: config.buffer.refuse_larger,
         },
+        compression: config.compress.as_ref().map(|compress| Compression {
+            codings: compress
+                .encodings
+                .iter()
+                .filter_map(|name| Coding::ALL.into_iter().find(|coding| coding.name() == name))
+                .collect(),
+            types: compress.types.clone().into(),
+            min_size: compress.min_size,
+            credentials: compress.credentials,
+        }),
         websocket: config.websocket,
         connect: config.connect.iter().map(|to| ConnectTarget { host: host(&to.host), port: to.port }).collect(),
     })

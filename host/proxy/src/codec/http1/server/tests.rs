@@ -149,6 +149,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             idle_timeout: None,
             max_request_body: None,
             buffer: RouteBuffer::default(),
+            compression: None,
             websocket: true,
             connect: Box::new([]),
         })
