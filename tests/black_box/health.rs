@@ -194,6 +194,61 @@ async fn checks_use_the_clusters_tls() {
     assert!(other.record().is_empty(), "no request over a connection that is not verified");
 }
 
+/// The same over HTTP/3, for requests and for gRPC.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_of_http3_clusters_go_over_http3() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
+    let well = Arc::new(AtomicBool::new(true));
+    let mut origins = Vec::new();
+    for name in ["origin.example", "origin.example", "other.example"] {
+        let well = well.clone();
+        let tls = authority.issue(&[name]).server(&[b"h3"], None);
+        let origin = Origin::http3(tls, move |asked| {
+            let well = well.load(Ordering::Relaxed);
+            if asked.path != "/grpc.health.v1.Health/Check" {
+                return Response::builder().status(if well { 200 } else { 503 }).body(full("")).expect("a response");
+            }
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, if well { 1 } else { 2 }]);
+            Response::new(full(message).with_trailers(std::future::ready(Some(Ok(trailers)))).boxed())
+        });
+        origins.push(origin.await);
+    }
+    let cluster = |name: &str, origin: &Origin, health: &str| {
+        format!(
+            "[[cluster]]\nname = \"{name}\"\nendpoints = [\"{}\"]\nprotocol = \"http3\"\n\
+             tls = {{ server_name = \"origin.example\", ca = \"ca.pem\" }}\nhealth = {{ {health}, {OFTEN} }}\n",
+            origin.address
+        )
+    };
+    let [http, grpc, other] = &origins[..] else { panic!("three") };
+    let config = format!(
+        "[[listener]]\nname = \"edge\"\naddress = \"127.0.0.1:0\"\n{}{}{}\
+         [[route]]\nsplit = [{{ cluster = \"http\" }}, {{ cluster = \"grpc\" }}, {{ cluster = \"other\" }}]\n",
+        cluster("http", http, "path = \"/health\""),
+        cluster("grpc", grpc, "kind = \"grpc\""),
+        cluster("other", other, "path = \"/health\""),
+    );
+    let gateway = Gateway::start_in(folder, &config).await;
+    let until = async |name: &str, origin: &Origin, wanted: f64| {
+        let sample = format!("tidegate_endpoint_healthy{{cluster=\"{name}\",endpoint=\"{}\"}}", origin.address);
+        eventually("its standing", async || (gateway.metric(&sample).await == wanted).then_some(())).await;
+    };
+    for wanted in [1.0, 0.0, 1.0] {
+        well.store(wanted == 1.0, Ordering::Relaxed);
+        until("http", http, wanted).await;
+        until("grpc", grpc, wanted).await;
+        until("other", other, 0.0).await;
+    }
+    let check = http.last();
+    assert_eq!((check.version, check.authority.as_str()), (http::Version::HTTP_3, "origin.example"));
+    assert_eq!(&grpc.last().body[..], b"\0\0\0\0\0");
+    assert!(other.record().is_empty(), "no request over a connection that is not verified");
+}
+
 /// Conduct "PROXY v2 + TLV: health checks must send LOCAL", PROXY protocol section 2.2: a check is nobody's connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checks_say_local_where_a_proxy_header_is_wanted() {

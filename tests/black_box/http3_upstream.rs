@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use tidegate_tests::certs::Authority;
 use tidegate_tests::origin::full;
 use tidegate_tests::quic::{self, Answering, QuicClient, QuicOrigin, control, data, frame, headers, varint};
+use tidegate_tests::tunnel::{self, Ended, Http2Client, ask_http1, handshake};
 use tidegate_tests::{Client, Gateway, Origin, RawClient, eventually};
 
 const NO_ERROR: u32 = 0x100;
@@ -209,6 +210,43 @@ async fn an_origin_on_aioquic() {
     for client in clients.collect::<Vec<_>>() {
         assert_eq!(client.await.expect("no panic"), Ok((true, true)));
     }
+}
+
+/// Conduct "WebSocket h1/h2/h3": an HTTP/3 origin by extended CONNECT (RFC 9220), from clients of all versions; a refusal is an
+/// ordinary response, and an origin whose SETTINGS do not allow it is not asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websocket_to_an_origin_of_http3() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["origin.example"]).write(folder.path(), "origin");
+    let folder_name = folder.path().display().to_string();
+    let mut origin = tidegate_tests::peers::Script::start("http3_origin.py", &[&folder_name]);
+    let port: u16 = origin.line().await.parse().expect("a port");
+    let gateway = gateway(&authority, &[std::net::SocketAddr::from(([127, 0, 0, 1], port))], "").await;
+    let (head, one) = ask_http1(gateway.edge(), &handshake("/chat")).await;
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("sec-websocket-protocol: chat"), "{head}");
+    let two = Http2Client::connect(gateway.edge()).await;
+    let (response, two) = two.ask(Http2Client::request("websocket", "/chat")).await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    for mut client in [one, two] {
+        let sent = tunnel::frame(&[b'x'; 100_000], true);
+        client.send(&sent).await;
+        assert!(client.exactly(sent.len()).await == sent);
+        client.finish().await;
+        assert_eq!(client.end().await, Ended::Cleanly);
+    }
+    assert_eq!(gateway.metric("tidegate_tunnels_total{kind=\"websocket\"}").await, 2.0);
+    let (head, mut refused) = ask_http1(gateway.edge(), &handshake("/refuse")).await;
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    assert_eq!(refused.exactly(12).await, b"2\r\nno\r\n0\r\n\r\n");
+    assert_eq!(Client::http1(gateway.edge()).send(Method::POST, "/", &[], "x").await.expect("an answer").text(), "x");
+
+    // An origin on `h3` does not say that it takes it.
+    let plain = Origin::http3(origin_tls(&authority), |_| Response::new(full("ok"))).await;
+    let gateway = self::gateway(&authority, &[plain.address], "").await;
+    let (head, _) = ask_http1(gateway.edge(), &handshake("/chat")).await;
+    assert!(head.starts_with("HTTP/1.1 502 ") && head.contains("http_upgrade_failed"), "{head}");
+    assert!(plain.record().is_empty());
 }
 
 /// Serves each request of a connection with `answer`, after SETTINGS.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::health::{CircuitBreaker, Ejection, HealthCheck, share};
+use crate::health::{CheckKind, CircuitBreaker, Ejection, HealthCheck, share};
 use crate::reader::Section;
 
 #[derive(Clone, Debug)]
@@ -114,9 +114,13 @@ impl Cluster {
             );
         }
         let health = section.optional_section("health").map(|health| HealthCheck::read(&health));
-        if protocol == ClusterProtocol::Http3 && health.is_some() {
+        let tcp = health.as_ref().is_some_and(|health| matches!(health.kind, CheckKind::Tcp { .. }));
+        if protocol == ClusterProtocol::Http3 && tcp {
             let line = section.line_of("health");
-            section.error(line, "cluster: health: checks do not go over http3 yet; ejection does without them");
+            section.error(
+                line,
+                "cluster: health: kind = \"tcp\" says nothing of an endpoint on QUIC; \"http\" and \"grpc\" go over it",
+            );
         }
         let budget = section.section("retry_budget");
         let endpoints = endpoints(section);

@@ -61,11 +61,11 @@ impl Multiplexed {
         }
     }
 
-    /// Whether the origin takes extended CONNECT, once it has said so; not yet asked of over HTTP/3.
+    /// Whether the origin takes extended CONNECT, once it has said so.
     pub(super) async fn takes_tunnels(&self) -> bool {
         match self {
             Self::Http2(connection) => connection.takes_tunnels().await,
-            Self::Http3(_) => false,
+            Self::Http3(connection) => connection.takes_tunnels().await,
         }
     }
 

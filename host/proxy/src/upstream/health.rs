@@ -20,6 +20,7 @@ use crate::ClientTls;
 use crate::snapshot::{Cluster, PoolSettings, Snapshot};
 
 mod check;
+mod over_http3;
 
 pub use check::CheckKind;
 use check::Target;

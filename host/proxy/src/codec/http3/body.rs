@@ -162,6 +162,11 @@ impl BodyWriter {
     }
 
     pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
+        self.end()
+    }
+
+    /// The same without a wait.
+    pub(super) fn end(&mut self) -> Result<(), SinkGone> {
         self.writer.finish()
     }
 

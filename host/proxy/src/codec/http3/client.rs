@@ -108,6 +108,11 @@ impl ClientConnection {
         Ok(Self { shared: Rc::new(shared) })
     }
 
+    /// Whether the origin takes extended CONNECT (RFC 9220, section 3), once its SETTINGS have come.
+    pub(crate) async fn takes_tunnels(&self) -> bool {
+        self.shared.link.settled().await.connect_protocol
+    }
+
     /// Sends the head. The peer's stream limit is waited for.
     pub(crate) async fn start(&self, head: &OutgoingHead, length: Length) -> Result<(Outgoing, Awaiting), Fault> {
         let shared = &self.shared;
@@ -150,10 +155,16 @@ impl ClientConnection {
             return Err(fault.nothing_written());
         };
         let reader = Reader::new(recv, course, shared.max_head);
-        let awaiting = Awaiting { reader: Some(reader), id, method: head.method.clone(), interim: 0, place };
+        let method = head.method.clone();
+        let mut awaiting = Awaiting { reader: Some(reader), tunnel: None, id, method, interim: 0, place };
         // An origin that stops reading may have answered already (section 4.1): what comes tells.
         let sent = writer.section(frame).await;
         let out = match (sent, length) {
+            // Nothing is sent into a tunnel that is not open yet.
+            (Ok(()), _) if head.upgrade.is_some() => {
+                awaiting.tunnel = Some(BodyWriter::new(writer));
+                Outgoing::Ended
+            }
             (Ok(()), Length::None) => {
                 // Fails on a stream that is over, which the response tells.
                 let _ = writer.finish();
@@ -246,6 +257,8 @@ fn lost(link: &Link, error: &ConnectionError) -> Fault {
 /// A response that has not come yet.
 pub(crate) struct Awaiting {
     reader: Option<Reader>,
+    /// Our half of the tunnel that was asked for.
+    tunnel: Option<BodyWriter>,
     id: u64,
     method: Method,
     interim: usize,
@@ -298,6 +311,15 @@ impl Awaiting {
             }
             reader.was_interim();
             return Poll::Ready(Ok(Arrived::Interim(head)));
+        }
+        if let Some(mut writer) = self.tunnel.take() {
+            if status.is_success() {
+                let Some(reader) = self.reader.take() else { return Poll::Pending };
+                let incoming = Incoming::Http3(BodyReader::new(reader, Length::Unknown, bounds));
+                return Poll::Ready(Ok(Arrived::Tunnel(head, incoming, Outgoing::Http3(writer))));
+            }
+            // Refused: a request without content like any other. The response tells what else is wrong.
+            let _ = writer.end();
         }
         let Ok(length) = stated_length(&head.headers, false) else {
             return Poll::Ready(Err(self.malformed(Cause::ResponseInvalid, "content-length is not one number")));

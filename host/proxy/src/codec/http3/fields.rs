@@ -6,6 +6,7 @@ use h2::ext::Protocol;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use tidegate_policy::Tunnel;
 
 use super::frame::{self, Violation};
 use super::qpack::{self, Field, Fields};
@@ -253,7 +254,13 @@ pub(super) fn trailers_frame(trailers: &HeaderMap, wanted: Option<u64>) -> Optio
 /// The HEADERS frame of a request to an origin.
 pub(super) fn request_frame(head: &OutgoingHead, length: Length, wanted: Option<u64>) -> Option<Bytes> {
     let mut encoding = Encoding::new();
-    encoding.field(":method", head.method.as_str().as_bytes(), false);
+    if head.upgrade.is_some() {
+        // RFC 9220, section 3: no key, no Connection, no Upgrade.
+        encoding.field(":method", Method::CONNECT.as_str().as_bytes(), false);
+        encoding.field(":protocol", Tunnel::WebSocket.name().as_bytes(), false);
+    } else {
+        encoding.field(":method", head.method.as_str().as_bytes(), false);
+    }
     encoding.field(":scheme", head.scheme.as_str().as_bytes(), false);
     encoding.field(":authority", head.authority.as_bytes(), false);
     encoding.field(":path", head.target.as_bytes(), false);

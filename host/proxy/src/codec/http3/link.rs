@@ -8,6 +8,7 @@ use std::time::Instant;
 use h3::error::Code;
 use quinn::VarInt;
 use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
 
 use super::budget::Budget;
 use super::frame::{Settings, Violation};
@@ -28,6 +29,9 @@ pub(super) struct Link {
     pub(super) connection: quinn::Connection,
     pub(super) role: Role,
     peer: Cell<Settings>,
+    /// SETTINGS came, or never will.
+    settled: Cell<bool>,
+    settling: Notify,
     /// The id of the peer's last GOAWAY.
     goaway: Cell<Option<u64>>,
     /// Why we closed it, if the peer broke the protocol.
@@ -45,6 +49,8 @@ impl Link {
             connection,
             role,
             peer: Cell::default(),
+            settled: Cell::new(false),
+            settling: Notify::new(),
             goaway: Cell::new(None),
             violation: Cell::new(None),
             cancelled: RefCell::new(Budget::new(CANCELLED.0, CANCELLED.1, now)),
@@ -77,6 +83,24 @@ impl Link {
 
     pub(super) fn set_peer(&self, settings: Settings) {
         self.peer.set(settings);
+        self.settle();
+    }
+
+    /// No more is to be learnt of the peer's settings.
+    pub(super) fn settle(&self) {
+        self.settled.set(true);
+        self.settling.notify_waiters();
+    }
+
+    /// The peer's settings once they came; the initial ones where the connection ended first.
+    pub(super) async fn settled(&self) -> Settings {
+        loop {
+            let settling = self.settling.notified();
+            if self.settled.get() {
+                return self.peer();
+            }
+            settling.await;
+        }
     }
 
     /// A stream was cancelled by the peer. Too many of them, and the connection is closed.

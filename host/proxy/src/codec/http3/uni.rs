@@ -43,6 +43,7 @@ pub(super) async fn accept(link: Rc<Link>) {
             }
         });
     }
+    link.settle();
 }
 
 async fn serve(link: &Link, critical: &Critical, recv: quinn::RecvStream) -> Result<(), Violation> {

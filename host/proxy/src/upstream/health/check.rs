@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, Request, StatusCode, header};
+use quinn::crypto::rustls::QuicClientConfig;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::over_http3::over_http3;
 use crate::ClientTls;
 use crate::snapshot::{PoolSettings, UpstreamProtocol};
 
@@ -38,7 +40,7 @@ pub enum CheckKind {
 const USER_AGENT: &str = concat!("tidegate/", env!("CARGO_PKG_VERSION"), " (health check)");
 /// Most bytes that are read in search of an answer.
 const MAX_HEAD: usize = 64 * 1024;
-const MAX_MESSAGE: usize = 4 * 1024;
+pub(super) const MAX_MESSAGE: usize = 4 * 1024;
 const MAX_RECEIVED: usize = 4 * 1024;
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -48,6 +50,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(super) struct Target {
     address: SocketAddr,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// Where the cluster speaks HTTP/3.
+    quic: Option<Arc<QuicClientConfig>>,
     pool: PoolSettings,
     authority: String,
     kind: CheckKind,
@@ -56,6 +60,7 @@ pub(super) struct Target {
 impl Target {
     pub(super) fn new(address: SocketAddr, pool: PoolSettings, tls: Option<&ClientTls>, kind: CheckKind) -> Self {
         let name = tls.and_then(|tls| tls.server_name.clone());
+        let quic = tls.and_then(|tls| tls.quic.clone());
         let host = match &kind {
             CheckKind::Http { host, .. } | CheckKind::Grpc { host, .. } => host.clone(),
             CheckKind::Tcp { .. } => None,
@@ -72,25 +77,19 @@ impl Target {
             }
             (config, name)
         });
-        Self { address, tls, pool, authority: authority.unwrap_or_else(|| address.to_string()), kind }
+        Self { address, tls, quic, pool, authority: authority.unwrap_or_else(|| address.to_string()), kind }
     }
 
     /// `Err` says why it failed. Whoever calls bounds the time.
     pub(super) async fn check(&self) -> Result<(), String> {
-        let (stream, http2) = self.dial().await?;
         match &self.kind {
             CheckKind::Http { path, head, expect, .. } => {
                 let method = if *head { Method::HEAD } else { Method::GET };
-                let status = if http2 {
-                    let request = self.request(method, path)?.body(()).map_err(|error| error.to_string())?;
-                    over_http2(stream, request, None).await?.status
-                } else {
-                    self.over_http1(stream, &method, path).await?
-                };
+                let status = self.status(method, path).await?;
                 let good = expect.iter().any(|range| range.contains(&status.as_u16()));
                 if good { Ok(()) } else { Err(format!("status {}", status.as_u16())) }
             }
-            CheckKind::Tcp { send, receive } => exchange_bytes(stream, send, receive).await,
+            CheckKind::Tcp { send, receive } => exchange_bytes(self.dial().await?.0, send, receive).await,
             CheckKind::Grpc { service, .. } => {
                 let request = self
                     .request(Method::POST, "/grpc.health.v1.Health/Check")?
@@ -98,7 +97,11 @@ impl Target {
                     .header(header::TE, "trailers")
                     .body(())
                     .map_err(|error| error.to_string())?;
-                let answer = over_http2(stream, request, Some(grpc_request(service))).await?;
+                let message = Some(grpc_request(service));
+                let answer = match self.quic() {
+                    Some((tls, name)) => over_http3(self.address, &name, tls, request, message).await?,
+                    None => over_http2(self.dial().await?.0, request, message).await?,
+                };
                 if answer.status != StatusCode::OK {
                     return Err(format!("status {}", answer.status.as_u16()));
                 }
@@ -111,7 +114,26 @@ impl Target {
         }
     }
 
-    /// A fresh connection, and whether it speaks HTTP/2. The one place where checks connect.
+    /// What a request of the cluster's own version is answered.
+    async fn status(&self, method: Method, path: &str) -> Result<StatusCode, String> {
+        let request = || self.request(method.clone(), path)?.body(()).map_err(|error| error.to_string());
+        if let Some((tls, name)) = self.quic() {
+            return Ok(over_http3(self.address, &name, tls, request()?, None).await?.status);
+        }
+        let (stream, http2) = self.dial().await?;
+        if http2 {
+            return Ok(over_http2(stream, request()?, None).await?.status);
+        }
+        self.over_http1(stream, &method, path).await
+    }
+
+    /// Where the cluster speaks HTTP/3: its TLS, and the name that is verified.
+    fn quic(&self) -> Option<(Arc<QuicClientConfig>, String)> {
+        let (_, name) = self.tls.as_ref()?;
+        Some((self.quic.clone()?, name.to_str().into_owned()))
+    }
+
+    /// A fresh connection over TCP, and whether it speaks HTTP/2.
     async fn dial(&self) -> Result<(Box<dyn Io>, bool), String> {
         let mut tcp = TcpStream::connect(self.address).await.map_err(|error| format!("connect: {error}"))?;
         let _ = tcp.set_nodelay(true);
@@ -182,11 +204,11 @@ fn final_status(mut got: &[u8]) -> Result<Option<StatusCode>, String> {
     }
 }
 
-struct Answer {
-    status: StatusCode,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
     /// Read for gRPC only.
-    grpc_status: Option<Vec<u8>>,
-    body: Bytes,
+    pub(super) grpc_status: Option<Vec<u8>>,
+    pub(super) body: Bytes,
 }
 
 /// One request on a connection of its own. With a message its answer is read to the trailers.
