@@ -10,6 +10,7 @@ mod examples;
 mod faults;
 mod framing;
 mod grpc;
+mod handshakes;
 mod health;
 mod hedging;
 mod http1;

@@ -41,13 +41,17 @@ impl Authority {
     }
 
     /// A client configuration that trusts this authority only.
-    pub fn client(&self, alpn: &[&[u8]], identity: Option<&Pair>) -> rustls::ClientConfig {
+    pub fn roots(&self) -> rustls::RootCertStore {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.0.der().clone()).expect("a root");
+        roots
+    }
+
+    pub fn client(&self, alpn: &[&[u8]], identity: Option<&Pair>) -> rustls::ClientConfig {
         let builder = rustls::ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_root_certificates(roots);
+            .with_root_certificates(self.roots());
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(pair) => builder.with_client_auth_cert(pair.chain(), pair.private_key()).expect("an identity"),

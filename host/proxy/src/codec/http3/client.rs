@@ -162,7 +162,7 @@ impl ClientConnection {
         let out = match (sent, length) {
             // Nothing is sent into a tunnel that is not open yet.
             (Ok(()), _) if head.upgrade.is_some() => {
-                awaiting.tunnel = Some(BodyWriter::new(writer));
+                awaiting.tunnel = Some(Box::new(BodyWriter::new(writer)));
                 Outgoing::Ended
             }
             (Ok(()), Length::None) => {
@@ -258,7 +258,7 @@ fn lost(link: &Link, error: &ConnectionError) -> Fault {
 pub(crate) struct Awaiting {
     reader: Option<Reader>,
     /// Our half of the tunnel that was asked for.
-    tunnel: Option<BodyWriter>,
+    tunnel: Option<Box<BodyWriter>>,
     id: u64,
     method: Method,
     interim: usize,
@@ -316,7 +316,7 @@ impl Awaiting {
             if status.is_success() {
                 let Some(reader) = self.reader.take() else { return Poll::Pending };
                 let incoming = Incoming::Http3(BodyReader::new(reader, Length::Unknown, bounds));
-                return Poll::Ready(Ok(Arrived::Tunnel(head, incoming, Outgoing::Http3(writer))));
+                return Poll::Ready(Ok(Arrived::Tunnel(head, incoming, Outgoing::Http3(*writer))));
             }
             // Refused: a request without content like any other. The response tells what else is wrong.
             let _ = writer.end();
