@@ -5,9 +5,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use crate::ProxyTlvs;
+
+/// Whether a field's name is a token (RFC 9110, section 5.6.2). The `http` crate takes a double quote for part of one, HTTP/1
+/// refuses it: it must not come in by another version.
+pub fn is_token(name: &HeaderName) -> bool {
+    !name.as_str().as_bytes().contains(&b'"')
+}
 
 /// The version of HTTP a message came in, or goes out with.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -24,6 +24,8 @@ mod admit;
 mod attempt;
 mod compress;
 mod decide;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod grpc;
 mod hedge;
 mod reply;

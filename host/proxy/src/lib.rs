@@ -19,6 +19,8 @@ mod body;
 mod buffer;
 mod codec;
 mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod listener;
 pub mod observe;
 mod pace;

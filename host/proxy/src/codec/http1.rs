@@ -8,6 +8,8 @@ mod body;
 mod chunked;
 mod client;
 mod framing;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod head;
 mod server;
 mod target;

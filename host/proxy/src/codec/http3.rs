@@ -13,6 +13,8 @@ mod client;
 mod control;
 mod fields;
 mod frame;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod link;
 mod message;
 mod qpack;

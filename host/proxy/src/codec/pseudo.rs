@@ -5,7 +5,7 @@ use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
-use tidegate_policy::{HttpVersion, RequestHead, Scheme, Target, Tunnel};
+use tidegate_policy::{HttpVersion, RequestHead, Scheme, Target, Tunnel, is_token};
 
 use super::http1::{checked_authority, checked_connect, checked_target};
 use crate::body::Length;
@@ -41,6 +41,9 @@ pub(crate) fn request_head(
     }
     if headers.keys().any(is_connection_specific) {
         return Err(Refused::Malformed("a connection-specific field"));
+    }
+    if !headers.keys().all(is_token) {
+        return Err(Refused::Malformed("a field name"));
     }
     if headers.get_all(header::TE).iter().any(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         return Err(Refused::Malformed("te other than trailers"));
@@ -184,6 +187,7 @@ mod tests {
             ("host", "b.example"),
             ("host", "user@a.example"),
             ("x-pad", " b"),
+            ("x-\"quoted\"", "b"),
         ] {
             assert!(matches!(head(|b| b.header(name, value)), Err(Refused::Malformed(_))), "{name}: {value}");
         }

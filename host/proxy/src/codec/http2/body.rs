@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use tidegate_policy::is_token;
 
 use crate::body::{Activity, BodyError, Frame, Length, SinkGone};
 
@@ -53,6 +54,9 @@ impl BodyReader {
             let trailers = ready!(self.stream.poll_trailers(cx));
             self.state = State::Done;
             match trailers {
+                Ok(Some(trailers)) if !trailers.keys().all(is_token) => {
+                    return Poll::Ready(Some(Err(BodyError::Invalid("a field name in trailers".to_owned()))));
+                }
                 Ok(Some(trailers)) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Some(Err(broken(&error)))),

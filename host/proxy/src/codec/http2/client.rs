@@ -11,7 +11,7 @@ use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
-use tidegate_policy::{Cause, Fault, HttpVersion, ResponseHead, Tunnel};
+use tidegate_policy::{Cause, Fault, HttpVersion, ResponseHead, Tunnel, is_token};
 use tokio::sync::Notify;
 
 use super::body::{BodyReader, BodyWriter};
@@ -209,7 +209,7 @@ impl Awaiting {
                     return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "interim responses without an end")));
                 }
                 let (parts, ()) = response.into_parts();
-                return Poll::Ready(Ok(Arrived::Interim(head(parts.status, parts.headers))));
+                return Poll::Ready(head(parts.status, parts.headers).map(Arrived::Interim));
             }
             Poll::Ready(Some(Err(error))) => return self.failed(&error),
             Poll::Ready(None) | Poll::Pending => {}
@@ -226,7 +226,10 @@ impl Awaiting {
                             true => Incoming::Empty,
                             false => Incoming::Http2(BodyReader::new(stream, Length::Unknown)),
                         };
-                        let head = head(parts.status, parts.headers);
+                        let head = match head(parts.status, parts.headers) {
+                            Ok(head) => head,
+                            Err(fault) => return Poll::Ready(Err(fault)),
+                        };
                         return Poll::Ready(Ok(Arrived::Tunnel(head, reader, Outgoing::Http2(writer))));
                     }
                     // Refused: a request without content like any other. The response tells what else is wrong.
@@ -248,7 +251,7 @@ impl Awaiting {
                 if parts.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "101 in HTTP/2")));
                 }
-                Poll::Ready(Ok(Arrived::Final(head(parts.status, parts.headers), body)))
+                Poll::Ready(head(parts.status, parts.headers).map(|head| Arrived::Final(head, body)))
             }
         }
     }
@@ -261,6 +264,9 @@ impl Awaiting {
     }
 }
 
-fn head(status: StatusCode, headers: HeaderMap) -> ResponseHead {
-    ResponseHead { version: HttpVersion::Http2, status, headers }
+fn head(status: StatusCode, headers: HeaderMap) -> Result<ResponseHead, Fault> {
+    if !headers.keys().all(is_token) {
+        return Err(Fault::new(Cause::ResponseInvalid, "a field name"));
+    }
+    Ok(ResponseHead { version: HttpVersion::Http2, status, headers })
 }

@@ -6,7 +6,7 @@ use h2::ext::Protocol;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use tidegate_policy::Tunnel;
+use tidegate_policy::{Tunnel, is_token};
 
 use super::frame::{self, Violation};
 use super::qpack::{self, Field, Fields};
@@ -72,7 +72,8 @@ fn decode(section: Bytes, bounds: Bounds) -> Result<(Pseudo, HeaderMap), Wrong> 
                     continue;
                 }
                 // Section 4.2: a name with an upper-case letter is malformed, and so is one that is no token.
-                let name = HeaderName::from_lowercase(&name).map_err(|_| Wrong::Malformed("a field name"))?;
+                let name = HeaderName::from_lowercase(&name).ok().filter(is_token);
+                let name = name.ok_or(Wrong::Malformed("a field name"))?;
                 (name, value(octets, sensitive)?)
             }
         };
