@@ -151,3 +151,76 @@ async fn sessions_outlive_workers_and_reloads_and_certificates_change() {
     })
     .await;
 }
+
+/// Conduct "TLS": certificate files that change are read again without a signal, by whatever way they are replaced; a key that
+/// does not fit changes nothing, and the rest of the configuration stays as it was loaded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewed_certificates_are_taken_without_a_reload() {
+    let origin = Origin::http1().await;
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = |name: &str| folder.path().join(name);
+    let (first, second) = (authority.issue(&["a.example"]), authority.issue(&["a.example"]));
+    for (version, pair) in [("one", &first), ("two", &second)] {
+        std::fs::create_dir(place(version)).expect("a folder");
+        pair.write(&place(version), "a");
+    }
+    std::os::unix::fs::symlink("one", place("now")).expect("a link");
+    let tls = "name = \"edge\"\ntls.certificates = [{ certificate = \"now/a.pem\", key = \"now/a.key\" }]";
+    let config = crate::simple(&[origin.address], "").replacen("name = \"edge\"", tls, 1);
+    let gateway = Gateway::start_in(folder, &format!("tls_files_check = \"50ms\"\n{config}")).await;
+    let place = |name: &str| gateway.folder.path().join(name);
+    let served = async |alpn: &'static [u8]| {
+        let config = authority.client(&[alpn], None);
+        if alpn == b"h3" {
+            let quic = tidegate_tests::quic::QuicClient::connect(gateway.edge(), config, "a.example").await;
+            let identity = quic.connection.peer_identity().expect("a certificate");
+            let chain = identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().expect("certificates");
+            return chain[0].clone();
+        }
+        let tcp = TcpStream::connect(gateway.edge()).await.expect("a connection");
+        let name = "a.example".try_into().expect("a name");
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake");
+        stream.get_ref().1.peer_certificates().expect("a certificate")[0].clone()
+    };
+    let until = async |pair: &tidegate_tests::certs::Pair| {
+        for alpn in [&b"http/1.1"[..], b"h3"] {
+            tidegate_tests::eventually("the certificate is served", async || {
+                (served(alpn).await == pair.chain()[0]).then_some(())
+            })
+            .await;
+        }
+    };
+    until(&first).await;
+    let page = gateway.admin_get("/metrics").await.text();
+    assert!(page.contains("tidegate_certificate_not_after_seconds{listener=\"edge\",name=\"a.example\"} "), "{page}");
+    // Somebody is in the middle of editing the configuration: that is not what is looked at.
+    std::fs::write(place("gateway.toml"), "[[listener").expect("written");
+    std::os::unix::fs::symlink("two", place("next")).expect("a link");
+    std::fs::rename(place("next"), place("now")).expect("renamed");
+    until(&second).await;
+    let renewals = async |outcome: &str| {
+        gateway.metric(&format!("tidegate_certificate_renewals_total{{outcome=\"{outcome}\"}}")).await
+    };
+    assert_eq!((renewals("ok").await, renewals("refused").await), (1.0, 0.0));
+    assert_eq!(gateway.metric("tidegate_reloads_total{outcome=\"ok\"}").await, 0.0);
+
+    // Half of a replacement: refused once, said so, the old served; and taken when the other half is there.
+    let third = authority.issue(&["a.example"]);
+    third.write(&place("one"), "a");
+    std::fs::copy(place("one/a.key"), place("two/a.key")).expect("copied");
+    tidegate_tests::eventually("it is refused", async || (renewals("refused").await == 1.0).then_some(())).await;
+    assert_eq!(served(b"http/1.1").await, second.chain()[0]);
+    assert!(gateway.log().contains("the key does not belong to the certificate"), "{}", gateway.log());
+    std::fs::copy(place("one/a.pem"), place("two/a.pem")).expect("copied");
+    until(&third).await;
+    assert_eq!((renewals("ok").await, renewals("refused").await), (2.0, 1.0));
+    assert_eq!(
+        Client::tls(gateway.edge(), Version::HTTP_2, authority.client(&[b"h2"], None), "a.example")
+            .get("/")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+}

@@ -41,6 +41,11 @@ impl Authority {
     }
 
     /// A client configuration that trusts this authority only.
+    /// The authority's own certificate.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.0.der().clone()]
+    }
+
     pub fn roots(&self) -> rustls::RootCertStore {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.0.der().clone()).expect("a root");

@@ -1,6 +1,6 @@
 //! The whole file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
 use crate::error::{ConfigError, Errors};
@@ -24,6 +24,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Certificates, keys and roots, of listeners and of clusters.
+    pub fn tls_files(&self) -> Vec<&Path> {
+        let mut files = Vec::new();
+        for tls in self.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+            files.extend(tls.certificates.iter().flat_map(|pair| [pair.certificate.as_path(), pair.key.as_path()]));
+            files.extend(tls.client_ca.iter().map(|(path, _)| path.as_path()));
+        }
+        for tls in self.clusters.iter().filter_map(|cluster| cluster.tls.as_ref()) {
+            files.extend(tls.ca.as_deref());
+            files.extend(tls.certificate.iter().flat_map(|(certificate, key)| [certificate.as_path(), key.as_path()]));
+        }
+        files
+    }
+
     /// Adds a mistake at a line of this file.
     pub fn error_at(&self, errors: &mut Errors, line: usize, message: impl Into<String>) {
         errors.push(&self.file, line, message);

@@ -26,6 +26,8 @@ pub struct Gateway {
     /// `None`: off.
     pub plugin_cache: Option<PathBuf>,
     pub max_plugin_instances: u32,
+    /// `None`: only a reload reads them again.
+    pub tls_files_check: Option<Duration>,
     /// Bytes.
     pub buffer_memory: u64,
     pub spool_directory: PathBuf,
@@ -67,6 +69,7 @@ impl Gateway {
             log_line: section.line_of("log"),
             plugin_cache,
             max_plugin_instances: section.number("max_plugin_instances", 1, 100_000).unwrap_or(1000) as u32,
+            tls_files_check: section.time_or_off("tls_files_check"),
             buffer_memory: section.size("buffer_memory", 0, u64::MAX),
             spool_directory: section.path("spool_directory").unwrap_or_else(std::env::temp_dir),
             spool_limit: section.size("spool_limit", 0, u64::MAX),

@@ -75,7 +75,7 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "gateway",
-        doc: "What concerns the process. Of these only `via` follows a reload; a change to any other needs a restart, and is warned about.",
+        doc: "What concerns the process. Of these only `via` and `tls_files_check` follow a reload; a change to any other needs a restart, and is warned about.",
         keys: &[
             optional(
                 "workers",
@@ -96,6 +96,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "plugin_cache",
                 Text,
                 "Folder for compiled plugins, `off` for none. Default: `tidegate` in the user's cache folder.",
+            ),
+            key(
+                "tls_files_check",
+                TimeOrOff,
+                "10s",
+                "How often the files of certificates, keys and roots are looked at: those that changed are taken as with a reload, without the rest of the configuration. What does not fit together is refused, and the old stays.",
             ),
             key(
                 "buffer_memory",
@@ -562,6 +568,12 @@ pub(crate) const TABLES: &[Table] = &[
                 OneOf(&["append", "replace"]),
                 "append",
                 "Keep what trusted hops said, or only what this gateway knows.",
+            ),
+            key(
+                "client_certificate",
+                OneOf(&["off", "leaf", "chain"]),
+                "off",
+                "Tell of the client's certificate, which the listener's TLS verified: `Client-Cert`, with `chain` also `Client-Cert-Chain` (RFC 9440).",
             ),
             optional("by", Text, "This gateway in `by`: an obfuscated name (`_edge`) or an address."),
             optional("plugin", Text, "A plugin that is asked."),

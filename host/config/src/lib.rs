@@ -29,6 +29,6 @@ pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listen
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{
-    ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch, Respond,
-    RetryPolicy, Route,
+    ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
+    Respond, RetryPolicy, Route,
 };

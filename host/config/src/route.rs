@@ -84,12 +84,21 @@ pub struct ForwardingFamilies {
     pub x_real_ip: bool,
 }
 
+/// What the upstream learns of the client's certificate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ClientCertificate {
+    Off,
+    Leaf,
+    Chain,
+}
+
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     pub line: usize,
     pub families: ForwardingFamilies,
     pub append: bool,
     pub by: Option<String>,
+    pub client_certificate: ClientCertificate,
     pub plugin: Option<String>,
 }
 
@@ -382,6 +391,11 @@ impl Forwarding {
             },
             append: section.one_of("mode") == "append",
             by,
+            client_certificate: match section.one_of("client_certificate").as_str() {
+                "leaf" => ClientCertificate::Leaf,
+                "chain" => ClientCertificate::Chain,
+                _ => ClientCertificate::Off,
+            },
             plugin: section.text("plugin"),
         }
     }

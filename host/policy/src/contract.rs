@@ -26,6 +26,7 @@ pub fn connection() -> Rc<ConnectionHead> {
         server_name: None,
         alpn: None,
         client_certificate: None,
+        client_chain: Box::default(),
     })
 }
 

@@ -32,6 +32,7 @@ pub fn identity(data: &[u8]) {
         server_name: None,
         alpn: None,
         client_certificate: None,
+        client_chain: Box::default(),
     };
     let families = [TrustedFamily::Auto, TrustedFamily::Forwarded, TrustedFamily::XForwarded];
     let family = families[usize::from(*setup) % 3];

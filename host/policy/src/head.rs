@@ -124,6 +124,8 @@ pub struct ConnectionHead {
     pub alpn: Option<ByteString>,
     /// DER of the client certificate that was verified.
     pub client_certificate: Option<Bytes>,
+    /// DER of those that came with it.
+    pub client_chain: Box<[Bytes]>,
 }
 
 /// What a request asks its connection or stream to become, once an upstream accepts: bytes both ways, no messages.

@@ -1,6 +1,7 @@
 //! What stands between a stream of bytes and exchanges: a codec per version, all speaking the request model of
 //! `tidegate-policy` and the seam of `body`.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tidegate_policy::{ConnectionHead, HttpVersion, RequestHead};
 use tokio::io::AsyncReadExt;
 
 use crate::body::{Incoming, Reply};
+use crate::exchange::CertificateFields;
 use crate::snapshot::{Listener, Protocols};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
@@ -29,6 +31,7 @@ pub(crate) struct Served {
     pub(crate) connection: Rc<ConnectionHead>,
     /// The `Alt-Svc` of responses: HTTP/3 is to be had at the port that this client came to over TCP (RFC 7838).
     pub(crate) alt_svc: Option<HeaderValue>,
+    certificate: OnceCell<CertificateFields>,
 }
 
 impl Served {
@@ -37,7 +40,12 @@ impl Served {
         let announced =
             (listener.alt_svc && over_tcp).then(|| format!("h3=\":{}\"; ma=86400", connection.local.port()));
         let alt_svc = announced.and_then(|value| HeaderValue::try_from(value).ok());
-        Self { worker, listener, connection: Rc::new(connection), alt_svc }
+        Self { worker, listener, connection: Rc::new(connection), alt_svc, certificate: OnceCell::new() }
+    }
+
+    /// What an upstream may be told of the client's certificate.
+    pub(crate) fn certificate_fields(&self) -> &CertificateFields {
+        self.certificate.get_or_init(|| CertificateFields::of(&self.connection))
     }
 
     /// Runs one exchange to its end. The reply is always used up: answered, or ended as an error.

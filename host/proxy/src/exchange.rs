@@ -22,6 +22,7 @@ use crate::timer::Deadline;
 
 mod admit;
 mod attempt;
+mod client_cert;
 mod compress;
 mod decide;
 #[cfg(fuzzing)]
@@ -33,6 +34,8 @@ mod request_body;
 mod shape;
 mod upgrade;
 
+pub(crate) use client_cert::CertificateFields;
+pub use client_cert::ClientCertificate;
 pub(crate) use shape::OutgoingHead;
 
 use admit::Hops;
@@ -123,7 +126,10 @@ impl Exchange<'_> {
             Destination::Respond(response) => return Ok(Planned::Respond(response)),
         };
         self.record.cluster = Some(cluster.name.clone());
-        let identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        let mut identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        if route.client_certificate != ClientCertificate::Off {
+            identity.extend(self.served.certificate_fields().wanted(route.client_certificate));
+        }
         if let Hops::Left(left) = hops {
             // Room for it there is: a router's edits are far fewer than its bound.
             let _ = edits.headers.set("max-forwards", left.to_string().as_bytes());

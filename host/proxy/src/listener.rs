@@ -280,6 +280,7 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, 
         server_name: None,
         alpn: None,
         client_certificate: None,
+        client_chain: Box::default(),
     };
     let mut ahead = Bytes::new();
     if let Some(accept) = &listener.proxy_protocol {
@@ -308,7 +309,7 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, 
                 head.tls_version = accepted.version;
                 head.server_name = accepted.server_name;
                 head.alpn = accepted.alpn;
-                head.client_certificate = accepted.client_certificate;
+                (head.client_certificate, head.client_chain) = accepted.client_certificate;
                 accepted.transport
             }
             Err(error) => {

@@ -13,7 +13,7 @@ use tidegate_policy::native::{
 };
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
-use crate::{Allowance, Buffers, ClientTls, Coding, HealthCheck, LeastRate, ServerTls};
+use crate::{Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, ServerTls};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -173,6 +173,8 @@ pub struct Route {
     pub router: Option<Arc<dyn Router>>,
     pub forwarding: StandardForwarding,
     pub forwarding_plugin: Option<Arc<dyn Forwarding>>,
+    /// What the upstream gets of the client's certificate (RFC 9440).
+    pub client_certificate: ClientCertificate,
     pub retry: RetryRules,
     pub retry_plugin: Option<Arc<dyn Retry>>,
     /// Most tries, the first included.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::json;
@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::compile::{Compiled, Compiler};
+use crate::files::TlsFiles;
 use crate::telemetry::{self, AccessLog, LogWriter};
 use crate::{admin, cli};
 
@@ -36,6 +37,10 @@ pub(crate) struct Control {
     started: Instant,
     pub(crate) reloads_ok: AtomicU64,
     pub(crate) reloads_refused: AtomicU64,
+    pub(crate) renewals_ok: AtomicU64,
+    pub(crate) renewals_refused: AtomicU64,
+    /// Files as they were when they were refused.
+    refused_files: Mutex<Option<TlsFiles>>,
     pub(crate) log_dropped: Option<Arc<AtomicU64>>,
     log_writer: Option<Mutex<LogWriter>>,
 }
@@ -62,6 +67,9 @@ impl ReloadRefused {
 pub(crate) struct Running {
     pub(crate) gateway: Gateway,
     pub(crate) compiled: Arc<Compiled>,
+    config: Arc<Config>,
+    /// The files of TLS that are served.
+    tls_files: TlsFiles,
     /// Once the control thread's runtime is there.
     health: Option<HealthChecks>,
 }
@@ -70,6 +78,7 @@ impl Control {
     /// Compiles `config` and starts the workers. A refused configuration is a `ConfigRefused` inside the error.
     pub(crate) fn start(path: Option<&Path>, config: &Config, sinks: Vec<Arc<dyn RecordSink>>) -> anyhow::Result<Self> {
         let compiler = Compiler::new(config).map_err(refused)?;
+        let tls_files = TlsFiles::of(config);
         let compiled = compiler.compile(config, None).map_err(refused)?;
         let mut sinks = sinks;
         let opened = match &config.gateway.access_log {
@@ -95,11 +104,20 @@ impl Control {
             compiler,
             began: config.gateway.clone(),
             reloading: Mutex::default(),
-            running: Mutex::new(Running { gateway, compiled: Arc::new(compiled), health: None }),
+            running: Mutex::new(Running {
+                gateway,
+                compiled: Arc::new(compiled),
+                config: Arc::new(config.clone()),
+                tls_files,
+                health: None,
+            }),
+            refused_files: Mutex::default(),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             reloads_ok: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
+            renewals_ok: AtomicU64::new(0),
+            renewals_refused: AtomicU64::new(0),
             log_dropped,
             log_writer: log_writer.map(Mutex::new),
         })
@@ -139,24 +157,11 @@ impl Control {
         if self.draining() {
             return Err(failed(DRAINING));
         }
-        let config = tidegate_config::load(path).map_err(wrong)?;
+        let config = Arc::new(tidegate_config::load(path).map_err(wrong)?);
+        let tls_files = TlsFiles::of(&config);
         let previous = self.running().compiled.clone();
-        let compiled = Arc::new(self.compiler.compile(&config, Some(&previous)).map_err(wrong)?);
-        let generation = compiled.snapshot.generation;
-        {
-            let mut running = self.running();
-            // A listener bound now would outlive the workers' last look.
-            if self.draining() {
-                return Err(failed(DRAINING));
-            }
-            let applied = running.gateway.apply(compiled.snapshot.clone());
-            applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
-            let snapshot = compiled.snapshot.clone();
-            running.compiled = compiled;
-            if let Some(health) = &mut running.health {
-                health.apply(&snapshot, Some(&previous.snapshot));
-            }
-        }
+        let compiled = self.compiler.compile(&config, Some(&previous)).map_err(wrong)?;
+        let generation = self.swap(&config, compiled, tls_files, &previous)?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -164,6 +169,69 @@ impl Control {
             tracing::warn!("gateway.{key} differs from what this process began with: it needs a restart");
         }
         Ok(generation)
+    }
+
+    /// Puts a compiled configuration into force. Called by one at a time.
+    fn swap(
+        &self,
+        config: &Arc<Config>,
+        compiled: Compiled,
+        tls_files: TlsFiles,
+        previous: &Compiled,
+    ) -> Result<u64, ReloadRefused> {
+        let snapshot = compiled.snapshot.clone();
+        let mut running = self.running();
+        // A listener bound now would outlive the workers' last look.
+        if self.draining() {
+            return Err(ReloadRefused::Failed(DRAINING.to_owned()));
+        }
+        let applied = running.gateway.apply(snapshot.clone());
+        applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
+        running.compiled = Arc::new(compiled);
+        running.config = config.clone();
+        running.tls_files = tls_files;
+        if let Some(health) = &mut running.health {
+            health.apply(&snapshot, Some(&previous.snapshot));
+        }
+        Ok(snapshot.generation)
+    }
+
+    /// Takes certificates, keys and roots as they are now, if they are others than those that are served. The rest of the
+    /// configuration stays what was loaded: its file may be half edited.
+    pub(crate) fn renew_tls(&self) {
+        let _one_at_a_time = lock(&self.reloading);
+        let (config, previous, served) = {
+            let running = self.running();
+            (running.config.clone(), running.compiled.clone(), running.tls_files.clone())
+        };
+        let now = TlsFiles::of(&config);
+        // What was refused as it is now will not fit any better.
+        if self.draining() || now == served || lock(&self.refused_files).as_ref() == Some(&now) {
+            return;
+        }
+        let changed = now.differing(&served).map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let compiled = self.compiler.compile_tls(&config, &previous);
+        let compiled = compiled.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+        let swapped = compiled.and_then(|compiled| {
+            self.swap(&config, compiled, now.clone(), &previous).map_err(|refused| refused.reasons().join("; "))
+        });
+        match swapped {
+            Ok(generation) => {
+                self.renewals_ok.fetch_add(1, Ordering::Relaxed);
+                lock(&self.refused_files).take();
+                tracing::info!(generation, changed, "certificates renewed");
+            }
+            Err(reasons) => {
+                self.renewals_refused.fetch_add(1, Ordering::Relaxed);
+                *lock(&self.refused_files) = Some(now);
+                tracing::error!(changed, "certificates not renewed: {reasons}");
+            }
+        }
+    }
+
+    /// How often they are looked at; `None` for never.
+    fn tls_files_check(&self) -> Option<Duration> {
+        self.running().config.gateway.tls_files_check
     }
 
     /// Health is looked after on this runtime, from now on and over reloads.
@@ -312,6 +380,7 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
             bound.insert("admin".to_owned(), json!(address));
             tokio::spawn(admin::serve(listener, control.clone()));
         }
+        tokio::spawn(renew_tls(control.clone()));
         // Heard from before anybody is told that this process serves.
         let (mut stop, hangup) = (Stop::new()?, signal(SignalKind::hangup())?);
         if let Some(file) = addresses {
@@ -333,6 +402,21 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Looks for renewed certificates for as long as the program runs.
+async fn renew_tls(control: Arc<Control>) {
+    /// Where it is off, a reload may turn it on.
+    const OFF: Duration = Duration::from_secs(10);
+    loop {
+        let check = control.tls_files_check();
+        tokio::time::sleep(check.unwrap_or(OFF)).await;
+        if check.is_some() {
+            let control = control.clone();
+            // It reads files; a panic in it is logged, and the next look may be better.
+            let _ = tokio::task::spawn_blocking(move || control.renew_tls()).await;
+        }
+    }
 }
 
 fn bind_admin(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {

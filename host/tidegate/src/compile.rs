@@ -101,6 +101,20 @@ impl Compiler {
     /// Compiles `config`. What is unchanged since `previous` is taken over: plugins with their instances, endpoints with
     /// their load and health, clusters with their connections.
     pub(crate) fn compile(&self, config: &Config, previous: Option<&Compiled>) -> Result<Compiled, Errors> {
+        self.compile_with(config, previous, false)
+    }
+
+    /// The same configuration again, with its files of certificates and keys as they are now. Plugins stay as they are.
+    pub(crate) fn compile_tls(&self, config: &Config, previous: &Compiled) -> Result<Compiled, Errors> {
+        self.compile_with(config, Some(previous), true)
+    }
+
+    fn compile_with(
+        &self,
+        config: &Config,
+        previous: Option<&Compiled>,
+        same_plugins: bool,
+    ) -> Result<Compiled, Errors> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let mut scope = Scope { config, previous, errors: Errors::default(), plugins: Vec::new(), generation };
         if let Err(error) = telemetry::filter(&config.gateway.log) {
@@ -109,7 +123,10 @@ impl Compiler {
                 format!("gateway: log = {:?} is no filter: {error}", config.gateway.log),
             );
         }
-        self.load_plugins(&mut scope);
+        match previous.filter(|_| same_plugins) {
+            Some(previous) => scope.plugins.clone_from(&previous.plugins),
+            None => self.load_plugins(&mut scope),
+        }
         let listeners = listeners::compile(&mut scope);
         let clusters = clusters::compile(&mut scope);
         let routes = routes::compile(&mut scope, &clusters);

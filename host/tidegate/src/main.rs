@@ -11,6 +11,7 @@ mod boot;
 mod cli;
 mod compile;
 mod demo;
+mod files;
 mod metrics_page;
 mod plugins;
 mod reload;

@@ -19,6 +19,18 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     for (outcome, count) in [("ok", &control.reloads_ok), ("refused", &control.reloads_refused)] {
         let _ = writeln!(out, "{}{{outcome=\"{outcome}\"}} {}", names::RELOADS, count.load(Ordering::Relaxed));
     }
+    head(out, names::CERTIFICATE_RENEWALS, "counter", "certificate files that changed and were read again, by outcome");
+    for (outcome, count) in [("ok", &control.renewals_ok), ("refused", &control.renewals_refused)] {
+        let _ =
+            writeln!(out, "{}{{outcome=\"{outcome}\"}} {}", names::CERTIFICATE_RENEWALS, count.load(Ordering::Relaxed));
+    }
+    head(out, names::CERTIFICATE_NOT_AFTER, "gauge", "when a listener's certificate ends, in seconds since 1970");
+    for listener in &compiled.snapshot.listeners {
+        for expiry in listener.tls.iter().flat_map(|tls| tls.expiries()) {
+            let labels = format!("listener=\"{}\",name=\"{}\"", listener.name, label(&expiry.name));
+            let _ = writeln!(out, "{}{{{labels}}} {}", names::CERTIFICATE_NOT_AFTER, expiry.not_after);
+        }
+    }
     head(out, names::CONFLICTING_CLAIMS, "counter", "requests whose forwarding fields named different clients");
     let _ = writeln!(out, "{} {}", names::CONFLICTING_CLAIMS, tidegate_policy::native::conflicting_claims());
     let buffers = &compiled.snapshot.buffers;

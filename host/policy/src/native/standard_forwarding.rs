@@ -25,7 +25,7 @@ pub fn is_identity_field(name: &HeaderName) -> bool {
     }
     let name = name.as_str().as_bytes();
     // Cheap first: all of them begin with one of these letters.
-    if !matches!(name.first(), Some(b'x' | b't' | b'c' | b'f' | b'w' | b'h' | b'p')) {
+    if !matches!(name.first(), Some(b'x' | b't' | b'c' | b'f' | b'w' | b'h' | b'p' | b's')) {
         return false;
     }
     const NAMES: [&[u8]; 46] = [
@@ -76,9 +76,18 @@ pub fn is_identity_field(name: &HeaderName) -> bool {
         b"http-forwarded",
         b"proxy-client-ip",
     ];
-    NAMES.iter().any(|other| {
-        name.len() == other.len() && name.iter().zip(*other).all(|(a, b)| a == b || (*a == b'_' && *b == b'-'))
-    })
+    // Whatever begins like these speaks of a client's certificate (RFC 9440, and the habits before it).
+    const PREFIXES: [&[u8]; 6] = [
+        b"client-cert",
+        b"x-client-cert",
+        b"ssl-client-",
+        b"x-ssl-client-",
+        b"x-tls-client-",
+        b"x-forwarded-tls-client-",
+    ];
+    let alike = |name: &[u8], other: &[u8]| name.iter().zip(other).all(|(a, b)| a == b || (*a == b'_' && *b == b'-'));
+    NAMES.iter().any(|other| name.len() == other.len() && alike(name, other))
+        || PREFIXES.iter().any(|prefix| name.len() >= prefix.len() && alike(name, prefix))
 }
 
 /// Which family of fields a listener's trusted peers maintain.
@@ -361,10 +370,15 @@ mod tests {
             "wl-proxy-client-ip",
             "http_client_ip",
             "proxy-client-ip",
+            "client-cert",
+            "client_cert_chain",
+            "ssl-client-verify",
+            "x-ssl-client_s-dn",
+            "x-forwarded-client-cert",
         ] {
             assert!(is_identity_field(&HeaderName::from_bytes(name.as_bytes()).expect("a name")), "{name}");
         }
-        for name in ["host", "x-forwarded-email", "x-request-id", "cookie", "via"] {
+        for name in ["host", "x-forwarded-email", "x-request-id", "cookie", "via", "client", "set-cookie", "x-ssl"] {
             assert!(!is_identity_field(&HeaderName::from_static(name)), "{name}");
         }
     }

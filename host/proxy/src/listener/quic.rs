@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use quinn::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use tidegate_policy::{ConnectionHead, ProxyTlvs};
@@ -223,7 +222,8 @@ async fn connection(
         connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
     let server_name = handshake.and_then(|data| data.server_name).map(|name| name.to_ascii_lowercase().into());
     let certificates = connection.peer_identity().and_then(|data| data.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let client_certificate = certificates.and_then(|chain| chain.first().map(|end| Bytes::copy_from_slice(end)));
+    let (client_certificate, client_chain) =
+        super::tls::client_certificate(certificates.as_ref().map(|chain| &chain[..]));
     let head = ConnectionHead {
         id: fastrand::u128(..),
         peer,
@@ -236,6 +236,7 @@ async fn connection(
         server_name,
         alpn: Some("h3".into()),
         client_certificate,
+        client_chain,
     };
     let timers = worker.timers.clone();
     let served = Rc::new(Served::new(worker, listener, head));

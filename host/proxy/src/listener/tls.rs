@@ -45,6 +45,15 @@ pub struct ServerTlsSpec {
     pub http3: bool,
 }
 
+/// When a certificate ends.
+#[derive(Clone, Debug)]
+pub struct Expiry {
+    /// The first DNS name in it.
+    pub name: String,
+    /// Seconds since 1970.
+    pub not_after: i64,
+}
+
 /// Ready-made configurations: one for TCP, one for QUIC when HTTP/3 is served.
 pub struct ServerTls {
     spec: ServerTlsSpec,
@@ -103,6 +112,11 @@ impl ServerTls {
             None
         };
         Ok(Self { spec, names, tcp: Arc::new(tcp), quic })
+    }
+
+    /// When each of its certificates ends, in the order of the configuration.
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.names.expiries
     }
 
     /// Whether it is what `spec` would give: then it stays over a reload, and so do the tickets that clients hold.
@@ -166,12 +180,13 @@ struct BySni {
     /// `example.com` for `*.example.com`.
     wildcards: FxHashMap<String, Arc<CertifiedKey>>,
     default: Arc<CertifiedKey>,
+    expiries: Vec<Expiry>,
 }
 
 impl BySni {
     fn new(pairs: &[CertificatePair]) -> Result<Self, TlsError> {
         let (mut exact, mut wildcards) = (FxHashMap::default(), FxHashMap::default());
-        let mut default = None;
+        let (mut default, mut expiries) = (None, Vec::new());
         for pair in pairs {
             let chain = certificates(&pair.chain)?;
             let key = private_key(&pair.key)?;
@@ -180,7 +195,12 @@ impl BySni {
                 error => TlsError::Rustls(error),
             })?;
             let certified = Arc::new(certified);
-            for name in dns_names(&certified)? {
+            let names = dns_names(&certified)?;
+            expiries.extend(not_after(&certified).map(|not_after| {
+                let name = names.first().cloned().unwrap_or_default();
+                Expiry { name, not_after }
+            }));
+            for name in names {
                 // Of two for a name the first listed serves.
                 match name.strip_prefix("*.") {
                     Some(suffix) => wildcards.entry(suffix.to_owned()).or_insert_with(|| certified.clone()),
@@ -190,8 +210,14 @@ impl BySni {
             default.get_or_insert(certified);
         }
         let default = default.ok_or(TlsError::NoCertificate)?;
-        Ok(Self { exact, wildcards, default })
+        Ok(Self { exact, wildcards, default, expiries })
     }
+}
+
+/// Seconds since 1970; `None` for a certificate that says it in a way nobody else does.
+fn not_after(certified: &CertifiedKey) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certified.cert.first()?).ok()?;
+    Some(parsed.validity().not_after.timestamp())
 }
 
 /// The DNS names of an end-entity certificate, lower case.
@@ -232,7 +258,14 @@ pub(crate) struct Accepted {
     pub(crate) version: Option<&'static str>,
     pub(crate) server_name: Option<ByteString>,
     pub(crate) alpn: Option<ByteString>,
-    pub(crate) client_certificate: Option<Bytes>,
+    /// The client's own, and the rest of its chain.
+    pub(crate) client_certificate: (Option<Bytes>, Box<[Bytes]>),
+}
+
+/// The client's certificate and the rest of its chain, as a verified handshake brought them.
+pub(super) fn client_certificate(certificates: Option<&[CertificateDer<'_>]>) -> (Option<Bytes>, Box<[Bytes]>) {
+    let mut certificates = certificates.unwrap_or_default().iter().map(|der| Bytes::copy_from_slice(der));
+    (certificates.next(), certificates.collect())
 }
 
 #[derive(Debug, Error)]
@@ -265,8 +298,7 @@ pub(crate) async fn accept(
     });
     let server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
     let alpn = session.alpn_protocol().and_then(text);
-    let client_certificate =
-        session.peer_certificates().and_then(<[_]>::first).map(|certificate| Bytes::copy_from_slice(certificate));
+    let client_certificate = client_certificate(session.peer_certificates());
     Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), version, server_name, alpn, client_certificate })
 }
 

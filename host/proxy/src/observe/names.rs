@@ -21,6 +21,10 @@ pub const RETRIES: &str = "tidegate_retries_total";
 pub const HEDGES: &str = "tidegate_hedges_total";
 /// Hedges that answered before what they stood by. From `exchange::hedge`.
 pub const HEDGES_WON: &str = "tidegate_hedges_won_total";
+/// Certificate files that changed and were read again, by outcome (`ok`, `refused`). From the control thread.
+pub const CERTIFICATE_RENEWALS: &str = "tidegate_certificate_renewals_total";
+/// When a listener's certificate ends, in seconds since 1970, by listener and first name. From `listener::tls`.
+pub const CERTIFICATE_NOT_AFTER: &str = "tidegate_certificate_not_after_seconds";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
 /// Tunnels opened, by kind (`websocket`, `connect`). From `exchange::upgrade`.

@@ -10,8 +10,8 @@ use tidegate_policy::native::{
     ValuePattern,
 };
 use tidegate_policy::{DirectResponse, Families, Node, is_core_field};
-use tidegate_proxy::Coding;
 use tidegate_proxy::snapshot::{Cluster, Compression, ConnectTarget, Route, RouteAction, RouteBuffer};
+use tidegate_proxy::{ClientCertificate, Coding};
 
 use super::Scope;
 use super::clusters::Kept;
@@ -109,6 +109,11 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
             by: forwarding.by.as_deref().map(node),
         },
         forwarding_plugin,
+        client_certificate: match forwarding.client_certificate {
+            tidegate_config::ClientCertificate::Off => ClientCertificate::Off,
+            tidegate_config::ClientCertificate::Leaf => ClientCertificate::Leaf,
+            tidegate_config::ClientCertificate::Chain => ClientCertificate::Chain,
+        },
         retry: RetryRules { on, backoff: retry.backoff, max_backoff: retry.max_backoff },
         retry_plugin,
         attempts: retry.attempts,

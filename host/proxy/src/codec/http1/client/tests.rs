@@ -31,6 +31,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         server_name: None,
         alpn: None,
         client_certificate: None,
+        client_chain: Box::default(),
     };
     let request = RequestHead {
         version: HttpVersion::Http11,

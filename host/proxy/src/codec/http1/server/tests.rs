@@ -140,6 +140,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             router: None,
             forwarding: StandardForwarding { mode: ForwardingMode::Replace, families, by: None },
             forwarding_plugin: None,
+            client_certificate: Default::default(),
             retry: rules,
             retry_plugin: None,
             attempts: 1,
