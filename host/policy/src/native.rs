@@ -18,6 +18,8 @@ pub use least_request::LeastRequest;
 pub use maglev::{HashOn, Maglev};
 pub use peak_ewma::PeakEwma;
 pub use retry_budget::RetryBudget;
+#[cfg(fuzzing)]
+pub(crate) use retry_rules::retry_after;
 pub use retry_rules::{RetryOn, RetryRules, permitted};
 pub use round_robin::RoundRobin;
 pub use route_table::{HostPattern, PathPattern, RouteRule, RouteTable, Split, ValuePattern};

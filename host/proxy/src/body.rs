@@ -23,6 +23,8 @@ mod pump;
 pub(crate) use ahead::ReadAhead;
 pub use encode::Coding;
 pub(crate) use encode::Encoded;
+#[cfg(fuzzing)]
+pub(crate) use pump::strip_trailers;
 pub(crate) use pump::{Activity, PumpError, PumpRules, Quiet, pump};
 
 /// A piece of a message after its head.

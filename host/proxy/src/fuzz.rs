@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use crate::codec::http1::fuzz::{http1_chunked, http1_request, http1_response};
+pub use crate::codec::http1::fuzz::{http1_chunked, http1_request, http1_response, http2_head, upstream_http1};
 pub use crate::codec::http3::fuzz::{http3_control, http3_head, http3_message, qpack_section};
 pub use crate::exchange::fuzz::small_fields;
 use crate::proxy_protocol::{Addresses, Header, Parsed, parse, v1, v2};
@@ -27,6 +27,7 @@ pub fn proxy_protocol(data: &[u8]) {
     }
     let Ok(Parsed::Header { length, header }) = whole else { return };
     assert!(length <= data.len());
+    crate::upstream::said_again(&header.tlvs, &data[length..]);
     let Some(addresses) = header.addresses else { return };
     let written = |text: &[u8]| match parse(text) {
         Ok(Parsed::Header { length, header: Header { addresses: Some(read), .. } }) => {

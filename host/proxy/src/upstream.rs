@@ -24,6 +24,9 @@ pub(crate) mod tls;
 
 pub(crate) use pool::{Lease, TunnelSeat};
 
+#[cfg(fuzzing)]
+pub(crate) use advertised::fuzz::said_again;
+
 use advertised::Advertised;
 use pool::{Pool, Shared};
 use quic::Endpoints;

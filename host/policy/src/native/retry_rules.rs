@@ -73,8 +73,12 @@ impl RetryRules {
 }
 
 /// `Retry-After` as a pause from now: seconds or a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    // The library's reader would take a sign.
+    if text.starts_with('+') {
+        return None;
+    }
     if let Ok(seconds) = text.parse::<u32>() {
         return Some(Duration::from_secs(seconds.into()));
     }
@@ -174,6 +178,7 @@ mod tests {
         assert_eq!(status(500, None), Verdict::Stop);
         assert!(matches!(status(503, None), Verdict::Elsewhere(_)));
         assert_eq!(status(503, Some("3600")), Verdict::Stop);
+        assert!(matches!(status(503, Some("+3600")), Verdict::Elsewhere(_)), "no delay-seconds");
         assert!(matches!(status(503, Some("2")), Verdict::Elsewhere(p) if p == Duration::from_secs(2)));
         assert!(
             matches!(status(503, Some("Sun, 06 Nov 1994 08:49:37 GMT")), Verdict::Elsewhere(p) if p < Duration::from_secs(1))

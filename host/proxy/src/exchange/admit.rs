@@ -30,7 +30,7 @@ pub(super) fn admit(served: &Served, request: &RequestHead, snapshot: &Snapshot)
 }
 
 /// How many members of `Via` are ours (RFC 9110, section 7.6.3).
-fn passes(headers: &HeaderMap, pseudonym: &str) -> usize {
+pub(super) fn passes(headers: &HeaderMap, pseudonym: &str) -> usize {
     let ours = |member: &&[u8]| {
         let mut words = member.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
         words.nth(1).is_some_and(|by| by.eq_ignore_ascii_case(pseudonym.as_bytes()))

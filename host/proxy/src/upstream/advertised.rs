@@ -9,6 +9,8 @@ use crate::proxy_protocol::{Addresses, v1, v2};
 use crate::snapshot::{ProxyFields, SendProxyHeader};
 
 mod common_name;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 
 use common_name::common_name;
 

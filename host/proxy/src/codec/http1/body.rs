@@ -267,7 +267,7 @@ impl Drop for BodyWriter {
     }
 }
 
-fn put_size(out: &mut BytesMut, size: usize) {
+pub(super) fn put_size(out: &mut BytesMut, size: usize) {
     use std::fmt::Write;
     // Writing to a buffer that grows cannot fail.
     let _ = write!(out, "{size:x}\r\n");

@@ -107,7 +107,7 @@ pub(crate) fn tunnel(stream: Stream) -> (Incoming, Outgoing) {
     (Incoming::Http1(reader), Outgoing::Http1(writer))
 }
 
-fn put_head(out: &mut BytesMut, head: &OutgoingHead, framing: Framing) {
+pub(super) fn put_head(out: &mut BytesMut, head: &OutgoingHead, framing: Framing) {
     out.reserve(512);
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.extend_from_slice(b" ");

@@ -8,6 +8,10 @@ use super::chunked::{ChunkDecoder, Piece};
 use super::framing::Framing;
 use super::head::{BadResponse, ParsedRequest, ParsedResponse, Refusal, SectionScan, take_request, take_response};
 
+mod upstream;
+
+pub use upstream::{http2_head, upstream_http1};
+
 const MAX_BYTES: usize = 4096;
 const MAX_FIELDS: usize = 40;
 
