@@ -12,6 +12,7 @@ mod grpc;
 mod health;
 mod http1;
 mod http2;
+mod http2_upstream;
 mod http3;
 mod http3_upstream;
 mod matrix;
