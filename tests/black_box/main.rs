@@ -14,6 +14,7 @@ mod http1;
 mod http2;
 mod http2_upstream;
 mod http3;
+mod http3_loss;
 mod http3_upstream;
 mod matrix;
 mod plugins;
