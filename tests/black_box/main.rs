@@ -24,6 +24,7 @@ mod proxy_protocol;
 mod proxy_upstream;
 mod reload;
 mod retry;
+mod soak;
 mod streaming;
 mod timeouts;
 mod tls;

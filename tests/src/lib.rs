@@ -10,6 +10,7 @@ pub mod origin;
 pub mod peer;
 pub mod peers;
 pub mod quic;
+pub mod soak;
 pub mod tunnel;
 
 pub use client::{Answer, Client, RawClient};

@@ -1,5 +1,6 @@
 //! A path for UDP datagrams that delays, loses, doubles and reorders them as a test says.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,10 +40,13 @@ impl Link {
             // Errors of the socket are those of peers that are gone.
             loop {
                 let Ok((length, peer)) = near.recv_from(&mut datagram).await else { continue };
-                if !paths.contains_key(&peer) {
-                    paths.insert(peer, path(peer, target, near.clone(), fate.clone(), count.clone()).await);
-                }
-                paths[&peer].take(&datagram[..length]);
+                let lane = match paths.entry(peer) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        new.insert(path(peer, target, near.clone(), fate.clone(), count.clone()).await)
+                    }
+                };
+                lane.take(&datagram[..length]);
             }
         });
         Self { address, lost }
