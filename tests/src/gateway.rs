@@ -9,9 +9,15 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the program, before its first use.
+pub fn set_program(path: PathBuf) {
+    PROGRAM.set(path).expect("not in use yet");
+}
+
 /// The program: `TIDEGATE_BIN`, else built once from this workspace.
 pub fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         if let Some(path) = std::env::var_os("TIDEGATE_BIN") {
             return path.into();
@@ -106,10 +112,15 @@ impl Gateway {
 
     /// Writes another configuration and asks for a reload; what the program said, and whether it took it.
     pub fn reload(&self, config: &str) -> (bool, String) {
-        std::fs::write(self.folder.path().join("gateway.toml"), whole(config)).expect("written");
+        self.rewrite(config);
         let output = run(&["reload", "--admin", &self.admin().to_string()]);
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Writes another configuration, for the next reload.
+    pub fn rewrite(&self, config: &str) {
+        std::fs::write(self.folder.path().join("gateway.toml"), whole(config)).expect("written");
     }
 
     pub fn signal(&self, signal: i32) {
@@ -146,6 +157,11 @@ impl Gateway {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a process").count()
     }
 
     pub fn log(&self) -> String {

@@ -5,14 +5,17 @@ pub mod certs;
 pub mod client;
 pub mod eventually;
 pub mod gateway;
+pub mod link;
 pub mod origin;
 pub mod peer;
 pub mod peers;
 pub mod quic;
+pub mod soak;
 pub mod tunnel;
 
 pub use client::{Answer, Client, RawClient};
 pub use eventually::eventually;
 pub use gateway::{Gateway, program};
+pub use link::{Link, Way};
 pub use origin::{Origin, RawOrigin, Recorded};
 pub use peer::Peer;

@@ -131,6 +131,11 @@ impl Origin {
         self.record.lock().expect("no panic").clone()
     }
 
+    /// Lets go of what it remembers, where nobody will ask.
+    pub fn forget(&self) {
+        self.record.lock().expect("no panic").clear();
+    }
+
     pub fn last(&self) -> Recorded {
         self.record().pop().expect("the origin was asked")
     }

@@ -44,7 +44,7 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
     let mut deadline = Deadline::after(&timers, Some(limits.header_timeout));
     let handshake = tokio::select! {
         handshake = builder.handshake::<Stream, Bytes>(stream) => handshake,
-        () = deadline.elapsed() => return,
+        () = deadline.elapsed() => return served.refused(HttpVersion::Http2, 0, "the preface did not come in time"),
     };
     let mut connection = match handshake {
         Ok(connection) => connection,
