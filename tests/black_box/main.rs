@@ -4,6 +4,7 @@ mod admin;
 mod buffering;
 mod cli;
 mod connect;
+mod connect_udp;
 mod drain;
 mod examples;
 mod faults;

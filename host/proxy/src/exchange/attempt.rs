@@ -132,6 +132,9 @@ impl Exchange<'_> {
         if plan.tunnel == Some(Tunnel::Connect) {
             return Box::pin(self.connect(plan, body, view, index, reply)).await;
         }
+        if plan.tunnel == Some(Tunnel::ConnectUdp) {
+            return Box::pin(self.connect_udp(plan, body, view, index, reply)).await;
+        }
 
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
@@ -424,7 +427,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn failed(&self, view: &EndpointsView, index: u32) {
+    pub(super) fn failed(&self, view: &EndpointsView, index: u32) {
         if let Some(endpoint) = view.get(index) {
             endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
         }
@@ -445,7 +448,7 @@ impl Exchange<'_> {
 
     /// Reports a fault that is the endpoint's. That a time was over which the client chose itself (grpc-timeout) proves nothing:
     /// with short ones a client could put endpoints out.
-    fn blame(&self, plan: &Plan, view: &EndpointsView, index: u32, cause: Cause) {
+    pub(super) fn blame(&self, plan: &Plan, view: &EndpointsView, index: u32, cause: Cause) {
         let chosen = cause == Cause::TotalTimeout && plan.deadline.is_some();
         if let Some(outcome) = Outcome::of_fault(cause).filter(|_| !chosen) {
             self.report(view, index, outcome);

@@ -10,6 +10,7 @@ use quinn::VarInt;
 use rustc_hash::FxHashMap;
 
 use super::budget::Budget;
+use super::datagrams::Flows;
 use super::frame::{Settings, Violation};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,6 +37,8 @@ pub(super) struct Link {
     idle_frames: RefCell<Budget>,
     /// Requests that wait for a response, to be told of a GOAWAY. A client's.
     waiting: RefCell<FxHashMap<u64, Waker>>,
+    /// Where datagrams go. A server's.
+    pub(super) flows: Flows,
 }
 
 impl Link {
@@ -50,6 +53,7 @@ impl Link {
             cancelled: RefCell::new(Budget::new(CANCELLED.0, CANCELLED.1, now)),
             idle_frames: RefCell::new(Budget::new(IDLE_FRAMES.0, IDLE_FRAMES.1, now)),
             waiting: RefCell::default(),
+            flows: Flows::default(),
         })
     }
 

@@ -147,6 +147,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             buffer_request: 0,
             websocket: true,
             connect: Box::new([]),
+            connect_udp: Box::new([]),
+            udp_idle_timeout: None,
         })
     };
     let rule = |path| RouteRule { hosts: vec![], path, methods: vec![], headers: vec![], cluster: None };
