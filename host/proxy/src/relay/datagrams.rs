@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::io::ReadBuf;
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::UdpSocket;
 
 use super::End;
@@ -77,6 +77,7 @@ pub(crate) async fn relay(
         let tunnel = Tunnel { quic, socket, activity: &activity, within: &within, rules: &rules };
         let mut up = pin!(tunnel.up(&mut client.incoming));
         let mut down = pin!(tunnel.down(&mut client.outgoing));
+        let mut failed = pin!(tunnel.failed());
         let mut over = pin!(over);
         poll_fn(|cx| {
             if let Poll::Ready(ended) = up.as_mut().poll(cx) {
@@ -84,6 +85,9 @@ pub(crate) async fn relay(
             }
             if let Poll::Ready(broke) = down.as_mut().poll(cx) {
                 return Poll::Ready(Err(broke));
+            }
+            if let Poll::Ready(error) = failed.as_mut().poll(cx) {
+                return Poll::Ready(Err(Broke::Endpoint(error)));
             }
             if over.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
@@ -218,6 +222,26 @@ impl Tunnel<'_> {
                 return Broke::Client(gone.to_string());
             }
             self.within.set(false);
+        }
+    }
+
+    /// Until the socket has an error, as after an ICMP message. Linux tells of it by a sign of its own, which wakes nobody
+    /// who waits for datagrams.
+    async fn failed(&self) -> io::Error {
+        loop {
+            if let Err(error) = self.socket.ready(Interest::ERROR).await {
+                return error;
+            }
+            // What was taken otherwise meanwhile clears the sign.
+            let taken = self.socket.try_io(Interest::ERROR, || match self.socket.take_error()? {
+                Some(error) => Ok(error),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            });
+            match taken {
+                Ok(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => self.rules.metrics.udp.too_large.add(1),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(error) | Err(error) => return error,
+            }
         }
     }
 
