@@ -6,6 +6,7 @@ mod cli;
 mod client_cert;
 mod compression;
 mod connect;
+mod connect_udp;
 mod drain;
 mod examples;
 mod faults;

@@ -324,7 +324,7 @@ async fn other_protocols_are_left_out() {
             assert_eq!(asked.header(gone), None, "{request}");
         }
     }
-    for (gateway, protocol) in [(&gateway, "connect-udp"), (&gateway, "h2c"), (&closed, "websocket")] {
+    for (gateway, protocol) in [(&gateway, "connect-ip"), (&gateway, "h2c"), (&closed, "websocket")] {
         let (response, _) = Http2Client::connect(gateway.edge())
             .await
             .ask(Http2Client::request(protocol, "/"))

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::cluster::ProxyProtocol;
 use crate::error::{ConfigError, nearest};
 use crate::file::Config;
 use crate::reader::Source;
@@ -15,6 +16,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     addresses(config, source);
     let mut used = HashSet::new();
     references(config, source, &mut used);
+    udp(config, source);
     shadows(config, source);
     warn(config, &used);
 }
@@ -90,6 +92,30 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
                     cluster.name, endpoint.address
                 );
                 source.error(endpoint.line, message);
+            }
+        }
+    }
+}
+
+/// UDP is sent as it is: a cluster that asks for more would not get it.
+fn udp(config: &Config, source: &Source<'_>) {
+    for route in config.routes.iter().filter(|route| !route.connect_udp.is_empty()) {
+        let named: Vec<&str> = match &route.destination {
+            Destination::Cluster(name) => vec![name],
+            Destination::Split(shares) => shares.iter().map(|(name, _)| name.as_str()).collect(),
+            Destination::Respond(_) | Destination::Nothing => Vec::new(),
+        };
+        for cluster in config.clusters.iter().filter(|cluster| named.contains(&cluster.name.as_str())) {
+            let wants = [
+                ("tls", cluster.tls.is_some()),
+                ("proxy_protocol", !matches!(cluster.proxy_protocol, ProxyProtocol::Off)),
+            ];
+            for (key, _) in wants.iter().filter(|(_, wanted)| *wanted) {
+                let message = format!(
+                    "route {:?} leads UDP to cluster {:?}, which has {key}; give connect_udp a cluster without it",
+                    route.name, cluster.name
+                );
+                source.error(route.connect_udp_line, message);
             }
         }
     }

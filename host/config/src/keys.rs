@@ -531,6 +531,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "[]",
                 "Authorities that `CONNECT` may name, as in `db.example.com:5432` or `*.example.com:443`: the tunnel leads to the route's cluster, whatever the name. 403 for others.",
             ),
+            key(
+                "connect_udp",
+                TextList,
+                "[]",
+                "Targets that connect-udp (RFC 9298) may name in `/.well-known/masque/udp/HOST/PORT/`, as in `dns.example.com:53`: UDP goes to the route's cluster, whatever the name, which has neither `tls` nor `proxy_protocol`. 403 for others. Such a tunnel may be silent for 2m, or for `idle_timeout` where that is written.",
+            ),
             key("buffer", Table("buffer"), "{}", "What is held back."),
             optional(
                 "compress",

@@ -31,9 +31,12 @@ pub struct Route {
     /// Clients may change to WebSocket.
     pub websocket: bool,
     pub connect: Vec<ConnectTarget>,
+    pub connect_udp: Vec<ConnectTarget>,
+    pub connect_udp_line: usize,
+    pub udp_idle_timeout: Option<Duration>,
 }
 
-/// An authority that `CONNECT` may name.
+/// A host and a port that `CONNECT` or connect-udp may name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConnectTarget {
     pub host: HostMatch,
@@ -119,11 +122,13 @@ impl Route {
     /// `place` counts from 1.
     pub(crate) fn read(section: &Section<'_>, place: usize) -> Self {
         let (destination, destination_line) = destination(section);
+        let (path, idle_timeout) = (path(section), section.time_or_off("idle_timeout"));
+        let connect_udp = connect_udp(section, &path);
         Self {
             line: section.line,
             name: section.text("name").unwrap_or_else(|| format!("route-{place}")),
             hosts: hosts(section),
-            path: path(section),
+            path,
             methods: methods(section),
             headers: headers(section),
             destination,
@@ -134,12 +139,16 @@ impl Route {
             retry: RetryPolicy::read(&section.section("retry")),
             timeout: section.time_or_off("timeout"),
             attempt_timeout: section.time_or_off("attempt_timeout"),
-            idle_timeout: section.time_or_off("idle_timeout"),
+            idle_timeout,
             max_request_body: section.size_or_off("max_request_body"),
             buffer: Buffer::read(&section.section("buffer")),
             compress: section.optional_section("compress").map(|compress| Compress::read(&compress)),
             websocket: section.words("upgrade", &["websocket"]).iter().any(|word| word == "websocket"),
             connect: connect(section),
+            connect_udp,
+            connect_udp_line: section.line_of("connect_udp"),
+            // RFC 9298, section 3.1: not below two minutes, unless somebody says so.
+            udp_idle_timeout: if section.has("idle_timeout") { idle_timeout } else { Some(UDP_IDLE_TIMEOUT) },
         }
     }
 }
@@ -238,20 +247,7 @@ fn host(text: &str) -> Option<HostMatch> {
 }
 
 fn connect(section: &Section<'_>) -> Vec<ConnectTarget> {
-    let mut targets = Vec::new();
-    for (text, line) in section.texts("connect") {
-        let target = text.rsplit_once(':').and_then(|(name, port)| {
-            let port = port.parse().ok().filter(|port| *port > 0)?;
-            Some(ConnectTarget { host: host(name)?, port })
-        });
-        match target {
-            Some(target) => targets.push(target),
-            None => section.error(
-                line,
-                format!("route: connect: {text:?} is not a name with a port, as in \"db.example.com:5432\" or \"*.example.com:443\""),
-            ),
-        }
-    }
+    let targets = targets(section, "connect", "db.example.com:5432");
     if !targets.is_empty()
         && section.has("methods")
         && !section.texts("methods").iter().any(|(method, _)| method == "CONNECT")
@@ -266,6 +262,67 @@ fn connect(section: &Section<'_>) -> Vec<ConnectTarget> {
         if !targets.is_empty() && section.has(key) {
             section.error(section.line_of("connect"), format!("route: connect does not go with {key}; keep one"));
         }
+    }
+    targets
+}
+
+/// Names or addresses with a port.
+fn targets(section: &Section<'_>, key: &str, example: &str) -> Vec<ConnectTarget> {
+    let mut targets = Vec::new();
+    for (text, line) in section.texts(key) {
+        let target = text.rsplit_once(':').and_then(|(name, port)| {
+            let port = port.parse().ok().filter(|port| *port > 0)?;
+            Some(ConnectTarget { host: host(name)?, port })
+        });
+        match target {
+            Some(target) => targets.push(target),
+            None => section.error(
+                line,
+                format!("route: {key}: {text:?} is not a name with a port, as in {example:?} or \"*.example.com:443\""),
+            ),
+        }
+    }
+    targets
+}
+
+/// The path that clients ask for UDP at begins so (RFC 9298, section 3).
+const UDP_PATH: &str = "/.well-known/masque/udp/";
+
+/// Where no other is written.
+const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+fn connect_udp(section: &Section<'_>, path: &PathMatch) -> Vec<ConnectTarget> {
+    let mut targets = targets(section, "connect_udp", "dns.example.com:53");
+    if targets.is_empty() {
+        return targets;
+    }
+    let line = section.line_of("connect_udp");
+    // An address has many spellings: the gateway compares the one of RFC 5952.
+    for target in &mut targets {
+        let address = match &target.host {
+            HostMatch::Exact(name) => name.trim_matches(['[', ']']).parse::<std::net::Ipv6Addr>().ok(),
+            HostMatch::Wildcard(_) => None,
+        };
+        if let Some(address) = address {
+            target.host = HostMatch::Exact(format!("[{address}]"));
+        }
+    }
+    if section.has("methods") && !section.texts("methods").iter().any(|(method, _)| method == "GET") {
+        let message = "route: connect_udp is never asked for; add \"GET\" to methods, or remove them";
+        section.error(section.line_of("methods"), message);
+    }
+    let asked_at = match path {
+        PathMatch::Any => true,
+        PathMatch::Exact(path) => path.starts_with(UDP_PATH),
+        PathMatch::Prefix(prefix) => UDP_PATH.starts_with(&format!("{prefix}/")) || prefix.starts_with(UDP_PATH),
+    };
+    if section.has("path") && !asked_at {
+        let message = format!("route: connect_udp is never asked for; write path = \"{UDP_PATH}*\", or remove it");
+        section.error(section.line_of("path"), message);
+    }
+    // An answer of our own would pass for an acceptance.
+    if section.has("respond") {
+        section.error(line, "route: connect_udp does not go with respond; keep one");
     }
     targets
 }

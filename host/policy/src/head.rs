@@ -136,14 +136,18 @@ pub enum Tunnel {
     WebSocket,
     /// `CONNECT` without a protocol (RFC 9110, section 9.3.6): a target of no path, an authority with a port.
     Connect,
+    /// `connect-udp` (RFC 9298), by `Upgrade` or `:protocol`; its method is `GET` in HTTP/2 and HTTP/3 too. What comes and
+    /// goes are capsules and datagrams (RFC 9297) that carry UDP payloads.
+    ConnectUdp,
 }
 
 impl Tunnel {
-    /// The name in logs and metric labels; that of WebSocket is its upgrade token too.
+    /// The name in logs and metric labels; an upgrade token too, but for `CONNECT`, which has none.
     pub fn name(self) -> &'static str {
         match self {
             Self::WebSocket => "websocket",
             Self::Connect => "connect",
+            Self::ConnectUdp => "connect-udp",
         }
     }
 }
@@ -184,7 +188,9 @@ impl RequestHead {
         match self.tunnel {
             None => false,
             Some(Tunnel::Connect) => true,
-            Some(Tunnel::WebSocket) => matches!(self.version, HttpVersion::Http2 | HttpVersion::Http3),
+            Some(Tunnel::WebSocket | Tunnel::ConnectUdp) => {
+                matches!(self.version, HttpVersion::Http2 | HttpVersion::Http3)
+            }
         }
     }
 }

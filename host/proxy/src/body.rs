@@ -223,6 +223,16 @@ impl Outgoing {
         }
     }
 
+    /// The same because what came from its peer is malformed: HTTP/2 and HTTP/3 have a code for that.
+    pub(crate) fn malformed(self) {
+        match self {
+            Self::Ended => {}
+            Self::Http1(body) => body.reset(),
+            Self::Http2(body) => body.malformed(),
+            Self::Http3(body) => body.malformed(),
+        }
+    }
+
     /// Ready when the receiver has gone away or refused more while we were silent.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
         match self {
@@ -260,6 +270,14 @@ impl Reply {
             Self::Http1(reply) => reply.head(head, length).await,
             Self::Http2(reply) => reply.head(head, length).await,
             Self::Http3(reply) => reply.head(head, length).await,
+        }
+    }
+
+    /// The way of HTTP Datagrams that is no stream, where the request has one: QUIC's (RFC 9297, section 2.1). Once.
+    pub(crate) fn datagrams(&mut self) -> Option<http3::Datagrams> {
+        match self {
+            Self::Http1(_) | Self::Http2(_) => None,
+            Self::Http3(reply) => reply.datagrams(),
         }
     }
 

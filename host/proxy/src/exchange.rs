@@ -103,8 +103,9 @@ impl Exchange<'_> {
         if let Hops::Ended(response) = hops {
             return Ok(Planned::Respond(response));
         }
+        upgrade::check_udp(request)?;
         let Some(index) = self.snapshot.table.find(request) else {
-            let connect = request.tunnel == Some(Tunnel::Connect);
+            let connect = matches!(request.tunnel, Some(Tunnel::Connect | Tunnel::ConnectUdp));
             return Err(if connect {
                 upgrade::denied(request)
             } else {

@@ -7,16 +7,17 @@
 //! 3. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
 //! 4. `exchange`: one request, all steps in order. Read this first.
 //! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
-//! 6. `relay`: bytes both ways, for tunnels.
+//! 6. `relay`: bytes or datagrams both ways, for tunnels.
 //! 7. `body`: the frames that stream through, and the pump that moves them.
 //! 8. `buffer`, `pace`: what may wait here, and how slow a peer may be.
 //! 9. [`observe`]: one record per exchange; metrics and access log come from it.
 //! 10. [`snapshot`]: all that a worker needs to know, immutable.
 //!
-//! `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
+//! `capsule` frames the datagrams of a tunnel on a stream. `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
 
 mod body;
 mod buffer;
+mod capsule;
 mod codec;
 mod exchange;
 #[cfg(fuzzing)]

@@ -15,6 +15,8 @@ use thiserror::Error;
 use crate::body::{Activity, BodyError, Frame, Incoming, Outgoing, Quiet, SinkGone};
 use crate::timer::Timers;
 
+pub(crate) mod datagrams;
+
 /// One side of a tunnel: TCP, TLS, or a stream of HTTP/2 or HTTP/3.
 pub(crate) struct End {
     pub(crate) incoming: Incoming,

@@ -195,6 +195,10 @@ pub struct Route {
     pub websocket: bool,
     /// What `CONNECT` may name; the tunnel leads to the route's cluster.
     pub connect: Box<[ConnectTarget]>,
+    /// What connect-udp may name (RFC 9298); the tunnel leads to the route's cluster.
+    pub connect_udp: Box<[ConnectTarget]>,
+    /// Without a datagram either way of such a tunnel.
+    pub udp_idle_timeout: Option<Duration>,
 }
 
 /// Which responses are compressed.
@@ -235,7 +239,7 @@ pub struct RouteBuffer {
     pub refuse_larger: bool,
 }
 
-/// An authority that `CONNECT` may name.
+/// A host and a port that `CONNECT` or connect-udp may name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConnectTarget {
     pub host: HostPattern,
@@ -244,13 +248,17 @@ pub struct ConnectTarget {
 
 impl ConnectTarget {
     pub(crate) fn allows(&self, request: &RequestHead) -> bool {
-        let host = request.host();
+        request.port().is_some_and(|port| self.names(request.host(), port))
+    }
+
+    /// `host` in lower case, an IPv6 address in brackets.
+    pub(crate) fn names(&self, host: &str, port: u16) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host);
         let named = match &self.host {
             HostPattern::Any => true,
             HostPattern::Exact(name) => host == name,
             HostPattern::Wildcard(suffix) => host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.ends_with('.')),
         };
-        named && request.port() == Some(self.port)
+        named && port == self.port
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tidegate_policy::{Cause, ConnectionHead, Fault};
+use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use crate::body::{Incoming, Outgoing};
@@ -21,6 +22,7 @@ pub(crate) mod health;
 mod pool;
 mod quic;
 pub(crate) mod tls;
+mod udp;
 
 pub(crate) use pool::{Lease, TunnelSeat};
 
@@ -104,6 +106,11 @@ impl Upstreams {
         client: &Rc<ConnectionHead>,
     ) -> Result<(Incoming, Outgoing, TunnelSeat), Fault> {
         self.pool(cluster, endpoint)?.tunnel(advertised(cluster, client)).await
+    }
+
+    /// A UDP socket of its own, which counts as one of the endpoint's connections.
+    pub(crate) fn udp(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<(UdpSocket, TunnelSeat), Fault> {
+        self.pool(cluster, endpoint)?.udp()
     }
 
     fn pool(&self, cluster: &Arc<Cluster>, endpoint: u32) -> Result<Rc<Pool>, Fault> {

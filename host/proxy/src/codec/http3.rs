@@ -5,12 +5,13 @@
 //!
 //! From the wire inwards: `varint`, `frame`, `qpack` and `message` are slices and values; `stream` is a request stream, `uni` and
 //! `control` are the others; `link` is what the streams of a connection share, `budget` its patience; `fields` makes heads
-//! of field sections; `body`, `server` and `client` are the seam to the exchange.
+//! of field sections; `datagrams` sorts those of QUIC by their stream; `body`, `server` and `client` are the seam to the exchange.
 
 mod body;
 mod budget;
 mod client;
 mod control;
+mod datagrams;
 mod fields;
 mod frame;
 #[cfg(fuzzing)]
@@ -21,8 +22,9 @@ mod qpack;
 mod server;
 mod stream;
 mod uni;
-mod varint;
+pub(crate) mod varint;
 
 pub(crate) use body::{BodyReader, BodyWriter};
 pub(crate) use client::{Awaiting, ClientConnection};
+pub(crate) use datagrams::{Datagrams, Sent};
 pub(crate) use server::{Reply, serve};

@@ -63,6 +63,11 @@ pub(crate) fn request_head(
             method = Method::GET;
             Some(Tunnel::WebSocket)
         }
+        // RFC 9298, section 3.4.
+        Some(protocol) if protocol.as_str().eq_ignore_ascii_case(Tunnel::ConnectUdp.name()) => {
+            method = Method::GET;
+            Some(Tunnel::ConnectUdp)
+        }
         Some(_) => return Err(Refused::Status(StatusCode::NOT_IMPLEMENTED, "an unknown :protocol")),
     };
     let scheme = match uri.scheme_str() {
@@ -218,7 +223,10 @@ mod tests {
         let socket = head(|b| b.method("CONNECT").extension(protocol("WebSocket"))).expect("fine");
         assert_eq!((socket.method.as_str(), socket.tunnel), ("GET", Some(Tunnel::WebSocket)));
         assert!(socket.opened_by_success());
-        let other = head(|b| b.method("CONNECT").extension(protocol("connect-udp")));
+        let udp = head(|b| b.method("CONNECT").extension(protocol("connect-udp"))).expect("fine");
+        assert_eq!((udp.method.as_str(), udp.tunnel), ("GET", Some(Tunnel::ConnectUdp)));
+        assert!(udp.opened_by_success());
+        let other = head(|b| b.method("CONNECT").extension(protocol("connect-ip")));
         assert!(matches!(other, Err(Refused::Status(StatusCode::NOT_IMPLEMENTED, _))));
         assert!(matches!(head(|b| b.extension(protocol("websocket"))), Err(Refused::Malformed(_))));
     }

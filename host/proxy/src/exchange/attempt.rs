@@ -158,6 +158,9 @@ impl Exchange<'_> {
         if plan.tunnel == Some(Tunnel::Connect) {
             return Box::pin(self.connect(plan, body, view, index, reply)).await;
         }
+        if plan.tunnel == Some(Tunnel::ConnectUdp) {
+            return Box::pin(self.connect_udp(plan, body, view, index, reply)).await;
+        }
 
         let begun = if self.may_hedge(plan, body) {
             Box::pin(self.race(plan, &cluster, index, begun, load, view, reply)).await

@@ -1,9 +1,10 @@
-//! WebSocket and CONNECT: whether a request may become a tunnel, what proves that the upstream accepted, and the tunnel
+//! WebSocket, CONNECT and connect-udp: whether a request may become a tunnel, what proves that the upstream accepted, and the tunnel
 //! itself, which ends in [`crate::relay`].
 //!
 //! Nothing of what a client sends after its request is read before the upstream has accepted: in HTTP/1 it stays in the
 //! connection's buffer, bounded, and is the next request if there is no tunnel; in HTTP/2 it waits for stream credit.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -18,6 +19,9 @@ use crate::relay::{Broke, End, RelayRules, relay};
 use crate::snapshot::Route;
 
 mod key;
+mod udp;
+
+pub(super) use udp::check as check_udp;
 
 /// What the request may become. A protocol that the route does not take is left out where the request goes on without
 /// it (HTTP/1.1, RFC 9110, section 7.8), and is the request's end where it does not.
@@ -30,13 +34,16 @@ pub(super) fn granted(request: &RequestHead, route: &Route) -> Result<Option<Tun
         }
         Some(Tunnel::WebSocket) => Ok(None),
         Some(Tunnel::Connect) if route.connect.iter().any(|target| target.allows(request)) => Ok(Some(Tunnel::Connect)),
-        Some(Tunnel::Connect) => Err(denied(request)),
+        // Unlike WebSocket, it goes nowhere as an ordinary request.
+        Some(Tunnel::ConnectUdp) if udp::granted(request, route) => Ok(Some(Tunnel::ConnectUdp)),
+        Some(Tunnel::Connect | Tunnel::ConnectUdp) => Err(denied(request)),
     }
 }
 
 /// RFC 9110, section 9.3.6: a gateway that connects to whatever it is told is an open door.
 pub(super) fn denied(request: &RequestHead) -> Fault {
-    Fault::new(Cause::TunnelDenied, format!("no route connects to {:?}", &*request.authority))
+    let to = if request.tunnel == Some(Tunnel::ConnectUdp) { request.target.path() } else { &*request.authority };
+    Fault::new(Cause::TunnelDenied, format!("no route connects to {to:?}"))
 }
 
 /// The key of the handshake with an HTTP/1.1 upstream: the client's own, or one made up for a client that has none (RFC
@@ -78,20 +85,21 @@ pub(super) fn accepted(head: &ResponseHead, key: Option<&HeaderValue>) -> Result
 }
 
 /// An open tunnel, as long as this lives.
-struct Open<'a>(&'a WorkerMetrics);
+struct Open(Arc<WorkerMetrics>);
 
-impl<'a> Open<'a> {
-    fn count(metrics: &'a WorkerMetrics, kind: Tunnel) -> Self {
+impl Open {
+    fn count(metrics: &Arc<WorkerMetrics>, kind: Tunnel) -> Self {
         match kind {
             Tunnel::WebSocket => metrics.tunnels_websocket.add(1),
             Tunnel::Connect => metrics.tunnels_connect.add(1),
+            Tunnel::ConnectUdp => metrics.tunnels_connect_udp.add(1),
         }
         metrics.tunnels_active.add(1);
-        Self(metrics)
+        Self(metrics.clone())
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.tunnels_active.sub(1);
     }
@@ -145,33 +153,48 @@ impl Exchange<'_> {
         self.tunnel(plan, Tunnel::WebSocket, head, upstream, reply).await
     }
 
-    /// From the acceptance on nothing is tried again (conduct, section 2, last row).
-    async fn tunnel(
+    /// Accepts: from here on nothing is tried again (conduct, section 2, last row). The client's end, or how it ended.
+    async fn open(
         &mut self,
         plan: &mut Plan,
         kind: Tunnel,
         mut head: ResponseHead,
-        upstream: End,
         reply: &mut Option<Reply>,
-    ) -> Step {
+    ) -> Result<(End, Open), Step> {
         let (Some(reply), Some(body)) = (reply.take(), plan.client_half.take()) else {
-            return Step::Failed(Fault::new(Cause::Internal, "the client's half of the tunnel is gone"));
+            return Err(Step::Failed(Fault::new(Cause::Internal, "the client's half of the tunnel is gone")));
         };
         // RFC 9110, sections 8.6 and 9.3.6: an acceptance has no framing.
         head.headers.remove(header::CONTENT_LENGTH);
         self.record.status = head.status.as_u16();
-        let opened = reply::taken(self.served, reply.open(head, kind, body)).await;
-        let client = match opened {
-            Ok((incoming, outgoing)) => End { incoming, outgoing },
+        match reply::taken(self.served, reply.open(head, kind, body)).await {
+            Ok((incoming, outgoing)) => {
+                self.record.opened = Some(self.record.begun.elapsed());
+                Ok((End { incoming, outgoing }, Open::count(&self.served.worker.metrics, kind)))
+            }
             Err(gone) => {
-                upstream.outgoing.reset();
                 self.note(Cause::ClientGone, gone.to_string());
-                return Step::Done;
+                Err(Step::Done)
+            }
+        }
+    }
+
+    async fn tunnel(
+        &mut self,
+        plan: &mut Plan,
+        kind: Tunnel,
+        head: ResponseHead,
+        upstream: End,
+        reply: &mut Option<Reply>,
+    ) -> Step {
+        let (client, _open) = match self.open(plan, kind, head, reply).await {
+            Ok(opened) => opened,
+            Err(step) => {
+                upstream.outgoing.reset();
+                return step;
             }
         };
-        self.record.opened = Some(self.record.begun.elapsed());
         let worker = self.served.worker.clone();
-        let _open = Open::count(&worker.metrics, kind);
         let rules = RelayRules {
             idle: plan.route.idle_timeout,
             timers: &worker.timers,

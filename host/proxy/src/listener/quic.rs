@@ -24,6 +24,9 @@ pub(crate) use group::{Group, Groups};
 /// Handshakes under way on one worker of a listener before a peer must show that it is where it says it is.
 const UNPROVED_HANDSHAKES: usize = 64;
 
+/// Bytes of QUIC datagrams that a connection holds, each way; what is beyond is dropped.
+const DATAGRAM_BUFFER: usize = 256 * 1024;
+
 /// A worker's endpoint on one address. Lives while a listener serves it, or connections of one that is gone.
 struct Port {
     group: Arc<Group>,
@@ -120,7 +123,9 @@ fn server_config(tls: &ServerTls, limits: &Limits) -> Option<ServerConfig> {
         .stream_receive_window(VarInt::from_u32(512 * 1024))
         .receive_window(VarInt::from_u32(4 * 1024 * 1024))
         .send_window(2 * 1024 * 1024)
-        .datagram_receive_buffer_size(None);
+        // Those of a connection that were not sorted yet, and those that wait for room (RFC 9221).
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER);
     config.transport_config(Arc::new(transport));
     Some(config)
 }

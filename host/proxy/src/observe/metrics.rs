@@ -82,6 +82,22 @@ pub struct ProxyHeadersRefused {
     pub cut_off: Counter,
 }
 
+/// UDP payloads in tunnels.
+#[derive(Debug, Default)]
+pub struct UdpDatagrams {
+    /// From clients to endpoints.
+    pub up: Counter,
+    pub down: Counter,
+    /// Of a context that nobody registered.
+    pub unknown_context: Counter,
+    /// For a link, a QUIC packet or the client's limit.
+    pub too_large: Counter,
+    /// There was no room.
+    pub overflow: Counter,
+    /// Of a stream that is not there, or not any more.
+    pub unknown_stream: Counter,
+}
+
 /// Everything one worker counts.
 #[derive(Debug)]
 pub struct WorkerMetrics {
@@ -104,6 +120,8 @@ pub struct WorkerMetrics {
     pub retries_unsafe: Counter,
     pub tunnels_websocket: Counter,
     pub tunnels_connect: Counter,
+    pub tunnels_connect_udp: Counter,
+    pub udp: UdpDatagrams,
     pub tunnels_active: Counter,
     pub tcp_connections: Counter,
     pub quic_connections: Counter,
@@ -139,6 +157,8 @@ impl Default for WorkerMetrics {
             retries_unsafe: Counter::default(),
             tunnels_websocket: Counter::default(),
             tunnels_connect: Counter::default(),
+            tunnels_connect_udp: Counter::default(),
+            udp: UdpDatagrams::default(),
             tunnels_active: Counter::default(),
             tcp_connections: Counter::default(),
             quic_connections: Counter::default(),
@@ -217,6 +237,15 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.head(names::TUNNELS, "counter", "tunnels opened");
     page.sample(names::TUNNELS, "kind=\"websocket\"", |w| w.tunnels_websocket.get());
     page.sample(names::TUNNELS, "kind=\"connect\"", |w| w.tunnels_connect.get());
+    page.sample(names::TUNNELS, "kind=\"connect-udp\"", |w| w.tunnels_connect_udp.get());
+    page.head(names::UDP_DATAGRAMS, "counter", "UDP payloads relayed");
+    page.sample(names::UDP_DATAGRAMS, "direction=\"in\"", |w| w.udp.up.get());
+    page.sample(names::UDP_DATAGRAMS, "direction=\"out\"", |w| w.udp.down.get());
+    page.head(names::UDP_DATAGRAMS_DROPPED, "counter", "HTTP Datagrams and UDP payloads dropped");
+    page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"unknown_context\"", |w| w.udp.unknown_context.get());
+    page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"too_large\"", |w| w.udp.too_large.get());
+    page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"overflow\"", |w| w.udp.overflow.get());
+    page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"unknown_stream\"", |w| w.udp.unknown_stream.get());
     page.single(names::TUNNELS_ACTIVE, "gauge", "tunnels open", |w| w.tunnels_active.get());
     page.head(names::CONNECTIONS, "counter", "downstream connections accepted");
     page.sample(names::CONNECTIONS, "kind=\"tcp\"", |w| w.tcp_connections.get());

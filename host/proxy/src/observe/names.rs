@@ -27,10 +27,15 @@ pub const CERTIFICATE_RENEWALS: &str = "tidegate_certificate_renewals_total";
 pub const CERTIFICATE_NOT_AFTER: &str = "tidegate_certificate_not_after_seconds";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
-/// Tunnels opened, by kind (`websocket`, `connect`). From `exchange::upgrade`.
+/// Tunnels opened, by kind (`websocket`, `connect`, `connect-udp`). From `exchange::upgrade`.
 pub const TUNNELS: &str = "tidegate_tunnels_total";
 /// Tunnels open now. From `exchange::upgrade`.
 pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
+/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams`.
+pub const UDP_DATAGRAMS: &str = "tidegate_udp_datagrams_total";
+/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`). From
+/// `relay::datagrams` and `codec::http3`.
+pub const UDP_DATAGRAMS_DROPPED: &str = "tidegate_udp_datagrams_dropped_total";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
 /// Downstream connections open now. From `listener`.

@@ -17,12 +17,14 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use tidegate_policy::{Cause, Fault};
+use tokio::net::UdpSocket;
 use tokio::sync::{Notify, oneshot};
 
 use super::advertised::Advertised;
 use super::connect::{Connected, Multiplexed, connect, connect_alone, http1_over};
 use super::quic::Endpoints;
 use super::tls::ClientTls;
+use super::udp;
 use crate::body::{Awaiting, Incoming, Length, Outgoing};
 use crate::codec::http1;
 use crate::exchange::OutgoingHead;
@@ -434,7 +436,25 @@ impl Pool {
         Ok((incoming, outgoing, TunnelSeat { _life: life }))
     }
 
+    /// A UDP socket and what holds its seat.
+    pub(super) fn udp(self: &Rc<Self>) -> Result<(UdpSocket, TunnelSeat), Fault> {
+        let seat = self.seat_alone(&None)?;
+        let metrics = &self.shared.metrics;
+        let socket = udp::connect(self.address).inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
+        Ok((socket, TunnelSeat { _life: self.alone(None, seat) }))
+    }
+
     async fn dial_alone(self: &Rc<Self>, client: For, alpn: &[&[u8]]) -> Result<(Stream, Life), Fault> {
+        let seat = self.seat_alone(&client)?;
+        let header = client.as_ref().map(Advertised::header);
+        let tls = self.tls.as_deref();
+        let connected = connect_alone(self.address, &self.settings, tls, header, alpn, &self.shared.timers).await;
+        let stream = connected.inspect_err(|_| self.shared.metrics.upstream_connect_failed.add(1))?;
+        Ok((stream, self.alone(client, seat)))
+    }
+
+    /// The right to a connection that nobody shares, at once or not at all.
+    fn seat_alone(self: &Rc<Self>, client: &For) -> Result<Seat, Fault> {
         let free = |state: &State| state.connections < self.settings.max_connections;
         if !free(&self.state.borrow()) && !self.state.borrow().idle.is_empty() {
             // The longest idle makes room, unless somebody waits for it.
@@ -445,17 +465,14 @@ impl Pool {
             let detail = format!("{}: no room for another connection", self.address);
             return Err(Fault::new(Cause::PoolExhausted, detail));
         }
-        let seat = Seat::take(self, &mut self.state.borrow_mut(), &client);
-        let metrics = &self.shared.metrics;
-        metrics.upstream_connections.add(1);
-        let header = client.as_ref().map(Advertised::header);
-        let tls = self.tls.as_deref();
-        let connected = connect_alone(self.address, &self.settings, tls, header, alpn, &self.shared.timers).await;
+        self.shared.metrics.upstream_connections.add(1);
+        Ok(Seat::take(self, &mut self.state.borrow_mut(), client))
+    }
+
+    fn alone(&self, client: For, seat: Seat) -> Life {
         seat.connected();
-        let stream = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
-        metrics.upstream_connections_active.add(1);
-        let (born, shared) = (Instant::now(), self.shared.clone());
-        Ok((stream, Life { born, requests: 0, client, shared, seat: Some(seat) }))
+        self.shared.metrics.upstream_connections_active.add(1);
+        Life { born: Instant::now(), requests: 0, client, shared: self.shared.clone(), seat: Some(seat) }
     }
 
     /// Takes back an HTTP/1 connection.

@@ -139,8 +139,14 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
             credentials: compress.credentials,
         }),
         websocket: config.websocket,
-        connect: config.connect.iter().map(|to| ConnectTarget { host: host(&to.host), port: to.port }).collect(),
+        connect: targets(&config.connect),
+        connect_udp: targets(&config.connect_udp),
+        udp_idle_timeout: config.udp_idle_timeout,
     })
+}
+
+fn targets(targets: &[tidegate_config::ConnectTarget]) -> Box<[ConnectTarget]> {
+    targets.iter().map(|to| ConnectTarget { host: host(&to.host), port: to.port }).collect()
 }
 
 fn node(by: &str) -> Node {

@@ -199,8 +199,9 @@ fn parse_request<'b>(bytes: &'b Bytes, slots: &mut Slots<'b>, scheme: Scheme) ->
         Ambiguous::Unsupported => Refusal::new(StatusCode::NOT_IMPLEMENTED, "an unknown transfer coding"),
     })?;
     let tunnel = asked_tunnel(&method, http10, &headers);
-    // What a client sends after a CONNECT that is refused was meant for someone else: it must not be taken for a request.
-    let keep_alive = persists(&headers, http10) && tunnel != Some(Tunnel::Connect);
+    // What a client sends after a CONNECT, or capsules that it did not wait with, if it is refused was meant for someone
+    // else: it must not be taken for a request.
+    let keep_alive = persists(&headers, http10) && !matches!(tunnel, Some(Tunnel::Connect | Tunnel::ConnectUdp));
     let version = if http10 { HttpVersion::Http10 } else { HttpVersion::Http11 };
     let head = RequestHead { version, method, scheme, authority, target, headers, tunnel };
     Ok(ParsedRequest { head, framing, keep_alive })
@@ -234,19 +235,22 @@ pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> boo
     tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
-/// What the request asks this connection to become. Of the protocols in `Upgrade` only WebSocket is one for a gateway;
-/// `h2c` and others are left out like every hop-by-hop field, and the request goes on without them (RFC 9110, section
-/// 7.8). HTTP/1.0 has none.
+/// What the request asks this connection to become. Of the protocols in `Upgrade` WebSocket and connect-udp are those for
+/// a gateway; `h2c` and others are left out like every hop-by-hop field, and the request goes on without them (RFC 9110,
+/// section 7.8). HTTP/1.0 has none.
 fn asked_tunnel(method: &Method, http10: bool, headers: &HeaderMap) -> Option<Tunnel> {
     if method == Method::CONNECT {
         return Some(Tunnel::Connect);
     }
-    let upgrades = method == Method::GET
-        && !http10
-        && headers.contains_key(header::UPGRADE)
-        && lists(headers, &header::CONNECTION, "upgrade")
-        && lists(headers, &header::UPGRADE, Tunnel::WebSocket.name());
-    upgrades.then_some(Tunnel::WebSocket)
+    let upgrades = !http10 && headers.contains_key(header::UPGRADE) && lists(headers, &header::CONNECTION, "upgrade");
+    if !upgrades {
+        return None;
+    }
+    let asks = |tunnel: &Tunnel| lists(headers, &header::UPGRADE, tunnel.name());
+    // With another method connect-udp is malformed (RFC 9298, section 3.2), which the exchange answers for.
+    Some(Tunnel::WebSocket)
+        .filter(|websocket| method == Method::GET && asks(websocket))
+        .or(Some(Tunnel::ConnectUdp).filter(asks))
 }
 
 /// A response's head; `framing` of an interim one is `None`.

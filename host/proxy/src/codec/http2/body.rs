@@ -132,6 +132,12 @@ impl BodyWriter {
         self.stream.send_reset(self.cut_off);
     }
 
+    /// Cuts a tunnel off because what its peer sent is malformed (RFC 9113, section 8.1.1).
+    pub(crate) fn malformed(mut self) {
+        self.cut_off = Reason::PROTOCOL_ERROR;
+        self.reset();
+    }
+
     /// RST_STREAM from the receiver, or the end of the connection.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
         self.stream.poll_reset(cx).map(reset)

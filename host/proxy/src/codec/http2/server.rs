@@ -159,13 +159,13 @@ impl Reply {
     }
 
     /// Accepts a tunnel: DATA is its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 8441, section 5);
-    /// for `CONNECT` there is a code of its own (RFC 9113, section 8.5).
+    /// for `CONNECT`, and what is like it, there is a code of its own (RFC 9113, section 8.5).
     pub(crate) fn open(mut self, head: ResponseHead, tunnel: Tunnel) -> Result<BodyWriter, SinkGone> {
         self.answered = true;
         let stream = self.respond.send_response(response(head), false).map_err(|error| gone(&error))?;
         let cut_off = match tunnel {
             Tunnel::WebSocket => Reason::CANCEL,
-            Tunnel::Connect => Reason::CONNECT_ERROR,
+            Tunnel::Connect | Tunnel::ConnectUdp => Reason::CONNECT_ERROR,
         };
         Ok(BodyWriter::new(stream, cut_off))
     }

@@ -170,6 +170,11 @@ impl BodyWriter {
         self.writer.finish()
     }
 
+    /// Cuts a tunnel off because what its peer sent is malformed (RFC 9114, section 4.1.2).
+    pub(crate) fn malformed(mut self) {
+        self.writer.reset(Code::H3_MESSAGE_ERROR);
+    }
+
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<SinkGone> {
         self.writer.poll_closed(cx)
     }

@@ -90,7 +90,8 @@ impl ClientConnection {
     ) -> Result<Self, Fault> {
         let link = Open(Link::new(connection, Role::Client));
         tokio::task::spawn_local(uni::accept(link.clone()));
-        let settings = Settings { max_field_section_size: Some(max_head as u64), connect_protocol: false };
+        let settings =
+            Settings { max_field_section_size: Some(max_head as u64), connect_protocol: false, datagrams: false };
         let control = Control::open(&link, settings)
             .await
             .map_err(|error| Fault::new(Cause::ConnectFailed, format!("no HTTP/3 settings: {error}")))?;

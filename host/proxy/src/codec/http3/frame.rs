@@ -90,6 +90,8 @@ pub(super) struct Settings {
     pub(super) max_field_section_size: Option<u64>,
     /// Extended CONNECT (RFC 9220, section 3).
     pub(super) connect_protocol: bool,
+    /// HTTP Datagrams in QUIC's (RFC 9297, section 2.1.1).
+    pub(super) datagrams: bool,
 }
 
 const MAX_FIELD_SECTION_SIZE: u64 = 0x6;
@@ -115,8 +117,7 @@ impl Settings {
                 0x0 | 0x2..=0x5 => return Err(wrong("a setting of HTTP/2")),
                 MAX_FIELD_SECTION_SIZE => settings.max_field_section_size = Some(value),
                 ENABLE_CONNECT_PROTOCOL if value <= 1 => settings.connect_protocol = value == 1,
-                // RFC 9297, section 2.1.1.
-                H3_DATAGRAM if value <= 1 => {}
+                H3_DATAGRAM if value <= 1 => settings.datagrams = value == 1,
                 ENABLE_CONNECT_PROTOCOL | H3_DATAGRAM => return Err(wrong("a setting that is neither 0 nor 1")),
                 // Among those to be ignored are QPACK's, since we never use a dynamic table.
                 _ => {}
@@ -137,6 +138,9 @@ impl Settings {
         }
         if self.connect_protocol {
             setting(ENABLE_CONNECT_PROTOCOL, 1);
+        }
+        if self.datagrams {
+            setting(H3_DATAGRAM, 1);
         }
         write_header(out, SETTINGS, payload.len());
         out.unsplit(payload);
@@ -162,14 +166,14 @@ mod tests {
 
     #[test]
     fn settings_are_read_as_they_are_written() {
-        let ours = Settings { max_field_section_size: Some(65_536), connect_protocol: true };
+        let ours = Settings { max_field_section_size: Some(65_536), connect_protocol: true, datagrams: true };
         let mut out = BytesMut::new();
         ours.write(&mut out);
         let (kind, length, used) = header(&out).expect("a frame");
         assert_eq!((kind, length as usize), (Kind::Settings, out.len() - used));
         assert_eq!(Settings::read(&out[used..]), Ok(ours));
         assert_eq!(Settings::read(&[]), Ok(Settings::default()));
-        assert_eq!(Settings::read(&[0x21, 0x07, 0x01, 0x10, 0x07, 0x08, 0x33, 0x01]), Ok(Settings::default()));
+        assert_eq!(Settings::read(&[0x21, 0x07, 0x01, 0x10, 0x07, 0x08, 0x33, 0x00]), Ok(Settings::default()));
     }
 
     /// RFC 9114, section 7.2.4 and 7.2.4.1; RFC 8441, section 3.

@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
 use super::budget::Budget;
+use super::datagrams::Flows;
 use super::frame::{Settings, Violation};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -40,6 +41,8 @@ pub(super) struct Link {
     idle_frames: RefCell<Budget>,
     /// Requests that wait for a response, to be told of a GOAWAY. A client's.
     waiting: RefCell<FxHashMap<u64, Waker>>,
+    /// Where datagrams go. A server's.
+    pub(super) flows: Flows,
 }
 
 impl Link {
@@ -56,6 +59,7 @@ impl Link {
             cancelled: RefCell::new(Budget::new(CANCELLED.0, CANCELLED.1, now)),
             idle_frames: RefCell::new(Budget::new(IDLE_FRAMES.0, IDLE_FRAMES.1, now)),
             waiting: RefCell::default(),
+            flows: Flows::default(),
         })
     }
 

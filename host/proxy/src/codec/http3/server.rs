@@ -11,7 +11,7 @@ use tidegate_policy::HttpVersion;
 use super::control::Control;
 use super::frame::Settings;
 use super::link::{Course, Link, Role, varint as code};
-use super::{uni, varint};
+use super::{datagrams, uni, varint};
 use crate::codec::Served;
 use crate::codec::streams::{Running, Streams};
 use crate::timer::{Deadline, Timers};
@@ -29,10 +29,13 @@ pub(crate) async fn serve(connection: quinn::Connection, served: Rc<Served>, tim
     let limits = &served.listener.limits;
     let link = Link::new(connection, Role::Server);
     tokio::task::spawn_local(uni::accept(link.clone()));
+    tokio::task::spawn_local(datagrams::accept(link.clone(), served.worker.metrics.clone()));
     let settings = Settings {
         max_field_section_size: Some(limits.max_header_bytes as u64),
         // RFC 9220, section 3.
         connect_protocol: true,
+        // Always: a connection outlives the routes of its beginning, and this is said once.
+        datagrams: true,
     };
     let mut deadline = Deadline::after(&timers, Some(limits.handshake_timeout));
     let control = tokio::select! {

@@ -3,10 +3,10 @@
 use bytes::{BufMut, BytesMut};
 
 /// The largest number that can be written.
-pub(super) const MAX: u64 = (1 << 62) - 1;
+pub(crate) const MAX: u64 = (1 << 62) - 1;
 
 /// The number at the beginning of `input` and the bytes it takes; `None` when there is not all of it.
-pub(super) fn read(input: &[u8]) -> Option<(u64, usize)> {
+pub(crate) fn read(input: &[u8]) -> Option<(u64, usize)> {
     let first = *input.first()?;
     let length = 1 << (first >> 6);
     let bytes = input.get(1..length)?;
@@ -15,7 +15,7 @@ pub(super) fn read(input: &[u8]) -> Option<(u64, usize)> {
 }
 
 /// Writes `value`, which is at most [`MAX`], in as few bytes as it takes.
-pub(super) fn write(out: &mut BytesMut, value: u64) {
+pub(crate) fn write(out: &mut BytesMut, value: u64) {
     match value.min(MAX) {
         value @ ..0x40 => out.put_u8(value as u8),
         value @ ..0x4000 => out.put_u16(value as u16 | 0x4000),

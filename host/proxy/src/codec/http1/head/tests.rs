@@ -227,4 +227,12 @@ fn tunnels_that_are_asked_for() {
         assert_eq!(asked(start, fields), (expected, true), "{start} {fields}");
     }
     assert_eq!(asked("CONNECT a:1 HTTP/1.1", ""), (Some(Tunnel::Connect), false), "what follows may be no request");
+    let udp = "Connection: Upgrade\r\nUpgrade: connect-udp\r\n";
+    assert_eq!(asked(get, udp), (Some(Tunnel::ConnectUdp), false), "what follows may be capsules");
+    assert_eq!(
+        asked("POST / HTTP/1.1", udp),
+        (Some(Tunnel::ConnectUdp), false),
+        "malformed, and not for the codec to say"
+    );
+    assert_eq!(asked("GET / HTTP/1.0", &format!("{udp}Connection: keep-alive\r\n")), (None, true));
 }

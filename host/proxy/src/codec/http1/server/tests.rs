@@ -153,6 +153,8 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
             compression: None,
             websocket: true,
             connect: Box::new([]),
+            connect_udp: Box::new([]),
+            udp_idle_timeout: None,
         })
     };
     let rule = |path| RouteRule { hosts: vec![], path, methods: vec![], headers: vec![], cluster: None };

@@ -13,6 +13,7 @@ use tidegate_policy::{HttpVersion, RequestHead, ResponseHead, Tunnel};
 
 use crate::body::{Incoming, Length, Outgoing, SinkGone};
 use crate::codec::http3::body::{BodyReader, BodyWriter};
+use crate::codec::http3::datagrams::Datagrams;
 use crate::codec::http3::fields::{self, Bounds};
 use crate::codec::http3::link::Course;
 use crate::codec::http3::message::Piece;
@@ -33,12 +34,13 @@ pub(super) async fn serve(
     timers: &Timers,
 ) {
     let limits = &served.listener.limits;
+    let id = u64::from(send.id());
     let mut stopped = pin!(send.stopped());
     let mut over = false;
     let reader = Reader::new(recv, course.clone(), limits.max_header_bytes);
     let writer = Writer::new(send, course.clone(), timers, Some(limits.body_idle_timeout), Code::H3_INTERNAL_ERROR);
     {
-        let mut work = pin!(resolve(served, reader, writer, timers));
+        let mut work = pin!(resolve(served, id, reader, writer, timers));
         poll_fn(|cx| {
             if !over && let Poll::Ready(end) = stopped.as_mut().poll(cx) {
                 over = true;
@@ -70,7 +72,7 @@ pub(super) async fn serve(
 }
 
 /// Reads the head, within the header time, and runs the exchange.
-async fn resolve(served: &Rc<Served>, mut reader: Reader, mut writer: Writer, timers: &Timers) {
+async fn resolve(served: &Rc<Served>, id: u64, mut reader: Reader, mut writer: Writer, timers: &Timers) {
     let limits = &served.listener.limits;
     let mut deadline = Deadline::after(timers, Some(limits.header_timeout));
     let piece = tokio::select! {
@@ -111,6 +113,15 @@ async fn resolve(served: &Rc<Served>, mut reader: Reader, mut writer: Writer, ti
     let checked = head.and_then(|head| Ok((stated_length(&head.headers, false)?, head)));
     match checked {
         Ok((length, head)) => {
+            let link = writer.course().link.clone();
+            let datagrams = (head.tunnel == Some(Tunnel::ConnectUdp)).then(|| Datagrams::open(&link, id));
+            if datagrams.is_none() && link.flows.came_early(id) {
+                // RFC 9297, section 2: for a request that knows none.
+                served.refused(HttpVersion::Http3, 400, "datagrams with a request that has no use for them");
+                link.cancelled();
+                reader.stop(Code::H3_DATAGRAM_ERROR);
+                return writer.reset(Code::H3_DATAGRAM_ERROR);
+            }
             let mut body = BodyReader::new(reader, length, bounds);
             settle(&mut body, &head, &mut deadline).await;
             if body.is_malformed() {
@@ -119,7 +130,7 @@ async fn resolve(served: &Rc<Served>, mut reader: Reader, mut writer: Writer, ti
                 return writer.reset(Code::H3_MESSAGE_ERROR);
             }
             let body = if body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
-            let reply = Reply { writer: Some(writer) };
+            let reply = Reply { writer: Some(writer), datagrams: datagrams.map(Box::new) };
             served.exchange(head, body, crate::body::Reply::Http3(reply)).await;
         }
         Err(refused) => refuse(served, reader, writer, refused).await,
@@ -174,9 +185,14 @@ async fn refuse(served: &Served, mut reader: Reader, mut writer: Writer, refused
 /// Where the response to one stream's request goes. Dropped unanswered, the stream is reset.
 pub(crate) struct Reply {
     writer: Option<Writer>,
+    datagrams: Option<Box<Datagrams>>,
 }
 
 impl Reply {
+    pub(crate) fn datagrams(&mut self) -> Option<Datagrams> {
+        self.datagrams.take().map(|datagrams| *datagrams)
+    }
+
     pub(crate) async fn interim(&mut self, head: ResponseHead) -> Result<(), SinkGone> {
         match &mut self.writer {
             Some(writer) => {
@@ -204,14 +220,14 @@ impl Reply {
     }
 
     /// Accepts a tunnel: DATA frames are its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 9220,
-    /// section 3); for `CONNECT` there is a code of its own (RFC 9114, section 4.4).
+    /// section 3); for `CONNECT`, and what is like it, there is a code of its own (RFC 9114, section 4.4).
     pub(crate) async fn open(mut self, head: ResponseHead, tunnel: Tunnel) -> Result<BodyWriter, SinkGone> {
         let Some(mut writer) = self.writer.take() else {
             return Err(SinkGone("the response was sent already".to_owned()));
         };
         writer.cut_off(match tunnel {
             Tunnel::WebSocket => Code::H3_REQUEST_CANCELLED,
-            Tunnel::Connect => Code::H3_CONNECT_ERROR,
+            Tunnel::Connect | Tunnel::ConnectUdp => Code::H3_CONNECT_ERROR,
         });
         let frame = frame(&writer, head)?;
         writer.section(frame).await?;
