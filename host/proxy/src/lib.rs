@@ -27,6 +27,8 @@ mod timer;
 mod upstream;
 pub mod worker;
 
-pub use listener::tls::{CertificatePair, ClientAuth, ServerTls, ServerTlsSpec, TlsError};
+pub use listener::tls::{
+    CertificatePair, ClientAuth, ClientPolicy, NamedCertificate, ServerTls, ServerTlsSpec, TlsError,
+};
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};
