@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use http::Version;
 use rustls::HandshakeKind;
+use rustls::client::ClientSessionStore;
+use rustls::pki_types::ServerName;
 use tidegate_tests::certs::Authority;
 use tidegate_tests::{Client, Gateway, Origin, RawClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -223,4 +225,116 @@ async fn renewed_certificates_are_taken_without_a_reload() {
             .status,
         200
     );
+
+/// Conduct "TLS termination": names of one listener, and even of one certificate, differ in what they ask of clients (RFC
+/// 8446, section 4.3.2). Neither another name's handshake, nor none, nor another name's ticket gets past it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_certificates_are_asked_for_by_name() {
+    let origin = Origin::http1().await;
+    let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().expect("a folder");
+    authority.issue(&["*.w.example"]).write(folder.path(), "w");
+    std::fs::write(folder.path().join("clients.pem"), clients.pem()).expect("written");
+    std::fs::write(folder.path().join("others.pem"), others.pem()).expect("written");
+    let entry = |more: &str| format!("{{ certificate = \"w.pem\", key = \"w.key\"{more} }}");
+    let entries = [
+        entry(", client_auth = \"off\""),
+        entry(", names = [\"secret.w.example\"]"),
+        entry(", names = [\"other.w.example\"], client_ca = \"others.pem\""),
+        entry(", names = [\"maybe.w.example\"], client_auth = \"optional\""),
+    ];
+    let tls = format!("name = \"edge\"\ntls.client_ca = \"clients.pem\"\ntls.certificates = [{}]", entries.join(", "));
+    let config = crate::simple(&[origin.address], "").replacen("name = \"edge\"", &tls, 1);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let (ours, theirs) = (clients.issue(&["client"]), others.issue(&["client"]));
+    for (version, alpn) in [(Version::HTTP_11, &b"http/1.1"[..]), (Version::HTTP_2, b"h2"), (Version::HTTP_3, b"h3")] {
+        // `None`: no handshake.
+        let ask = async |name: &str, host: &str, identity, sni| {
+            let mut config = authority.client(&[alpn], identity);
+            config.enable_sni = sni;
+            let client = Client::tls(gateway.edge(), version, config, name).authority(host);
+            client.get("/").await.ok().map(|answer| answer.status.as_u16())
+        };
+        for (name, identity, status) in [
+            ("open", None, Some(200)),
+            ("secret", None, None),
+            ("secret", Some(&ours), Some(200)),
+            ("secret", Some(&theirs), None),
+            ("other", None, None),
+            ("other", Some(&ours), None),
+            ("other", Some(&theirs), Some(200)),
+            ("maybe", None, Some(200)),
+            ("maybe", Some(&ours), Some(200)),
+            ("maybe", Some(&theirs), None),
+        ] {
+            let name = format!("{name}.w.example");
+            assert_eq!(ask(&name, &name, identity, true).await, status, "{version:?} {name} {}", identity.is_some());
+        }
+        for from in ["open", "maybe", "other", "secret"] {
+            for to in ["open", "maybe", "other", "secret"].into_iter().filter(|to| *to != from) {
+                let (from, to) = (format!("{from}.w.example"), format!("{to}.w.example"));
+                let identity = if from.starts_with("other") { &theirs } else { &ours };
+                assert_eq!(ask(&from, &to, Some(identity), true).await, Some(421), "{version:?} {from} {to}");
+            }
+        }
+        // A client that names nothing is served as by the first.
+        for (host, status) in [("open", 200), ("maybe", 421), ("other", 421), ("secret", 421)] {
+            let host = format!("{host}.w.example");
+            assert_eq!(ask("open.w.example", &host, None, false).await, Some(status), "{version:?} {host}");
+        }
+        // A client that offers whatever ticket it has, to whomever.
+        let mut config = authority.client(&[alpn], None);
+        config.resumption = rustls::client::Resumption::store(Arc::new(AnyTicket::default()));
+        let client = |name: &str| Client::tls(gateway.edge(), version, config.clone(), name);
+        for _ in 0..2 {
+            assert_eq!(client("open.w.example").get("/").await.expect("an answer").status, 200);
+            assert!(client("secret.w.example").get("/").await.is_err(), "{version:?}");
+        }
+    }
+    let (ok, said) = gateway.reload(&config.replacen("names = [\"secret.w.example\"]", "names = [\"*.w.example\"]", 1));
+    assert!(!ok && said.contains("differ in client_ca or client_auth"), "{said}");
+}
+
+/// Tickets of all names under one.
+#[derive(Debug)]
+struct AnyTicket(rustls::client::ClientSessionMemoryCache);
+
+impl Default for AnyTicket {
+    fn default() -> Self {
+        Self(rustls::client::ClientSessionMemoryCache::new(16))
+    }
+}
+
+fn any() -> ServerName<'static> {
+    "any.example".try_into().expect("a name")
+}
+
+impl ClientSessionStore for AnyTicket {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: rustls::NamedGroup) {
+        self.0.set_kx_hint(any(), group);
+    }
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<rustls::NamedGroup> {
+        self.0.kx_hint(&any())
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: rustls::client::Tls12ClientSessionValue) {
+        self.0.set_tls12_session(any(), value);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<rustls::client::Tls12ClientSessionValue> {
+        self.0.tls12_session(&any())
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        self.0.remove_tls12_session(&any());
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: rustls::client::Tls13ClientSessionValue) {
+        self.0.insert_tls13_ticket(any(), value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<rustls::client::Tls13ClientSessionValue> {
+        self.0.take_tls13_ticket(&any())
+    }
 }

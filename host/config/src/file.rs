@@ -29,7 +29,7 @@ impl Config {
         let mut files = Vec::new();
         for tls in self.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
             files.extend(tls.certificates.iter().flat_map(|pair| [pair.certificate.as_path(), pair.key.as_path()]));
-            files.extend(tls.client_ca.iter().map(|(path, _)| path.as_path()));
+            files.extend(tls.certificates.iter().filter_map(|pair| Some(pair.client.as_ref()?.ca.as_path())));
         }
         for tls in self.clusters.iter().filter_map(|cluster| cluster.tls.as_ref()) {
             files.extend(tls.ca.as_deref());

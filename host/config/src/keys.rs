@@ -206,7 +206,7 @@ pub(crate) const TABLES: &[Table] = &[
             optional(
                 "client_ca",
                 Text,
-                "File of roots that client certificates are verified against. Default: none are asked for.",
+                "File of roots that client certificates are verified against, where a name has none of its own. Default: none are asked for.",
             ),
             key(
                 "client_auth",
@@ -222,6 +222,17 @@ pub(crate) const TABLES: &[Table] = &[
         keys: &[
             required("certificate", Text, "PEM file of the chain, the server's own first."),
             required("key", Text, "PEM file of the private key."),
+            key("names", TextList, "[]", "Names it serves, of those in it. Default: all of them."),
+            optional(
+                "client_ca",
+                Text,
+                "File of roots that the client certificates of these names are verified against. Default: the listener's.",
+            ),
+            optional(
+                "client_auth",
+                OneOf(&["required", "optional", "off"]),
+                "Whether a client of these names must have a certificate. Default: the listener's.",
+            ),
         ],
     },
     Table {

@@ -25,7 +25,9 @@ pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
 pub use health::{CheckKind, CircuitBreaker, Ejection, HealthCheck};
 pub use keys::{json_schema, reference};
-pub use listener::{AcceptProxyProtocol, CertificateFiles, ClientAuthMode, Listener, ListenerTls, TrustedFields};
+pub use listener::{
+    AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
+};
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{

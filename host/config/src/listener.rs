@@ -57,9 +57,6 @@ pub struct AcceptProxyProtocol {
 pub struct ListenerTls {
     pub certificates: Vec<CertificateFiles>,
     pub tls13_only: bool,
-    pub client_ca: Option<(PathBuf, ClientAuthMode)>,
-    /// Of `client_ca`.
-    pub client_ca_line: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +64,19 @@ pub struct CertificateFiles {
     pub line: usize,
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// All in the certificate where empty.
+    pub names: Vec<String>,
+    /// Its own, or else the listener's.
+    pub client: Option<ClientCertificates>,
+}
+
+/// What clients are asked for.
+#[derive(Clone, Debug)]
+pub struct ClientCertificates {
+    /// Of `ca`.
+    pub line: usize,
+    pub ca: PathBuf,
+    pub auth: ClientAuthMode,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -169,30 +179,53 @@ fn networks(section: &Section<'_>, table: &str, texts: Vec<(String, usize)>) -> 
 
 impl ListenerTls {
     fn read(section: &Section<'_>) -> Self {
-        let certificates: Vec<_> = section
-            .sections("certificates")
-            .iter()
-            .map(|pair| CertificateFiles {
-                line: pair.line,
-                certificate: pair.path("certificate").unwrap_or_default(),
-                key: pair.path("key").unwrap_or_default(),
-            })
-            .collect();
-        let auth = match section.one_of("client_auth").as_str() {
-            "optional" => ClientAuthMode::Optional,
-            _ => ClientAuthMode::Required,
-        };
-        if section.has("client_auth") && !section.has("client_ca") {
+        let auth = section.one_of("client_auth");
+        let client = section.path("client_ca").map(|ca| (section.line_of("client_ca"), ca));
+        if section.has("client_auth") && client.is_none() {
             section.error(
                 section.line_of("client_auth"),
                 "listener.tls: client_auth without client_ca verifies nobody; name the roots",
             );
         }
+        let certificates = section.sections("certificates");
         Self {
-            certificates,
+            certificates: certificates
+                .iter()
+                .map(|pair| CertificateFiles::read(pair, client.as_ref(), &auth))
+                .collect(),
             tls13_only: section.one_of("min_version") == "1.3",
-            client_ca_line: section.line_of("client_ca"),
-            client_ca: section.path("client_ca").map(|path| (path, auth)),
+        }
+    }
+}
+
+impl CertificateFiles {
+    /// With what the listener has for all: the roots and their line, and `client_auth`.
+    fn read(section: &Section<'_>, shared: Option<&(usize, PathBuf)>, shared_auth: &str) -> Self {
+        let own = section.path("client_ca").map(|ca| (section.line_of("client_ca"), ca));
+        let auth = if section.has("client_auth") { section.one_of("client_auth") } else { shared_auth.to_owned() };
+        let client = match auth.as_str() {
+            "off" if own.is_some() => {
+                let line = section.line_of("client_auth");
+                section.error(line, "certificate: client_ca with client_auth = \"off\" is never used; leave one out");
+                None
+            }
+            "off" => None,
+            auth => {
+                let auth = if auth == "optional" { ClientAuthMode::Optional } else { ClientAuthMode::Required };
+                let roots = own.as_ref().or(shared).cloned();
+                roots.map(|(line, ca)| ClientCertificates { line, ca, auth })
+            }
+        };
+        if section.has("client_auth") && auth != "off" && client.is_none() {
+            let line = section.line_of("client_auth");
+            section.error(line, "certificate: client_auth without client_ca verifies nobody; name the roots");
+        }
+        Self {
+            line: section.line,
+            certificate: section.path("certificate").unwrap_or_default(),
+            key: section.path("key").unwrap_or_default(),
+            names: section.texts("names").into_iter().map(|(name, _)| name).collect(),
+            client,
         }
     }
 }

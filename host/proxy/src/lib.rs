@@ -36,7 +36,9 @@ pub mod worker;
 pub use body::Coding;
 pub use buffer::{Allowance, Buffers};
 pub use exchange::ClientCertificate;
-pub use listener::tls::{CertificatePair, ClientAuth, Expiry, ServerTls, ServerTlsSpec, TlsError};
+pub use listener::tls::{
+    CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, ServerTls, ServerTlsSpec, TlsError,
+};
 pub use pace::LeastRate;
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};

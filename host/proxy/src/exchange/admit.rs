@@ -13,10 +13,13 @@ const MOST_PASSES: usize = 10;
 
 /// Whether the request may go on.
 pub(super) fn admit(served: &Served, request: &RequestHead, snapshot: &Snapshot) -> Result<(), Fault> {
-    // The authority of a CONNECT is where the tunnel leads, not whom the client believes to speak to.
     if let Some(tls) = served.listener.tls.as_ref().filter(|_| served.connection.tls)
-        && request.tunnel != Some(Tunnel::Connect)
-        && !tls.covers(served.connection.server_name.as_deref(), request.host())
+        && !match request.tunnel {
+            // The authority of a CONNECT is where the tunnel leads, not whom the client believes to speak to; but neither
+            // is it a way round the client certificate of a name that is served here.
+            Some(Tunnel::Connect) => tls.asked_as(served.connection.server_name.as_deref(), request.host()),
+            _ => tls.covers(served.connection.server_name.as_deref(), request.host()),
+        }
     {
         // RFC 9110, section 7.4 and 15.5.20: else a client could reach one name with the handshake for another, past
         // what that name's handshake would have asked of it.

@@ -1,22 +1,25 @@
-//! TLS for clients: certificates by SNI, ALPN, client certificates, tickets that every worker can open.
+//! TLS for clients: certificates and what is asked of clients by SNI, ALPN, tickets that every worker can open.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use rustc_hash::FxHashMap;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::server::{Acceptor, WebPkiClientVerifier};
 use rustls::{ProtocolVersion, RootCertStore, ServerConfig};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
+use self::names::{ByName, Names};
+use self::quic_by_name::QuicByName;
 use crate::stream::Transport;
 use crate::timer::{Deadline, Timers};
+
+mod names;
+mod quic_by_name;
 
 /// PEM texts of one certificate chain and its key.
 #[derive(Clone, Eq, PartialEq)]
@@ -31,15 +34,26 @@ pub enum ClientAuth {
     Optional,
 }
 
+/// PEM roots that client certificates must lead to, and whether there must be one.
+pub type ClientPolicy = (Vec<u8>, ClientAuth);
+
+/// A certificate, and what is asked of the clients of its names.
+#[derive(Clone, Eq, PartialEq)]
+pub struct NamedCertificate {
+    pub pair: CertificatePair,
+    /// DNS names and wildcards that it serves; all of those in it where this is empty.
+    pub names: Vec<String>,
+    /// `None`: clients are asked for no certificate.
+    pub client: Option<ClientPolicy>,
+}
+
 /// What a listener's TLS is made of.
 #[derive(Eq, PartialEq)]
 pub struct ServerTlsSpec {
-    /// By SNI (DNS names and wildcards of the certificate); the first is the default.
-    pub certificates: Vec<CertificatePair>,
+    /// By SNI; the first is the default.
+    pub certificates: Vec<NamedCertificate>,
     /// Only TLS 1.3 where set; else 1.2 and 1.3.
     pub tls13_only: bool,
-    /// PEM roots that client certificates must lead to.
-    pub client_ca: Option<(Vec<u8>, ClientAuth)>,
     pub http1: bool,
     pub http2: bool,
     pub http3: bool,
@@ -54,12 +68,15 @@ pub struct Expiry {
     pub not_after: i64,
 }
 
-/// Ready-made configurations: one for TCP, one for QUIC when HTTP/3 is served.
+/// Ready-made configurations. One for each policy that names have for client certificates, so that no ticket from under
+/// one opens a session under another (RFC 8446, section 4.6.1; conduct "TLS termination").
 pub struct ServerTls {
     spec: ServerTlsSpec,
-    names: Arc<BySni>,
-    pub(crate) tcp: Arc<ServerConfig>,
-    pub(crate) quic: Option<Arc<quinn::crypto::rustls::QuicServerConfig>>,
+    names: Arc<Names>,
+    /// Whether clients are asked for a certificate, by policy.
+    asks: Vec<bool>,
+    tcp: Vec<Arc<ServerConfig>>,
+    pub(crate) quic: Option<Arc<dyn quinn::crypto::ServerConfig>>,
 }
 
 #[derive(Debug, Error)]
@@ -72,6 +89,10 @@ pub enum TlsError {
     NoKey,
     #[error("the key does not belong to the certificate")]
     KeyMismatch,
+    #[error("{0:?} is not among the names of the certificate")]
+    NotItsName(String),
+    #[error("two certificates name {0:?} and differ in client_ca or client_auth; tell them apart with names")]
+    TwoPolicies(String),
     #[error("{0:?} is no DNS name or IP address")]
     ServerName(String),
     #[error("there are no roots to verify against; name them with ca")]
@@ -100,18 +121,28 @@ pub(crate) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError
 
 impl ServerTls {
     pub fn new(spec: ServerTlsSpec) -> Result<Self, TlsError> {
-        let resolver = Arc::new(BySni::new(&spec.certificates)?);
-        let names = resolver.clone();
-        let tcp = config(&spec, resolver.clone(), false)?;
-        let quic = if spec.http3 {
-            let config = config(&spec, resolver, true)?;
-            let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
-                .map_err(|error| TlsError::Verifier(error.to_string()))?;
-            Some(Arc::new(quic))
-        } else {
-            None
+        let mut policies: Vec<Option<&ClientPolicy>> = Vec::new();
+        let mut chosen = Vec::new();
+        for certificate in &spec.certificates {
+            let client = certificate.client.as_ref();
+            let known = policies.iter().position(|policy| *policy == client);
+            chosen.push(known.unwrap_or(policies.len()));
+            if known.is_none() {
+                policies.push(client);
+            }
+        }
+        let names = Arc::new(Names::new(&spec.certificates, &chosen)?);
+        let by_policy = |quic| {
+            let configs = policies.iter().enumerate().map(|(policy, client)| {
+                let resolver = ByName { names: names.clone(), policy };
+                config(&spec, *client, resolver, quic).map(Arc::new)
+            });
+            configs.collect::<Result<Vec<_>, _>>()
         };
-        Ok(Self { spec, names, tcp: Arc::new(tcp), quic })
+        let tcp = by_policy(false)?;
+        let quic = if spec.http3 { Some(quic(&names, by_policy(true)?)?) } else { None };
+        let asks = policies.iter().map(Option::is_some).collect();
+        Ok(Self { names, asks, tcp, quic, spec })
     }
 
     /// When each of its certificates ends, in the order of the configuration.
@@ -126,15 +157,39 @@ impl ServerTls {
 
     /// Whether a connection whose ClientHello named `server_name` may carry requests for `host`: that very name, or one
     /// that its certificate stands for too (RFC 9110, section 4.3.4; RFC 9113, section 9.1.1). A client that named
-    /// nothing had nothing to choose from.
+    /// nothing had nothing to choose from, but was asked for no other certificate than the default's clients are.
     pub(crate) fn covers(&self, server_name: Option<&str>, host: &str) -> bool {
-        let Some(name) = server_name else { return true };
         let host = host.strip_suffix('.').unwrap_or(host);
+        let Some(name) = server_name else { return self.asked_as(None, host) };
         name.strip_suffix('.').unwrap_or(name) == host || self.names.same_certificate(name, host)
+    }
+
+    /// Whether clients of `host` need show nothing, or what the handshake for `server_name` asked for.
+    pub(crate) fn asked_as(&self, server_name: Option<&str>, host: &str) -> bool {
+        let wanted = self.names.serving(Some(host)).policy;
+        !self.asks[wanted] || wanted == self.names.serving(server_name).policy
     }
 }
 
-fn config(spec: &ServerTlsSpec, resolver: Arc<BySni>, quic: bool) -> Result<ServerConfig, TlsError> {
+/// What quinn takes. The session of rustls' own where all names ask the same.
+fn quic(names: &Arc<Names>, configs: Vec<Arc<ServerConfig>>) -> Result<Arc<dyn quinn::crypto::ServerConfig>, TlsError> {
+    let convert = |config: Arc<ServerConfig>| {
+        let config = quinn::crypto::rustls::QuicServerConfig::try_from(config);
+        config.map(Arc::new).map_err(|error| TlsError::Verifier(error.to_string()))
+    };
+    let mut configs = configs.into_iter().map(convert).collect::<Result<Vec<_>, _>>()?;
+    match configs.len() {
+        1 => Ok(configs.remove(0)),
+        _ => Ok(Arc::new(QuicByName { names: names.clone(), configs })),
+    }
+}
+
+fn config(
+    spec: &ServerTlsSpec,
+    client: Option<&ClientPolicy>,
+    resolver: ByName,
+    quic: bool,
+) -> Result<ServerConfig, TlsError> {
     let versions: &[_] = if spec.tls13_only || quic {
         &[&rustls::version::TLS13]
     } else {
@@ -144,7 +199,7 @@ fn config(spec: &ServerTlsSpec, resolver: Arc<BySni>, quic: bool) -> Result<Serv
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .map_err(TlsError::Rustls)?;
-    let builder = match &spec.client_ca {
+    let builder = match client {
         None => builder.with_no_client_auth(),
         Some((pem, auth)) => {
             let mut roots = RootCertStore::empty();
@@ -160,7 +215,7 @@ fn config(spec: &ServerTlsSpec, resolver: Arc<BySni>, quic: bool) -> Result<Serv
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder.with_cert_resolver(resolver);
+    let mut config = builder.with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = if quic {
         vec![b"h3".to_vec()]
     } else {
@@ -171,85 +226,6 @@ fn config(spec: &ServerTlsSpec, resolver: Arc<BySni>, quic: bool) -> Result<Serv
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Rustls)?;
     config.send_tls13_tickets = 1;
     Ok(config)
-}
-
-/// Finds the certificate for a name.
-#[derive(Debug)]
-struct BySni {
-    exact: FxHashMap<String, Arc<CertifiedKey>>,
-    /// `example.com` for `*.example.com`.
-    wildcards: FxHashMap<String, Arc<CertifiedKey>>,
-    default: Arc<CertifiedKey>,
-    expiries: Vec<Expiry>,
-}
-
-impl BySni {
-    fn new(pairs: &[CertificatePair]) -> Result<Self, TlsError> {
-        let (mut exact, mut wildcards) = (FxHashMap::default(), FxHashMap::default());
-        let (mut default, mut expiries) = (None, Vec::new());
-        for pair in pairs {
-            let chain = certificates(&pair.chain)?;
-            let key = private_key(&pair.key)?;
-            let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch,
-                error => TlsError::Rustls(error),
-            })?;
-            let certified = Arc::new(certified);
-            let names = dns_names(&certified)?;
-            expiries.extend(not_after(&certified).map(|not_after| {
-                let name = names.first().cloned().unwrap_or_default();
-                Expiry { name, not_after }
-            }));
-            for name in names {
-                // Of two for a name the first listed serves.
-                match name.strip_prefix("*.") {
-                    Some(suffix) => wildcards.entry(suffix.to_owned()).or_insert_with(|| certified.clone()),
-                    None => exact.entry(name).or_insert_with(|| certified.clone()),
-                };
-            }
-            default.get_or_insert(certified);
-        }
-        let default = default.ok_or(TlsError::NoCertificate)?;
-        Ok(Self { exact, wildcards, default, expiries })
-    }
-}
-
-/// Seconds since 1970; `None` for a certificate that says it in a way nobody else does.
-fn not_after(certified: &CertifiedKey) -> Option<i64> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certified.cert.first()?).ok()?;
-    Some(parsed.validity().not_after.timestamp())
-}
-
-/// The DNS names of an end-entity certificate, lower case.
-fn dns_names(certified: &CertifiedKey) -> Result<Vec<String>, TlsError> {
-    let end_entity = certified.end_entity_cert().map_err(TlsError::Rustls)?;
-    let parsed = webpki::EndEntityCert::try_from(end_entity).map_err(|error| TlsError::Verifier(error.to_string()))?;
-    Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
-}
-
-impl BySni {
-    /// The certificate that names this host, which is lower case and has no trailing dot.
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
-        self.exact.get(name).or_else(|| {
-            let (_, suffix) = name.split_once('.')?;
-            self.wildcards.get(suffix)
-        })
-    }
-
-    /// Whether the certificate served for `server_name` names `host` too.
-    fn same_certificate(&self, server_name: &str, host: &str) -> bool {
-        let served = self.find(server_name).unwrap_or(&self.default);
-        self.find(host).is_some_and(|wanted| Arc::ptr_eq(served, wanted))
-    }
-}
-
-impl ResolvesServerCert for BySni {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let Some(name) = hello.server_name() else { return Some(self.default.clone()) };
-        let name = name.to_ascii_lowercase();
-        let name = name.strip_suffix('.').unwrap_or(&name);
-        Some(self.find(name).unwrap_or(&self.default).clone())
-    }
 }
 
 /// What a handshake brought.
@@ -284,9 +260,13 @@ pub(crate) async fn accept(
     timers: &Timers,
 ) -> Result<Accepted, HandshakeError> {
     let mut deadline = Deadline::after(timers, Some(timeout));
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls.tcp.clone());
+    let handshake = async {
+        let hello = tokio_rustls::LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        let policy = tls.names.serving(hello.client_hello().server_name()).policy;
+        hello.into_stream(tls.tcp[policy].clone()).await
+    };
     let stream = tokio::select! {
-        stream = acceptor.accept(tcp) => stream?,
+        stream = handshake => stream?,
         () = deadline.elapsed() => return Err(HandshakeError::Late(timeout)),
     };
     let session = stream.get_ref().1;
@@ -312,34 +292,81 @@ mod tests {
         CertificatePair { chain: signed.cert.pem().into_bytes(), key: signed.signing_key.serialize_pem().into_bytes() }
     }
 
-    fn spec(certificates: Vec<CertificatePair>) -> ServerTlsSpec {
-        ServerTlsSpec { certificates, tls13_only: false, client_ca: None, http1: true, http2: true, http3: true }
+    fn named(names: &[&str], client: Option<&str>) -> NamedCertificate {
+        let client = client.map(|name| (pair(&[name]).chain, ClientAuth::Required));
+        NamedCertificate { pair: pair(names), names: Vec::new(), client }
+    }
+
+    fn spec(certificates: Vec<NamedCertificate>) -> ServerTlsSpec {
+        ServerTlsSpec { certificates, tls13_only: false, http1: true, http2: true, http3: true }
     }
 
     #[test]
     fn names_are_found_exactly_by_wildcard_or_not_at_all() {
-        let resolver =
-            BySni::new(&[pair(&["default.example"]), pair(&["A.example", "*.b.example"])]).expect("certificates");
-        assert!(resolver.exact.contains_key("a.example"));
-        assert!(resolver.wildcards.contains_key("b.example"));
-        assert!(!Arc::ptr_eq(&resolver.exact["a.example"], &resolver.default));
+        let listed = [named(&["default.example"], None), named(&["A.example", "*.b.example"], None)];
+        let names = Names::new(&listed, &[0, 0]).expect("certificates");
+        assert!(names.exact.contains_key("a.example"));
+        assert!(names.wildcards.contains_key("b.example"));
+        assert!(!Arc::ptr_eq(&names.exact["a.example"], &names.default));
         // Conduct "TLS termination": a connection for one name carries another only where its certificate has both.
-        assert!(resolver.same_certificate("a.example", "x.b.example"));
-        assert!(resolver.same_certificate("unknown.example", "default.example"));
-        assert!(!resolver.same_certificate("a.example", "default.example"));
-        assert!(!resolver.same_certificate("a.example", "unknown.example"));
+        assert!(names.same_certificate("a.example", "x.b.example"));
+        assert!(names.same_certificate("unknown.example", "default.example"));
+        assert!(!names.same_certificate("a.example", "default.example"));
+        assert!(!names.same_certificate("a.example", "unknown.example"));
+    }
+
+    /// Conduct "TLS termination": no handshake for one name reaches another that asks for more, nor one without a name.
+    #[test]
+    fn a_name_with_client_certificates_is_reached_by_its_own_handshake_only() {
+        let wildcard = named(&["*.w.example"], None);
+        let mut secret = NamedCertificate { names: vec!["Secret.w.example".to_owned()], ..wildcard.clone() };
+        secret.client = named(&[], Some("roots")).client;
+        let tls = ServerTls::new(spec(vec![wildcard, secret.clone()])).expect("two policies");
+        assert_eq!(tls.tcp.len(), 2);
+        assert!(tls.covers(Some("secret.w.example"), "secret.w.example"));
+        assert!(tls.covers(Some("a.w.example"), "b.w.example"));
+        for name in [None, Some("a.w.example"), Some("unknown.test")] {
+            assert!(!tls.covers(name, "secret.w.example"), "{name:?}");
+            assert!(!tls.covers(name, "secret.w.example."), "{name:?}");
+            assert!(!tls.asked_as(name, "secret.w.example"), "{name:?}");
+        }
+        assert!(!tls.covers(Some("secret.w.example"), "a.w.example"));
+        assert!(tls.covers(None, "a.w.example"));
+        // The default's clients are asked as they are.
+        let tls = ServerTls::new(spec(vec![secret])).expect("one policy");
+        assert!(tls.covers(None, "secret.w.example"));
+    }
+
+    #[test]
+    fn names_must_be_the_certificates_and_have_one_policy() {
+        let open = named(&["a.example", "*.b.example"], None);
+        let with = |names: &[&str], client: Option<ClientPolicy>| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            NamedCertificate { names, client, ..open.clone() }
+        };
+        let closed = named(&[], Some("roots")).client;
+        let built = |listed: Vec<NamedCertificate>| ServerTls::new(spec(listed)).err();
+        assert!(built(vec![with(&["a.example"], None), with(&["*.b.example"], closed.clone())]).is_none());
+        assert!(built(vec![with(&[], None), with(&["x.b.example"], closed.clone())]).is_none());
+        let error = built(vec![with(&[], None), with(&["a.example"], closed)]);
+        assert!(matches!(error, Some(TlsError::TwoPolicies(name)) if name == "a.example"));
+        for strange in ["c.example", "*.example", "b.example", "x.y.b.example", "junk junk"] {
+            let error = built(vec![with(&[strange], None)]);
+            assert!(matches!(error, Some(TlsError::NotItsName(name)) if name == strange));
+        }
     }
 
     #[test]
     fn errors_name_what_is_wrong() {
         let (one, other) = (pair(&["a.example"]), pair(&["b.example"]));
-        let wrong = |chain: &[u8], key: &[u8]| {
+        let built = |chain: &[u8], key: &[u8]| {
             let pair = CertificatePair { chain: chain.to_vec(), key: key.to_vec() };
-            ServerTls::new(spec(vec![pair])).err().expect("refused")
+            ServerTls::new(spec(vec![NamedCertificate { pair, names: Vec::new(), client: None }]))
         };
+        let wrong = |chain: &[u8], key: &[u8]| built(chain, key).err().expect("refused");
         assert!(matches!(wrong(b"", &one.key), TlsError::NoCertificate));
         assert!(matches!(wrong(&one.chain, b"junk"), TlsError::NoKey));
         assert!(matches!(wrong(&one.chain, &other.key), TlsError::KeyMismatch));
-        assert!(ServerTls::new(spec(vec![one])).is_ok_and(|tls| tls.quic.is_some()));
+        assert!(built(&one.chain, &one.key).is_ok_and(|tls| tls.quic.is_some()));
     }
 }

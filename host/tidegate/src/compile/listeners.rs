@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tidegate_config::{ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields};
+use tidegate_config::{CertificateFiles, ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields};
 use tidegate_policy::native::TrustedFamily;
 use tidegate_proxy::snapshot::{AcceptProxyHeader, Limits, Listener, Protocols};
-use tidegate_proxy::{Allowance, CertificatePair, ClientAuth, LeastRate, ServerTls, ServerTlsSpec};
+use tidegate_proxy::{Allowance, CertificatePair, ClientAuth, LeastRate, NamedCertificate, ServerTls, ServerTlsSpec};
 
 use super::Scope;
 
@@ -64,49 +64,11 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
 
 /// The previous configuration's, where nothing it is made of has changed: then the tickets that clients hold stay good.
 fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTls) -> Option<Arc<ServerTls>> {
-    let mut certificates = Vec::new();
-    let mut whole = true;
-    for pair in &tls.certificates {
-        let chain = scope.read(pair.line, &pair.certificate);
-        let key = scope.read(pair.line, &pair.key);
-        match (chain, key) {
-            (Some(chain), Some(key)) => {
-                let pair_of = |pair: &CertificatePair| ServerTlsSpec {
-                    certificates: vec![pair.clone()],
-                    tls13_only: false,
-                    client_ca: None,
-                    http1: true,
-                    http2: true,
-                    http3: false,
-                };
-                let files = CertificatePair { chain, key };
-                // One by one first, so that the error names the pair.
-                if let Err(error) = ServerTls::new(pair_of(&files)) {
-                    scope.error(pair.line, format!("{}: {error}", pair.certificate.display()));
-                    whole = false;
-                }
-                certificates.push(files);
-            }
-            _ => whole = false,
-        }
-    }
-    let client_ca = match &tls.client_ca {
-        None => None,
-        Some((path, mode)) => {
-            let auth = match mode {
-                ClientAuthMode::Required => ClientAuth::Required,
-                ClientAuthMode::Optional => ClientAuth::Optional,
-            };
-            Some((scope.read(tls.client_ca_line, path)?, auth))
-        }
-    };
-    if !whole {
-        return None;
-    }
+    // All of them first, as above.
+    let certificates: Vec<_> = tls.certificates.iter().map(|files| named_certificate(scope, files)).collect();
     let spec = ServerTlsSpec {
-        certificates,
+        certificates: certificates.into_iter().collect::<Option<_>>()?,
         tls13_only: tls.tls13_only,
-        client_ca,
         http1: listener.http1,
         http2: listener.http2,
         http3: listener.http3,
@@ -121,8 +83,38 @@ fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTl
     match ServerTls::new(spec) {
         Ok(tls) => Some(Arc::new(tls)),
         Err(error) => {
-            scope.error(tls.client_ca_line, format!("listener {:?}: tls: {error}", listener.name));
+            scope.error(listener.line, format!("listener {:?}: tls: {error}", listener.name));
             None
         }
     }
+}
+
+/// Built once by itself, so that an error names the pair, or the roots.
+fn named_certificate(scope: &mut Scope<'_>, files: &CertificateFiles) -> Option<NamedCertificate> {
+    let chain = scope.read(files.line, &files.certificate);
+    let key = scope.read(files.line, &files.key);
+    let client = files.client.as_ref().map(|client| scope.read(client.line, &client.ca).map(|pem| (pem, client)));
+    let pair = CertificatePair { chain: chain?, key: key? };
+    let alone = |named: NamedCertificate| {
+        let (http1, http2, http3) = (true, true, false);
+        ServerTls::new(ServerTlsSpec { certificates: vec![named], tls13_only: false, http1, http2, http3 })
+    };
+    let mut named = NamedCertificate { pair, names: files.names.clone(), client: None };
+    if let Err(error) = alone(named.clone()) {
+        scope.error(files.line, format!("{}: {error}", files.certificate.display()));
+        return None;
+    }
+    if let Some(client) = client {
+        let (pem, client) = client?;
+        let auth = match client.auth {
+            ClientAuthMode::Required => ClientAuth::Required,
+            ClientAuthMode::Optional => ClientAuth::Optional,
+        };
+        named.client = Some((pem, auth));
+        if let Err(error) = alone(named.clone()) {
+            scope.error(client.line, format!("{}: {error}", client.ca.display()));
+            return None;
+        }
+    }
+    Some(named)
 }
