@@ -225,6 +225,7 @@ async fn renewed_certificates_are_taken_without_a_reload() {
             .status,
         200
     );
+}
 
 /// Conduct "TLS termination": names of one listener, and even of one certificate, differ in what they ask of clients (RFC
 /// 8446, section 4.3.2). Neither another name's handshake, nor none, nor another name's ticket gets past it.

@@ -57,8 +57,8 @@ fn config(origins: &Origins, round: usize) -> String {
         [("edge", "tls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]\n"), ("plain", "")]
     {
         out += &format!(
-            "[[listener]]\nname = \"{name}\"\naddress = \"127.0.0.1:0\"\nheader_timeout = \"3s\"\nidle_timeout = \"5s\"\n\
-             body_idle_timeout = \"10s\"\nhandshake_timeout = \"3s\"\n{tls}"
+            "[[listener]]\nname = \"{name}\"\naddress = \"127.0.0.1:0\"\nheader_timeout = \"8s\"\nidle_timeout = \"20s\"\n\
+             body_idle_timeout = \"10s\"\nhandshake_timeout = \"8s\"\n{tls}"
         );
     }
     let outlier = 3 + round % 3;
