@@ -6,7 +6,7 @@ use bytestring::ByteString;
 use http::{HeaderName, HeaderValue, header};
 use thiserror::Error;
 
-use crate::{is_token, native};
+use crate::native;
 
 /// How bodies pass: see the route's `buffer` in the configuration.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -208,9 +208,6 @@ fn editable_name(name: &str) -> Result<HeaderName, EditError> {
         return Err(EditError::InvalidName);
     }
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| EditError::InvalidName)?;
-    if !is_token(&name) {
-        return Err(EditError::InvalidName);
-    }
     if is_core_field(&name) { Err(EditError::NotGranted) } else { Ok(name) }
 }
 

@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use crate::ProxyTlvs;
 
-/// Whether a field's name is a token (RFC 9110, section 5.6.2). The `http` crate takes a double quote for part of one, HTTP/1
-/// refuses it: it must not come in by another version.
+/// Whether a field's name is a token (RFC 9110, section 5.6.2). `HeaderName::from_lowercase`, by which names of HTTP/2 and HTTP/3
+/// are read, takes a double quote for part of one; HTTP/1 does not, so it must not come in by another version.
 pub fn is_token(name: &HeaderName) -> bool {
     !name.as_str().as_bytes().contains(&b'"')
 }
