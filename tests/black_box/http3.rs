@@ -302,7 +302,7 @@ async fn no_wait_for_a_client_is_without_an_end() {
     assert_eq!(client.closed().await, GENERAL_PROTOCOL_ERROR);
 
     let mut narrow = quinn::TransportConfig::default();
-    narrow.stream_receive_window(10_u32.into());
+    narrow.stream_receive_window(12_u32.into());
     let client = QuicClient::with(edge.gateway.edge(), edge.tls(), "edge.example", narrow).await.expect("a handshake");
     let (mut send, _answering) = client.stream(&get("/", &[])).await;
     send.finish().expect("open");
@@ -453,7 +453,7 @@ async fn an_idle_connection_is_closed() {
     assert_eq!(client.closed().await, NO_ERROR);
     let mut narrow = quinn::TransportConfig::default();
     // The control stream's type and SETTINGS fit in, and nothing after them.
-    narrow.stream_receive_window(10_u32.into());
+    narrow.stream_receive_window(12_u32.into());
     let client = QuicClient::with(edge.gateway.edge(), edge.tls(), "edge.example", narrow).await.expect("a handshake");
     assert_eq!(client.closed().await, NO_ERROR);
 }
