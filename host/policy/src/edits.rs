@@ -215,8 +215,16 @@ fn editable_name(name: &str) -> Result<HeaderName, EditError> {
 /// message or forge a client (RFC 9110, section 7.6.1; RFC 7239, section 8.1). Look-alikes count: a name with underscores
 /// reads as one with hyphens to CGI and its heirs.
 pub fn is_core_field(name: &HeaderName) -> bool {
-    const FIELDS: [HeaderName; 7] =
-        [header::CONTENT_LENGTH, header::HOST, header::TE, header::TRAILER, header::EXPECT, header::VIA, header::DATE];
+    const FIELDS: [HeaderName; 8] = [
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::TE,
+        header::TRAILER,
+        header::EXPECT,
+        header::VIA,
+        header::DATE,
+        header::MAX_FORWARDS,
+    ];
     const NAMES: [&str; 5] = ["proxy-status", "early-data", "alt-svc", "sec-websocket-key", "sec-websocket-accept"];
     if name.as_str().contains('_') {
         // The same question of the name that it reads as. A hyphenated token is always a name.

@@ -131,12 +131,11 @@ impl Exchange<'_> {
         if route.client_certificate != ClientCertificate::Off {
             identity.extend(self.served.certificate_fields().wanted(route.client_certificate));
         }
-        if let Hops::Left(left) = hops {
-            // Room for it there is: a router's edits are far fewer than its bound.
-            let _ = edits.headers.set("max-forwards", left.to_string().as_bytes());
-        }
         let mut head = OutgoingHead::new(&self.asked, &edits, identity, &self.snapshot);
         head.upgrade = key;
+        if let Hops::Left(left) = hops {
+            head.max_forwards = Some(left.into());
+        }
         let timeout = edits.timeout.or(route.timeout);
         let call = grpc::timeout(&self.asked.request);
         let deadline = call.and_then(|call| self.record.begun.checked_add(call));

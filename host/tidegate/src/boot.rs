@@ -362,6 +362,7 @@ fn refused(errors: tidegate_config::Errors) -> anyhow::Error {
 /// `tidegate run`: serves until SIGTERM or SIGINT, reloads on SIGHUP.
 pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyhow::Result<ExitCode> {
     telemetry::install(&config.gateway.log);
+    raise_descriptor_limit();
     // Before the first worker serves: a start that fails must not have answered anybody.
     let admin = config.gateway.admin.map(bind_admin).transpose()?;
     let control = Arc::new(Control::start(Some(path), &config, Vec::new())?);
@@ -415,6 +416,19 @@ async fn renew_tls(control: Arc<Control>) {
             let control = control.clone();
             // It reads files; a panic in it is logged, and the next look may be better.
             let _ = tokio::task::spawn_blocking(move || control.renew_tls()).await;
+        }
+    }
+}
+
+/// A connection is a descriptor. What a service manager allows softly is mostly 1024, for the sake of programs that use
+/// `select`; this is none.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "cannot raise the limit on open files");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName};
 use thiserror::Error;
-use tidegate_policy::native::{is_hop_by_hop, is_identity_field};
+use tidegate_policy::is_core_field;
 
 use super::{BodyError, Frame, Incoming, Outgoing, SinkGone};
 use crate::pace::{LeastRate, Pace};
@@ -182,32 +182,24 @@ impl Taking<'_> {
 
 /// Takes out the fields that a sender may not generate in trailers: framing, routing, authentication, what speaks of
 /// one connection or of the client (RFC 9110, section 6.5.1). A recipient that merged them would be smuggled to.
-pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+fn strip_trailers(trailers: &mut HeaderMap) {
     use http::header as h;
-    const FORBIDDEN: [HeaderName; 17] = [
+    const FORBIDDEN: [HeaderName; 12] = [
         h::AUTHORIZATION,
         h::CACHE_CONTROL,
         h::CONTENT_ENCODING,
-        h::CONTENT_LENGTH,
         h::CONTENT_RANGE,
         h::CONTENT_TYPE,
         h::COOKIE,
-        h::EXPECT,
-        h::HOST,
-        h::MAX_FORWARDS,
         h::PRAGMA,
         h::PROXY_AUTHORIZATION,
         h::RANGE,
         h::SET_COOKIE,
-        h::TE,
         h::VARY,
         h::WWW_AUTHENTICATE,
     ];
-    let leaving: Vec<HeaderName> = trailers
-        .keys()
-        .filter(|name| is_hop_by_hop(name) || is_identity_field(name) || FORBIDDEN.contains(name))
-        .cloned()
-        .collect();
+    let leaving: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_core_field(name) || FORBIDDEN.contains(name)).cloned().collect();
     for name in leaving {
         trailers.remove(name);
     }

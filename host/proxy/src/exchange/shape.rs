@@ -25,6 +25,8 @@ pub(crate) struct OutgoingHead {
     added: SmallVec<[(HeaderName, HeaderValue); 8]>,
     /// The gateway itself told the client to go on (RFC 9110, section 10.1.1): nobody else need be asked.
     pub(crate) continued: bool,
+    /// What is left of `Max-Forwards`, where this hop counts it down (RFC 9110, section 7.6.2).
+    pub(crate) max_forwards: Option<HeaderValue>,
     /// WebSocket is asked for, with this key where the upstream speaks HTTP/1.1.
     pub(crate) upgrade: Option<HeaderValue>,
     pub(crate) method: Method,
@@ -54,6 +56,7 @@ impl OutgoingHead {
             edits: edits.headers.clone(),
             added,
             continued: false,
+            max_forwards: None,
             upgrade: None,
             method: request.method.clone(),
             scheme: request.scheme,
@@ -86,14 +89,19 @@ impl OutgoingHead {
         for (name, value) in &self.added {
             write(name, value);
         }
+        if let Some(left) = &self.max_forwards {
+            write(&header::MAX_FORWARDS, left);
+        }
     }
 
     fn passes(&self, name: &HeaderName) -> bool {
         let answered = self.continued && name == header::EXPECT;
+        let counted = self.max_forwards.is_some() && name == header::MAX_FORWARDS;
         let handshake = self.upgrade.is_some() && name == header::SEC_WEBSOCKET_KEY;
         name != header::HOST
             && name != header::CONTENT_LENGTH
             && !answered
+            && !counted
             && !handshake
             && !is_hop_by_hop(name)
             && !is_identity_field(name)
