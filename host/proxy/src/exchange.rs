@@ -21,6 +21,7 @@ use crate::snapshot::{Cluster, Route, Snapshot};
 use crate::timer::Deadline;
 
 mod admit;
+mod again;
 mod attempt;
 mod client_cert;
 mod compress;
@@ -31,6 +32,7 @@ mod grpc;
 mod hedge;
 mod reply;
 mod request_body;
+mod response;
 mod shape;
 mod upgrade;
 
