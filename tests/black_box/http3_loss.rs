@@ -154,3 +154,54 @@ async fn everything_arrives_over_bad_links() {
     assert_eq!(origin.record().len(), paths.len(), "a POST reaches the origin once");
     assert!(before.lost() > 50 && behind.lost() > 50, "{} and {}", before.lost(), behind.lost());
 }
+
+/// RFC 9000, section 8.1; conduct "QUIC amplification": to an address that has not answered yet go three times the bytes that
+/// came from it and no more, however often the handshake's packets are sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_does_not_answer_gets_three_times_its_bytes() {
+    let authority = Authority::new();
+    let origin = Origin::http1().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    // Many names make a certificate that needs more packets than may be sent.
+    let names: Vec<String> = (0..120).map(|number| format!("name-{number}.edge.example")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    authority.issue(&names).write(folder.path(), "edge");
+    let tls = "address = \"127.0.0.1:0\"\nhandshake_timeout = \"2s\"\n\
+               tls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]\n";
+    let config = crate::simple(&[origin.address], "").replacen("address = \"127.0.0.1:0\"\n", tls, 1);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let (came, went) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (there, back) = (came.clone(), went.clone());
+    let link = Link::to(gateway.edge(), move |way, bytes| match way {
+        // The first datagram arrives, and nothing after it; of what is sent back nothing does.
+        Way::There if there.load(Ordering::SeqCst) == 0 => {
+            there.fetch_add(bytes, Ordering::SeqCst);
+            vec![Duration::ZERO]
+        }
+        Way::There => Vec::new(),
+        Way::Back => {
+            back.fetch_add(bytes, Ordering::SeqCst);
+            Vec::new()
+        }
+    })
+    .await;
+    // A ClientHello that fits into one datagram.
+    let groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    let provider =
+        rustls::crypto::CryptoProvider { kx_groups: groups, ..rustls::crypto::aws_lc_rs::default_provider() };
+    let mut client = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("versions")
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"h3".to_vec()];
+    let connecting = tokio::spawn(QuicClient::connect(link.address, client, "name-1.edge.example"));
+    eventually("the handshake is given up", async || {
+        (gateway.metric("tidegate_handshakes_failed_total").await == 1.0).then_some(())
+    })
+    .await;
+    connecting.abort();
+    let (came, went) = (came.load(Ordering::SeqCst), went.load(Ordering::SeqCst));
+    assert!(went > 2 * came, "there was more to send: {went} for {came}");
+    assert!(went <= 3 * came, "{went} for {came}");
+}
