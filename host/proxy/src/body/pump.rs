@@ -182,7 +182,7 @@ impl Taking<'_> {
 
 /// Takes out the fields that a sender may not generate in trailers: framing, routing, authentication, what speaks of
 /// one connection or of the client (RFC 9110, section 6.5.1). A recipient that merged them would be smuggled to.
-fn strip_trailers(trailers: &mut HeaderMap) {
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
     use http::header as h;
     const FORBIDDEN: [HeaderName; 12] = [
         h::AUTHORIZATION,
