@@ -186,16 +186,20 @@ async fn an_origin_is_verified_over_quic() {
     assert!(origin.record().is_empty() && misnamed.record().is_empty());
 }
 
-/// An implementation that is neither ours nor `h3`: content, trailers and many streams at once reach it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_origin_on_aioquic() {
-    let authority = Authority::new();
+/// An origin on aioquic and a gateway before it.
+async fn before_aioquic(authority: &Authority) -> (tidegate_tests::peers::Script, Gateway) {
     let folder = tempfile::tempdir().expect("a folder");
     authority.issue(&["origin.example"]).write(folder.path(), "origin");
     let folder_name = folder.path().display().to_string();
     let mut origin = tidegate_tests::peers::Script::start("http3_origin.py", &[&folder_name]);
     let port: u16 = origin.line().await.parse().expect("a port");
-    let gateway = gateway(&authority, &[std::net::SocketAddr::from(([127, 0, 0, 1], port))], "").await;
+    (origin, gateway(authority, &[std::net::SocketAddr::from(([127, 0, 0, 1], port))], "").await)
+}
+
+/// An implementation that is neither ours nor `h3`: content, trailers and many streams at once reach it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_on_aioquic() {
+    let (_origin, gateway) = before_aioquic(&Authority::new()).await;
     let clients = (0..30).map(|index| {
         let client = if index % 2 == 0 { Client::http1(gateway.edge()) } else { Client::http2(gateway.edge()) };
         tokio::spawn(async move {
@@ -217,12 +221,7 @@ async fn an_origin_on_aioquic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn websocket_to_an_origin_of_http3() {
     let authority = Authority::new();
-    let folder = tempfile::tempdir().expect("a folder");
-    authority.issue(&["origin.example"]).write(folder.path(), "origin");
-    let folder_name = folder.path().display().to_string();
-    let mut origin = tidegate_tests::peers::Script::start("http3_origin.py", &[&folder_name]);
-    let port: u16 = origin.line().await.parse().expect("a port");
-    let gateway = gateway(&authority, &[std::net::SocketAddr::from(([127, 0, 0, 1], port))], "").await;
+    let (_origin, gateway) = before_aioquic(&authority).await;
     let (head, one) = ask_http1(gateway.edge(), &handshake("/chat")).await;
     assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("sec-websocket-protocol: chat"), "{head}");
     let two = Http2Client::connect(gateway.edge()).await;

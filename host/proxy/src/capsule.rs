@@ -6,6 +6,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
+use crate::codec::gather::gather;
 use crate::codec::http3::varint;
 
 /// Most bytes of a UDP payload (RFC 9298, section 5).
@@ -90,19 +91,7 @@ impl Decoder {
                     }
                 }
                 At::Datagram { left, gathered } => {
-                    let piece = input.split_to((*left).min(input.len()));
-                    *left -= piece.len();
-                    let done = *left == 0;
-                    // Mostly it is all in one piece, and need not be copied.
-                    let datagram = if done && gathered.is_empty() {
-                        piece
-                    } else {
-                        gathered.extend_from_slice(&piece);
-                        if !done {
-                            continue;
-                        }
-                        std::mem::take(gathered).freeze()
-                    };
+                    let Some(datagram) = gather(left, gathered, input) else { continue };
                     self.at = At::Header(0);
                     return Ok(Some(datagram));
                 }

@@ -18,6 +18,7 @@ use crate::timer::{Deadline, Timers};
 use crate::worker::Worker;
 
 pub(crate) mod date;
+pub(crate) mod gather;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod http3;

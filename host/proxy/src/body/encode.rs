@@ -90,6 +90,12 @@ impl Writer {
         }
     }
 
+    /// What is out once everything is flushed.
+    fn flushed(&mut self) -> io::Result<Bytes> {
+        self.flush()?;
+        Ok(self.take())
+    }
+
     fn take(&mut self) -> Bytes {
         let next = Vec::with_capacity(PIECE);
         std::mem::replace(self.out(), next).into()
@@ -146,14 +152,11 @@ impl Encoded {
                     }
                     taken += data.len();
                     if writer.out().len() >= PIECE {
-                        break writer.take();
+                        break Ok(writer.take());
                     }
                     if taken >= SHARE {
                         self.unflushed = false;
-                        match writer.flush() {
-                            Ok(()) => break writer.take(),
-                            Err(error) => return Poll::Ready(broke(error)),
-                        }
+                        break writer.flushed();
                     }
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
@@ -161,25 +164,25 @@ impl Encoded {
                     if let Some(Ok(Frame::Trailers(trailers))) = end {
                         self.trailers = Some(trailers);
                     }
-                    match self.writer.take().map(Writer::finish) {
-                        Some(Ok(out)) => break out,
-                        Some(Err(error)) => return Poll::Ready(broke(error)),
-                        None => {}
+                    if let Some(writer) = self.writer.take() {
+                        break writer.finish();
                     }
                 }
                 Poll::Pending if self.unflushed => {
                     // The sender is silent: what it sent may be all there is for a long time (event streams).
                     self.unflushed = false;
-                    match writer.flush() {
-                        Ok(()) => break writer.take(),
-                        Err(error) => return Poll::Ready(broke(error)),
-                    }
+                    break writer.flushed();
                 }
                 Poll::Pending => return Poll::Pending,
             }
         };
-        self.metrics.compression_out.add(out.len() as u64);
-        Poll::Ready(Some(Ok(Frame::Data(out))))
+        Poll::Ready(match out {
+            Ok(out) => {
+                self.metrics.compression_out.add(out.len() as u64);
+                Some(Ok(Frame::Data(out)))
+            }
+            Err(error) => broke(error),
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use h3::error::Code;
 
 use super::frame::{self, Kind, Violation};
 use super::link::Role;
+use crate::codec::gather::gather;
 
 /// What a stream brings.
 #[derive(Debug, Eq, PartialEq)]
@@ -108,19 +109,7 @@ impl Message {
                     }
                 }
                 At::Section { left, gathered } => {
-                    let piece = input.split_to((*left).min(input.len()));
-                    *left -= piece.len();
-                    let done = *left == 0;
-                    // Mostly it is all in one packet, and need not be copied.
-                    let section = if done && gathered.is_empty() {
-                        piece
-                    } else {
-                        gathered.extend_from_slice(&piece);
-                        if !done {
-                            continue;
-                        }
-                        std::mem::take(gathered).freeze()
-                    };
+                    let Some(section) = gather(left, gathered, input) else { continue };
                     self.at = At::Header(0);
                     return Ok(Step::Piece(Piece::Section(section)));
                 }
