@@ -8,6 +8,7 @@ mod compression;
 mod connect;
 mod connect_udp;
 mod drain;
+mod early_data;
 mod examples;
 mod faults;
 mod framing;

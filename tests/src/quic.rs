@@ -93,13 +93,31 @@ impl QuicClient {
         name: &str,
         transport: TransportConfig,
     ) -> Result<Self, ConnectionError> {
+        let (endpoint, connecting) = Self::begin(address, tls, name, transport);
+        let connection = tokio::time::timeout(LONGEST, connecting).await.expect("a handshake in time")?;
+        Ok(Self { endpoint, connection })
+    }
+
+    /// Comes back to say something in early data, if the last connection left it a ticket for that. The second value tells
+    /// in the end whether it was taken.
+    pub fn early(address: SocketAddr, tls: rustls::ClientConfig, name: &str) -> Option<(Self, quinn::ZeroRttAccepted)> {
+        let (endpoint, connecting) = Self::begin(address, tls, name, TransportConfig::default());
+        let (connection, accepted) = connecting.into_0rtt().ok()?;
+        Some((Self { endpoint, connection }, accepted))
+    }
+
+    fn begin(
+        address: SocketAddr,
+        tls: rustls::ClientConfig,
+        name: &str,
+        transport: TransportConfig,
+    ) -> (quinn::Endpoint, quinn::Connecting) {
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport));
         let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a socket");
         let connecting = endpoint.connect_with(config, address, name).expect("a configuration");
-        let connection = tokio::time::timeout(LONGEST, connecting).await.expect("a handshake in time")?;
-        Ok(Self { endpoint, connection })
+        (endpoint, connecting)
     }
 
     /// Opens a unidirectional stream that begins with these bytes.

@@ -203,6 +203,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "Chosen by SNI from the names in them; the first is the default.",
             ),
             key("min_version", OneOf(&["1.2", "1.3"]), "1.2", "The oldest version of TLS."),
+            key(
+                "early_data",
+                Bool,
+                "false",
+                "Take requests in QUIC's 0-RTT from clients that come back (RFC 8470). Safe methods without content go on at once, with `Early-Data: 1`, and again without it where the upstream answers 425; all else waits for the handshake. A ticket opens early data once, whichever worker it comes to. Needs `http3`; not with `client_ca`. Over TCP none is taken.",
+            ),
             optional(
                 "client_ca",
                 Text,

@@ -57,6 +57,7 @@ pub struct AcceptProxyProtocol {
 pub struct ListenerTls {
     pub certificates: Vec<CertificateFiles>,
     pub tls13_only: bool,
+    pub early_data: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +195,7 @@ impl ListenerTls {
                 .map(|pair| CertificateFiles::read(pair, client.as_ref(), &auth))
                 .collect(),
             tls13_only: section.one_of("min_version") == "1.3",
+            early_data: section.bool("early_data"),
         }
     }
 }

@@ -19,11 +19,14 @@ use crate::worker::Worker;
 
 pub(crate) mod date;
 pub(crate) mod gather;
+mod handshake;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod http3;
 pub(crate) mod pseudo;
 mod streams;
+
+pub(crate) use handshake::Handshake;
 
 /// What a codec knows of the connection it serves. One per connection, shared by its streams.
 pub(crate) struct Served {
@@ -32,16 +35,28 @@ pub(crate) struct Served {
     pub(crate) connection: Rc<ConnectionHead>,
     /// The `Alt-Svc` of responses: HTTP/3 is to be had at the port that this client came to over TCP (RFC 7838).
     pub(crate) alt_svc: Option<HeaderValue>,
+    /// The client's TLS handshake; complete where there is none.
+    pub(crate) handshake: Handshake,
     certificate: OnceCell<CertificateFields>,
 }
 
 impl Served {
     pub(crate) fn new(worker: Rc<Worker>, listener: Arc<Listener>, connection: ConnectionHead) -> Self {
+        Self::before_the_handshake(worker, listener, connection, Handshake::complete())
+    }
+
+    /// The same, where `handshake` may still be under way.
+    pub(crate) fn before_the_handshake(
+        worker: Rc<Worker>,
+        listener: Arc<Listener>,
+        connection: ConnectionHead,
+        handshake: Handshake,
+    ) -> Self {
         let over_tcp = connection.tls && connection.alpn.as_deref() != Some("h3");
         let announced =
             (listener.alt_svc && over_tcp).then(|| format!("h3=\":{}\"; ma=86400", connection.local.port()));
         let alt_svc = announced.and_then(|value| HeaderValue::try_from(value).ok());
-        Self { worker, listener, connection: Rc::new(connection), alt_svc, certificate: OnceCell::new() }
+        Self { worker, listener, connection: Rc::new(connection), alt_svc, handshake, certificate: OnceCell::new() }
     }
 
     /// What an upstream may be told of the client's certificate.

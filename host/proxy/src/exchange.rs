@@ -174,7 +174,10 @@ impl Exchange<'_> {
         }
         plan.cluster.budget.deposit();
         let mut view = EndpointsView::new(plan.cluster.set.clone(), self.served.worker.now());
+        let handshake = self.served.handshake.clone();
         loop {
+            // What is sent after the handshake is nobody's replay.
+            plan.head.early = !handshake.is_complete();
             match self.attempt(&mut plan, &mut body, &mut view, &mut reply).await {
                 Step::Done => return,
                 Step::Failed(fault) => return self.fail_with(fault, reply).await,
@@ -187,6 +190,14 @@ impl Exchange<'_> {
                     }
                     self.served.worker.metrics.retries.add(1);
                 }
+                Step::AfterHandshake => match self.while_wanted(&plan, &mut reply, handshake.wait()).await {
+                    Ok(true) => self.served.worker.metrics.early.refused.add(1),
+                    Ok(false) => {
+                        let fault = Fault::new(Cause::ClientGone, "the handshake failed");
+                        return self.fail_with(fault, reply).await;
+                    }
+                    Err(fault) => return self.fail_with(fault, reply).await,
+                },
             }
         }
     }

@@ -37,7 +37,7 @@ pub use body::Coding;
 pub use buffer::{Allowance, Buffers};
 pub use exchange::ClientCertificate;
 pub use listener::tls::{
-    CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, ServerTls, ServerTlsSpec, TlsError,
+    CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec, TlsError,
 };
 pub use pace::LeastRate;
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};

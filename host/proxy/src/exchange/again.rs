@@ -10,11 +10,11 @@ use tidegate_policy::{AttemptFacts, Bound, Cause, EndpointsView, Fault, Outcome,
 
 use super::attempt::Step;
 use super::request_body::RequestBody;
-use super::{Exchange, Plan, decide};
+use super::{Exchange, Plan, decide, shape};
 use crate::upstream::{Lease, health};
 
 impl Exchange<'_> {
-    /// A whole response head arrived: whether its status is a reason to try again, and after which pause.
+    /// A whole response head arrived: whether its status is a reason to try again, and when.
     pub(super) fn after_status(
         &mut self,
         plan: &Plan,
@@ -23,7 +23,7 @@ impl Exchange<'_> {
         index: u32,
         head: &ResponseHead,
         lease: &Lease,
-    ) -> Option<Duration> {
+    ) -> Option<Step> {
         // Below 400 nothing failed. A gRPC failure hides in a 200 that has its status among the fields (trailers-only).
         let grpc_status = head.headers.get("grpc-status").map(|status| status.as_bytes());
         self.report(view, index, Outcome::of_response(head.status, grpc_status));
@@ -38,7 +38,7 @@ impl Exchange<'_> {
         if head.status == StatusCode::REQUEST_TIMEOUT && lease.reused() && retry.on.reset {
             // The origin gave up an idle connection as the request was on its way (RFC 9110, section 15.5.9).
             let raced = Fault::new(Cause::Reset, "408 on a connection that had idled");
-            return self.consider(plan, body, view, index, &raced, None);
+            return self.consider(plan, body, view, index, &raced, None).map(Step::Again);
         }
         let mut fault = Fault::new(Cause::Status, head.status);
         match head.status {
@@ -48,12 +48,15 @@ impl Exchange<'_> {
                 fault.unprocessed = true;
             }
             // Who sent the request early is who has to hear of it (RFC 8470, section 5.2).
-            StatusCode::TOO_EARLY if self.asked.request.headers.contains_key("early-data") => return None,
+            StatusCode::TOO_EARLY if self.asked.request.headers.contains_key(shape::EARLY_DATA) => return None,
+            // That was us, and it is no failure: there are no rules and no budget to ask.
+            StatusCode::TOO_EARLY if plan.head.early => return Some(Step::AfterHandshake),
             StatusCode::TOO_EARLY => fault.unprocessed = true,
             _ => {}
         }
         let wanted = plan.route.retry_plugin.is_some() || retry.retries_status(head.status);
-        wanted.then(|| self.consider(plan, body, view, index, &fault, Some((head.status, &head.headers))))?
+        let response = Some((head.status, &head.headers));
+        wanted.then(|| self.consider(plan, body, view, index, &fault, response))?.map(Step::Again)
     }
 
     /// After a failure: again, or the fault stands.

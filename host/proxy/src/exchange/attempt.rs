@@ -23,6 +23,8 @@ pub(super) enum Step {
     /// The response went to the client, or broke off on its way: nothing is left to do.
     Done,
     Again(Duration),
+    /// It came too early for the upstream (RFC 8470, section 5.2).
+    AfterHandshake,
     Failed(Fault),
 }
 
@@ -248,9 +250,8 @@ impl Exchange<'_> {
                         lease.answered();
                         endpoint.state.sample_latency(worker.now(), took);
                         // What was read of the body is lost to another attempt unless a whole copy is kept.
-                        let pause = self.after_status(plan, body, view, index, &head, &lease);
-                        if let Some(pause) = pause {
-                            return Step::Again(pause);
+                        if let Some(step) = self.after_status(plan, body, view, index, &head, &lease) {
+                            return step;
                         }
                         let rest = (upload == Upload::Running).then_some(uploading);
                         let permits = [self.within_bound.take(), self.retrying.take()];

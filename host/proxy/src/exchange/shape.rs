@@ -16,6 +16,9 @@ use crate::body::{Incoming, Length};
 use crate::codec::date;
 use crate::snapshot::Snapshot;
 
+/// RFC 8470, section 5.1.
+pub(super) const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
+
 /// The request as an upstream gets it. One per exchange, the same for every attempt.
 pub(crate) struct OutgoingHead {
     asked: Rc<Asked>,
@@ -27,6 +30,8 @@ pub(crate) struct OutgoingHead {
     pub(crate) continued: bool,
     /// What is left of `Max-Forwards`, where this hop counts it down (RFC 9110, section 7.6.2).
     pub(crate) max_forwards: Option<HeaderValue>,
+    /// The request came before its client's handshake was complete (RFC 8470, section 5.1).
+    pub(crate) early: bool,
     /// WebSocket is asked for, with this key where the upstream speaks HTTP/1.1.
     pub(crate) upgrade: Option<HeaderValue>,
     pub(crate) method: Method,
@@ -57,6 +62,7 @@ impl OutgoingHead {
             added,
             continued: false,
             max_forwards: None,
+            early: false,
             upgrade: None,
             method: request.method.clone(),
             scheme: request.scheme,
@@ -92,16 +98,21 @@ impl OutgoingHead {
         if let Some(left) = &self.max_forwards {
             write(&header::MAX_FORWARDS, left);
         }
+        if self.early {
+            write(&EARLY_DATA, &HeaderValue::from_static("1"));
+        }
     }
 
     fn passes(&self, name: &HeaderName) -> bool {
         let answered = self.continued && name == header::EXPECT;
         let counted = self.max_forwards.is_some() && name == header::MAX_FORWARDS;
+        let early = self.early && name == EARLY_DATA;
         let handshake = self.upgrade.is_some() && name == header::SEC_WEBSOCKET_KEY;
         name != header::HOST
             && name != header::CONTENT_LENGTH
             && !answered
             && !counted
+            && !early
             && !handshake
             && !is_hop_by_hop(name)
             && !is_identity_field(name)

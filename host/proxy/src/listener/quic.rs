@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, OnceLock};
 
-use quinn::{EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{ConnectionError, EndpointConfig, ServerConfig, TransportConfig, VarInt, ZeroRttAccepted};
 use rustls::pki_types::CertificateDer;
 use tidegate_policy::{ConnectionHead, ProxyTlvs};
 
 use super::tls::ServerTls;
 use super::{Gate, canonical};
-use crate::codec::{Served, http3};
+use crate::codec::{Handshake, Served, http3};
+use crate::observe::WorkerMetrics;
 use crate::snapshot::{Limits, Listener};
 use crate::timer::Deadline;
 use crate::worker::{Drain, Worker};
@@ -141,16 +142,17 @@ struct Accepting {
     handshakes: Rc<Cell<usize>>,
 }
 
-struct Handshake(Rc<Cell<usize>>);
+/// A place among the handshakes that are under way.
+struct UnderWay(Rc<Cell<usize>>);
 
-impl Handshake {
+impl UnderWay {
     fn begin(count: &Rc<Cell<usize>>) -> Self {
         count.set(count.get() + 1);
         Self(count.clone())
     }
 }
 
-impl Drop for Handshake {
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -188,13 +190,70 @@ impl Accepting {
             incoming.refuse();
             return;
         };
-        let handshake = Handshake::begin(&self.handshakes);
+        let under_way = UnderWay::begin(&self.handshakes);
         let port = self.port.group.address().port();
         let (worker, retired) = (self.worker.clone(), self.retired.clone());
         self.worker.spawn_connection(async move {
             let _permit = permit;
-            connection(worker, listener, incoming, port, handshake, retired).await;
+            connection(worker, listener, incoming, port, under_way, retired).await;
         });
+    }
+}
+
+/// The connection once its handshake is complete; where early data is taken, once the ClientHello was read, with what tells
+/// that it is.
+async fn begun(
+    incoming: quinn::Incoming,
+    early: bool,
+) -> Result<(quinn::Connection, Option<ZeroRttAccepted>), ConnectionError> {
+    let mut connecting = incoming.accept()?;
+    if !early {
+        return Ok((connecting.await?, None));
+    }
+    connecting.handshake_data().await?;
+    match connecting.into_0rtt() {
+        Ok((connection, accepted)) => Ok((connection, Some(accepted))),
+        // Never on this side.
+        Err(connecting) => Ok((connecting.await?, None)),
+    }
+}
+
+/// Sees a handshake through to its end while what came early is served.
+async fn watch(
+    connection: quinn::Connection,
+    accepted: ZeroRttAccepted,
+    mut deadline: Deadline,
+    handshake: Handshake,
+    _under_way: UnderWay,
+    failed: Failed,
+) {
+    let over = tokio::select! {
+        // It says nothing of early data on this side, and comes too when the connection is lost.
+        _ = accepted => connection.close_reason(),
+        () = deadline.elapsed() => Some(ConnectionError::TimedOut),
+    };
+    // Only what is certain counts: a close may be in early data, or forged before there are keys.
+    handshake.ended(over.is_none() || handshake.is_complete());
+    match over {
+        None | Some(ConnectionError::ApplicationClosed(_)) => {}
+        Some(error) => {
+            failed.tell(&error);
+            connection.close(VarInt::from_u32(0), b"no handshake");
+        }
+    }
+}
+
+/// Whose handshake failed, for the log.
+struct Failed {
+    metrics: Arc<WorkerMetrics>,
+    listener: Arc<str>,
+    peer: SocketAddr,
+}
+
+impl Failed {
+    fn tell(&self, error: &ConnectionError) {
+        self.metrics.handshakes_failed.add(1);
+        tracing::debug!(listener = %self.listener, peer = %self.peer, %error, "quic handshake failed");
     }
 }
 
@@ -203,29 +262,40 @@ async fn connection(
     listener: Arc<Listener>,
     incoming: quinn::Incoming,
     port: u16,
-    handshaking: Handshake,
+    under_way: UnderWay,
     retired: Rc<Drain>,
 ) {
     let peer = canonical(incoming.remote_address());
     let local_ip = incoming.local_ip().unwrap_or(listener.address.ip()).to_canonical();
+    let early = listener.tls.as_ref().is_some_and(|tls| tls.takes_early_data());
     let mut deadline = Deadline::after(&worker.timers, Some(listener.limits.handshake_timeout));
-    let handshake = async { incoming.accept()?.await };
     let connected = tokio::select! {
-        connected = handshake => connected,
-        () = deadline.elapsed() => Err(quinn::ConnectionError::TimedOut),
+        connected = begun(incoming, early) => connected,
+        () = deadline.elapsed() => Err(ConnectionError::TimedOut),
     };
-    drop(handshaking);
-    let connection = match connected {
-        Ok(connection) => connection,
-        Err(error) => {
-            worker.metrics.handshakes_failed.add(1);
-            tracing::debug!(listener = %listener.name, %peer, %error, "quic handshake failed");
-            return;
+    let failed = Failed { metrics: worker.metrics.clone(), listener: listener.name.clone(), peer };
+    let (connection, handshake) = match connected {
+        Ok((connection, None)) => {
+            drop(under_way);
+            (connection, Handshake::complete())
         }
+        Ok((connection, Some(accepted))) => {
+            let handshake = Handshake::pending();
+            tokio::task::spawn_local(watch(
+                connection.clone(),
+                accepted,
+                deadline,
+                handshake.clone(),
+                under_way,
+                failed,
+            ));
+            (connection, handshake)
+        }
+        Err(error) => return failed.tell(&error),
     };
-    let handshake =
+    let data =
         connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
-    let server_name = handshake.and_then(|data| data.server_name).map(|name| name.to_ascii_lowercase().into());
+    let server_name = data.and_then(|data| data.server_name).map(|name| name.to_ascii_lowercase().into());
     let certificates = connection.peer_identity().and_then(|data| data.downcast::<Vec<CertificateDer<'static>>>().ok());
     let (client_certificate, client_chain) =
         super::tls::client_certificate(certificates.as_ref().map(|chain| &chain[..]));
@@ -244,7 +314,7 @@ async fn connection(
         client_chain,
     };
     let timers = worker.timers.clone();
-    let served = Rc::new(Served::new(worker, listener, head));
+    let served = Rc::new(Served::before_the_handshake(worker, listener, head, handshake));
     http3::serve(connection, served, timers, retired).await;
     // The endpoint's tasks get to send the close, though this may have been the last that the worker waited for.
     for _ in 0..3 {

@@ -57,7 +57,21 @@ pub struct ServerTlsSpec {
     pub http1: bool,
     pub http2: bool,
     pub http3: bool,
+    /// Early data is taken, over HTTP/3.
+    pub early_data: Option<Remembered>,
 }
+
+/// What clients remember of a connection and hold the next one to from its first byte. With other values none of what they
+/// hold may open early data (RFC 9000, section 7.4.1; RFC 9114, section 7.2.4.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Remembered {
+    pub max_streams: u32,
+    pub max_header_bytes: usize,
+}
+
+/// Sessions kept for clients that may come back with early data, of a listener's workers together. The oldest goes first;
+/// its client makes a full handshake.
+const SESSIONS: usize = 32 * 1024;
 
 /// When a certificate ends.
 #[derive(Clone, Debug)]
@@ -97,6 +111,10 @@ pub enum TlsError {
     ServerName(String),
     #[error("there are no roots to verify against; name them with ca")]
     NoRoots,
+    #[error("early_data with client_ca: who asks is not known before the handshake is complete")]
+    EarlyUnknown,
+    #[error("early_data without http3: it is taken over QUIC only")]
+    EarlyOverTcp,
     #[error("{0}")]
     Verifier(String),
     #[error(transparent)]
@@ -132,6 +150,12 @@ impl ServerTls {
             }
         }
         let names = Arc::new(Names::new(&spec.certificates, &chosen)?);
+        if spec.early_data.is_some() && policies.iter().any(Option::is_some) {
+            return Err(TlsError::EarlyUnknown);
+        }
+        if spec.early_data.is_some() && !spec.http3 {
+            return Err(TlsError::EarlyOverTcp);
+        }
         let by_policy = |quic| {
             let configs = policies.iter().enumerate().map(|(policy, client)| {
                 let resolver = ByName { names: names.clone(), policy };
@@ -148,6 +172,10 @@ impl ServerTls {
     /// When each of its certificates ends, in the order of the configuration.
     pub fn expiries(&self) -> &[Expiry] {
         &self.names.expiries
+    }
+
+    pub(crate) fn takes_early_data(&self) -> bool {
+        self.spec.early_data.is_some()
     }
 
     /// Whether it is what `spec` would give: then it stays over a reload, and so do the tickets that clients hold.
@@ -222,6 +250,14 @@ fn config(
         let offered = [(spec.http2, &b"h2"[..]), (spec.http1, b"http/1.1")];
         offered.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_vec()).collect()
     };
+    if quic && spec.early_data.is_some() {
+        // Kept here, shared by the workers, and good for one use: so early data is taken at most once (RFC 8446, section
+        // 8.1). The size is the one that QUIC knows (RFC 9001, section 4.6.1).
+        config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
+        config.max_early_data_size = u32::MAX;
+        config.send_tls13_tickets = 1;
+        return Ok(config);
+    }
     // Stateless and rotated, and one for all workers: a client may come back to any of them.
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Rustls)?;
     config.send_tls13_tickets = 1;
@@ -298,7 +334,7 @@ mod tests {
     }
 
     fn spec(certificates: Vec<NamedCertificate>) -> ServerTlsSpec {
-        ServerTlsSpec { certificates, tls13_only: false, http1: true, http2: true, http3: true }
+        ServerTlsSpec { certificates, tls13_only: false, http1: true, http2: true, http3: true, early_data: None }
     }
 
     #[test]
@@ -335,6 +371,19 @@ mod tests {
         // The default's clients are asked as they are.
         let tls = ServerTls::new(spec(vec![secret])).expect("one policy");
         assert!(tls.covers(None, "secret.w.example"));
+    }
+
+    /// RFC 8470, section 3: a client that is to show who it is has not done so yet.
+    #[test]
+    fn early_data_is_for_listeners_that_ask_nobody_who_it_is_and_speak_http3() {
+        let remembered = Some(Remembered { max_streams: 100, max_header_bytes: 16_384 });
+        let early = |client, http3| {
+            let named = named(&["a.example"], client);
+            ServerTls::new(ServerTlsSpec { http3, early_data: remembered, ..spec(vec![named]) }).err()
+        };
+        assert!(early(None, true).is_none());
+        assert!(matches!(early(Some("roots"), true), Some(TlsError::EarlyUnknown)));
+        assert!(matches!(early(None, false), Some(TlsError::EarlyOverTcp)));
     }
 
     #[test]

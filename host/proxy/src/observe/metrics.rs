@@ -98,6 +98,17 @@ pub struct UdpDatagrams {
     pub unknown_stream: Counter,
 }
 
+/// Requests that came before the client's handshake was complete (RFC 8470).
+#[derive(Debug, Default)]
+pub struct EarlyRequests {
+    /// Went on before it was.
+    pub served: Counter,
+    /// Waited for it.
+    pub held: Counter,
+    /// Of those served: the upstream said 425, and they waited after all.
+    pub refused: Counter,
+}
+
 /// Everything one worker counts.
 #[derive(Debug)]
 pub struct WorkerMetrics {
@@ -128,6 +139,7 @@ pub struct WorkerMetrics {
     pub connections_active: Counter,
     pub connections_refused: Counter,
     pub handshakes_failed: Counter,
+    pub early: EarlyRequests,
     pub proxy_headers_refused: ProxyHeadersRefused,
     pub upstream_connections: Counter,
     pub upstream_connections_active: Counter,
@@ -165,6 +177,7 @@ impl Default for WorkerMetrics {
             connections_active: Counter::default(),
             connections_refused: Counter::default(),
             handshakes_failed: Counter::default(),
+            early: EarlyRequests::default(),
             proxy_headers_refused: ProxyHeadersRefused::default(),
             upstream_connections: Counter::default(),
             upstream_connections_active: Counter::default(),
@@ -258,6 +271,10 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.single(names::CONNECTIONS_ACTIVE, "gauge", "downstream connections open", |w| w.connections_active.get());
     page.single(names::CONNECTIONS_REFUSED, "counter", "connections turned away", |w| w.connections_refused.get());
     page.single(names::HANDSHAKES_FAILED, "counter", "handshakes that failed", |w| w.handshakes_failed.get());
+    page.head(names::EARLY_REQUESTS, "counter", "requests that came in early data, by what became of them");
+    page.sample(names::EARLY_REQUESTS, "outcome=\"served\"", |w| w.early.served.get());
+    page.sample(names::EARLY_REQUESTS, "outcome=\"held\"", |w| w.early.held.get());
+    page.sample(names::EARLY_REQUESTS, "outcome=\"refused\"", |w| w.early.refused.get());
     page.head(names::PROXY_HEADERS_REFUSED, "counter", "connections closed for want of a good PROXY header");
     page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"untrusted\"", |w| w.proxy_headers_refused.untrusted.get());
     page.sample(names::PROXY_HEADERS_REFUSED, "reason=\"invalid\"", |w| w.proxy_headers_refused.invalid.get());

@@ -25,6 +25,9 @@ pub const HEDGES_WON: &str = "tidegate_hedges_won_total";
 pub const CERTIFICATE_RENEWALS: &str = "tidegate_certificate_renewals_total";
 /// When a listener's certificate ends, in seconds since 1970, by listener and first name. From `listener::tls`.
 pub const CERTIFICATE_NOT_AFTER: &str = "tidegate_certificate_not_after_seconds";
+/// Requests in QUIC's early data, by outcome (`served` at once, `held` until the handshake was complete, `refused` by the
+/// upstream's 425 and sent again). From `codec::http3` and `exchange`.
+pub const EARLY_REQUESTS: &str = "tidegate_early_requests_total";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
 /// Tunnels opened, by kind (`websocket`, `connect`, `connect-udp`). From `exchange::upgrade`.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tidegate_config::{CertificateFiles, ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields};
 use tidegate_policy::native::TrustedFamily;
 use tidegate_proxy::snapshot::{AcceptProxyHeader, Limits, Listener, Protocols};
-use tidegate_proxy::{Allowance, CertificatePair, ClientAuth, LeastRate, NamedCertificate, ServerTls, ServerTlsSpec};
+use tidegate_proxy::{
+    Allowance, CertificatePair, ClientAuth, LeastRate, NamedCertificate, Remembered, ServerTls, ServerTlsSpec,
+};
 
 use super::Scope;
 
@@ -72,6 +74,9 @@ fn server_tls(scope: &mut Scope<'_>, listener: &ListenerConfig, tls: &ListenerTl
         http1: listener.http1,
         http2: listener.http2,
         http3: listener.http3,
+        early_data: tls
+            .early_data
+            .then_some(Remembered { max_streams: listener.max_streams, max_header_bytes: listener.max_header_bytes }),
     };
     let previous = scope.previous.and_then(|previous| {
         let listeners = &previous.snapshot.listeners;
@@ -97,7 +102,14 @@ fn named_certificate(scope: &mut Scope<'_>, files: &CertificateFiles) -> Option<
     let pair = CertificatePair { chain: chain?, key: key? };
     let alone = |named: NamedCertificate| {
         let (http1, http2, http3) = (true, true, false);
-        ServerTls::new(ServerTlsSpec { certificates: vec![named], tls13_only: false, http1, http2, http3 })
+        ServerTls::new(ServerTlsSpec {
+            certificates: vec![named],
+            tls13_only: false,
+            http1,
+            http2,
+            http3,
+            early_data: None,
+        })
     };
     let mut named = NamedCertificate { pair, names: files.names.clone(), client: None };
     if let Err(error) = alone(named.clone()) {

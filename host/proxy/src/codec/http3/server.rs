@@ -108,6 +108,7 @@ impl<'a> Connection<'a> {
                         continue;
                     }
                     self.next = id + 4;
+                    self.proved(&recv);
                     self.link.request();
                     self.begin(send, recv);
                     count += 1;
@@ -175,6 +176,15 @@ impl<'a> Connection<'a> {
 
     fn round_trip(&self) -> Duration {
         self.link.connection.rtt().clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    /// A stream that is no early one tells that the handshake is complete, before whoever watches it is told. Not on a
+    /// connection that is closed: there none counts as early.
+    fn proved(&self, recv: &quinn::RecvStream) {
+        let handshake = &self.served.handshake;
+        if !handshake.is_complete() && !recv.is_0rtt() && self.link.connection.close_reason().is_none() {
+            handshake.ended(true);
+        }
     }
 
     fn begin(&self, send: quinn::SendStream, recv: quinn::RecvStream) {

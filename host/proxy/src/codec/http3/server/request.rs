@@ -129,6 +129,9 @@ async fn resolve(served: &Rc<Served>, id: u64, mut reader: Reader, mut writer: W
                 writer.course().link.cancelled();
                 return writer.reset(Code::H3_MESSAGE_ERROR);
             }
+            if !served.handshake.is_complete() && !may_go_on(served, &head, body.length()).await {
+                return;
+            }
             let body = if body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
             let reply = Reply { writer: Some(writer), datagrams: datagrams.map(Box::new) };
             served.exchange(head, body, crate::body::Reply::Http3(reply)).await;
@@ -155,6 +158,18 @@ async fn settle(body: &mut BodyReader, head: &RequestHead, deadline: &mut Deadli
             () = deadline.elapsed() => {}
         }
     }
+}
+
+/// For a request in early data: one that is safe goes on at once, any other when the handshake has shown that it is no
+/// replay (RFC 8470, sections 3 and 4). False if that never came.
+async fn may_go_on(served: &Served, head: &RequestHead, content: Length) -> bool {
+    let early = &served.worker.metrics.early;
+    if head.method.is_safe() && head.tunnel.is_none() && content == Length::None {
+        early.served.add(1);
+        return true;
+    }
+    early.held.add(1);
+    served.handshake.wait().await
 }
 
 async fn refuse(served: &Served, mut reader: Reader, mut writer: Writer, refused: Refused) {
