@@ -1,6 +1,7 @@
 //! The harness of the black-box tests: the real program on free ports, origins that do as they are told, clients of all
 //! three versions of HTTP. It knows nothing of the crates under `host/`.
 
+pub mod bench;
 pub mod certs;
 pub mod client;
 pub mod eventually;

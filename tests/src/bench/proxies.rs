@@ -1,0 +1,195 @@
+//! The proxies, each set up to do the same: forward to one HTTP/1.1 origin, or to an HTTP/2 one below `/h2/`, add
+//! X-Forwarded-For, keep connections on both sides, log no accesses, and run one worker on one core.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::load::Front;
+use crate::gateway::{free_address, program, root};
+
+mod configs;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    Tidegate,
+    Nginx,
+    Haproxy,
+    Envoy,
+    Caddy,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] = [Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy, Self::Caddy];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tidegate => "tidegate",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+            Self::Envoy => "envoy",
+            Self::Caddy => "caddy",
+        }
+    }
+
+    /// Whether the packaged build speaks it to clients.
+    pub fn speaks(self, front: Front) -> bool {
+        front != Front::Http3 || !matches!(self, Self::Nginx | Self::Haproxy)
+    }
+
+    /// Whether it speaks HTTP/2 to origins.
+    pub fn speaks_http2_upstream(self) -> bool {
+        self != Self::Nginx
+    }
+
+    /// The program, where it is there.
+    fn program(self) -> Option<PathBuf> {
+        let peers = root().join("target/peers/usr/sbin");
+        let python = root().join("target/bench-peers");
+        let found = match self {
+            Self::Tidegate => return Some(program().to_owned()),
+            Self::Nginx | Self::Haproxy => {
+                let unpacked = peers.join(self.name());
+                if unpacked.exists() { unpacked } else { Path::new("/usr/sbin").join(self.name()) }
+            }
+            Self::Envoy => {
+                let folders = std::fs::read_dir(python.join("lib")).ok()?.flatten();
+                folders.map(|folder| folder.path().join("site-packages/envoy/_bin/envoy")).find(|path| path.exists())?
+            }
+            Self::Caddy => python.join("bin/caddy"),
+        };
+        found.exists().then_some(found)
+    }
+}
+
+/// Where the origins are, and what the proxies show to clients.
+pub struct Behind {
+    pub http1: SocketAddr,
+    pub http2: SocketAddr,
+    /// Has `edge.pem`, `edge.key`, both in `edge.both`, and the roots in `ca.pem`.
+    pub folder: PathBuf,
+}
+
+/// Who decides where a request goes, where that is measured.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Decided {
+    /// Nobody: all goes to one place.
+    #[default]
+    No,
+    /// A rule of the proxy's own, on the path and a field.
+    Native,
+    /// The same rule in the proxy's extension language: a component, Wasm, Lua.
+    Plugin,
+    /// The same, and answers may be remembered.
+    Memoised,
+}
+
+/// A proxy that runs. Killed when dropped.
+pub struct Proxy {
+    pub kind: Kind,
+    child: Child,
+    clear: SocketAddr,
+    tls: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Proxy {
+    /// Starts it on core 0, and waits until it takes connections. `None` if it is not installed, or knows no such thing.
+    pub fn start(kind: Kind, behind: &Behind, decided: Decided) -> Result<Option<Self>, String> {
+        Self::start_as(kind, behind, decided, None)
+    }
+
+    /// The same under callgrind, which writes into `counts` when the proxy ends.
+    pub fn start_counted(kind: Kind, behind: &Behind, decided: Decided, counts: &Path) -> Result<Option<Self>, String> {
+        Self::start_as(kind, behind, decided, Some(counts))
+    }
+
+    fn start_as(
+        kind: Kind,
+        behind: &Behind,
+        decided: Decided,
+        counts: Option<&Path>,
+    ) -> Result<Option<Self>, String> {
+        let Some(program) = kind.program() else { return Ok(None) };
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let (clear, tls) = (free_address(), free_address());
+        let ports = configs::Ports { clear, tls };
+        let Some(config) = configs::config(kind, behind, ports, decided, folder.path()) else { return Ok(None) };
+        let file = folder.path().join(config.name);
+        std::fs::write(&file, config.text).map_err(|error| error.to_string())?;
+        let log = std::fs::File::create(folder.path().join("log")).map_err(|error| error.to_string())?;
+        let said = log.try_clone().map_err(|error| error.to_string())?;
+        let mut command = match counts {
+            None => Command::new(program),
+            Some(counts) => {
+                let mut command = Command::new("valgrind");
+                // Compiled plugins are code that was data.
+                command.args(["--tool=callgrind", "--smc-check=all-non-file"]);
+                command.arg(format!("--callgrind-out-file={}", counts.display())).arg(program);
+                command
+            }
+        };
+        command.args(config.arguments.iter().map(|argument| argument.replace("FILE", &file.to_string_lossy())));
+        command.env("GOMAXPROCS", "1").env("HOME", folder.path()).env("XDG_DATA_HOME", folder.path());
+        if matches!(kind, Kind::Nginx | Kind::Haproxy) {
+            command.env("LD_LIBRARY_PATH", root().join("target/peers/usr/lib/x86_64-linux-gnu"));
+        }
+        command.stdin(Stdio::null()).stdout(said).stderr(log).current_dir(folder.path());
+        // The new process inherits the core of the thread that starts it.
+        super::cpu::pin(0).map_err(|error| format!("cannot pin to core 0: {error}"))?;
+        let child = command.spawn();
+        super::cpu::pin(1).map_err(|error| format!("cannot pin to core 1: {error}"))?;
+        let mut child = child.map_err(|error| format!("{}: {error}", kind.name()))?;
+        let begun = Instant::now();
+        for address in [clear, tls] {
+            while std::net::TcpStream::connect(address).is_err() {
+                let ended = child.try_wait().ok().flatten();
+                if ended.is_some() || begun.elapsed() > Duration::from_secs(120) {
+                    let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+                    let _ = child.kill();
+                    return Err(format!("{} does not get ready ({ended:?}):\n{log}", kind.name()));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(Some(Self { kind, child, clear, tls, _folder: folder }))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn address(&self, front: Front) -> SocketAddr {
+        if front == Front::Http1 { self.clear } else { self.tls }
+    }
+}
+
+impl Proxy {
+    /// Ends it in an orderly way, and waits for that.
+    pub fn end(mut self) {
+        // SAFETY: a plain system call on a child that was not waited for yet.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // Those with a master process pass it on.
+        // SAFETY: a plain system call on a child that was not waited for yet.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

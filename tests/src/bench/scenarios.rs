@@ -1,0 +1,79 @@
+//! What is measured.
+
+use super::load::{Front, Load};
+use super::message::{Ask, KIB, MIB};
+use super::proxies::{Decided, Kind};
+
+/// One row of the table.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub load: Load,
+    pub decided: Decided,
+    pub measure: Measure,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Measure {
+    /// Processor time of a request.
+    Request,
+    /// The same, by the bytes that it moved.
+    Bytes,
+    /// Memory of connections that are open and silent.
+    Idle,
+}
+
+impl Scenario {
+    pub fn fits(&self, kind: Kind) -> bool {
+        kind.speaks(self.load.front) && (!self.load.ask.path.starts_with("/h2/") || kind.speaks_http2_upstream())
+    }
+
+    /// Bytes of content that a request moves.
+    pub fn moves(&self) -> usize {
+        self.load.ask.answer + self.load.ask.upload
+    }
+}
+
+pub fn all() -> Vec<Scenario> {
+    use Front::{Http1, Http1Tls, Http2, Http3};
+    let small = Ask::get("/1k", KIB);
+    let load = |front, connections, streams, ask| Load { front, connections, streams, ask, fresh: false, rate: None, count: None };
+    let request = |name, load| Scenario { name, load, decided: Decided::No, measure: Measure::Request };
+    let bytes = |name, load| Scenario { name, load, decided: Decided::No, measure: Measure::Bytes };
+    let idle = |name, front, connections| Scenario {
+        name,
+        load: load(front, connections, 1, small),
+        decided: Decided::No,
+        measure: Measure::Idle,
+    };
+    let fresh = |front, connections| Load { fresh: true, ..load(front, connections, 1, small) };
+    let decided = |name, decided| Scenario {
+        decided,
+        ..request(name, load(Http1, 64, 1, Ask::get("/api/1k", KIB)))
+    };
+    let large = Ask::get("/10m", 10 * MIB);
+    vec![
+        request("HTTP/1.1, 1 KiB", load(Http1, 64, 1, small)),
+        request("HTTP/1.1 over TLS, 1 KiB", load(Http1Tls, 64, 1, small)),
+        request("HTTP/2, 1 KiB", load(Http2, 8, 32, small)),
+        request("HTTP/2 to HTTP/2, 1 KiB", load(Http2, 8, 32, Ask::get("/h2/1k", KIB))),
+        request("HTTP/3, 1 KiB", load(Http3, 8, 16, small)),
+        request("new TCP connection", fresh(Http1, 16)),
+        request("new TLS connection", fresh(Http1Tls, 16)),
+        request("new QUIC connection", fresh(Http3, 16)),
+        request("HTTP/1.1, 3,000 requests/s", Load { rate: Some(3000), ..load(Http1, 64, 1, small) }),
+        decided("routed by a native rule", Decided::Native),
+        decided("routed by a plugin", Decided::Plugin),
+        decided("routed by a plugin, memoised", Decided::Memoised),
+        bytes("HTTP/1.1, 100 KiB", load(Http1, 16, 1, Ask::get("/100k", 100 * KIB))),
+        bytes("HTTP/1.1, 10 MiB", load(Http1, 4, 1, large)),
+        bytes("HTTP/1.1 over TLS, 10 MiB", load(Http1Tls, 4, 1, large)),
+        bytes("HTTP/2, 10 MiB", load(Http2, 2, 2, large)),
+        bytes("HTTP/3, 10 MiB", load(Http3, 2, 2, large)),
+        bytes("uploads, 1 MiB", load(Http1, 8, 1, Ask { path: "/up", upload: MIB, answer: 0 })),
+        idle("idle HTTP/1.1", Http1, 5000),
+        idle("idle TLS", Http1Tls, 5000),
+        idle("idle HTTP/2", Http2, 5000),
+        idle("idle HTTP/3", Http3, 1000),
+    ]
+}
