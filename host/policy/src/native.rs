@@ -2,6 +2,7 @@
 
 mod draw;
 mod forwarded;
+mod forwarding_fields;
 mod hop_by_hop;
 mod least_request;
 mod maglev;
@@ -12,7 +13,8 @@ mod round_robin;
 mod route_table;
 mod standard_forwarding;
 
-pub use forwarded::{parse_forwarded, render_forwarded};
+pub use forwarded::parse_forwarded;
+pub use forwarding_fields::render_forwarded;
 pub use hop_by_hop::{Nominated, is_hop_by_hop};
 pub use least_request::LeastRequest;
 pub use maglev::{HashOn, Maglev};

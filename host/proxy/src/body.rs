@@ -73,13 +73,13 @@ pub(crate) struct SinkGone(pub(crate) String);
 pub(crate) enum Incoming {
     Empty,
     /// Held in memory, whole or its beginning.
-    Held(Held),
+    Held(Box<Held>),
     /// Read ahead by whoever shares it, who polls both.
     Ahead(Rc<RefCell<ReadAhead>>),
     Encoded(Box<Encoded>),
     Http1(http1::BodyReader),
     Http2(http2::BodyReader),
-    Http3(http3::BodyReader),
+    Http3(Box<http3::BodyReader>),
 }
 
 impl Incoming {
@@ -197,8 +197,9 @@ impl Outgoing {
         match self {
             Self::Ended => Ok(()),
             Self::Http1(body) => body.flush(activity).await,
-            // Their connection tasks flush.
-            Self::Http2(_) | Self::Http3(_) => Ok(()),
+            // Its connection's task flushes.
+            Self::Http2(_) => Ok(()),
+            Self::Http3(body) => body.flush().await,
         }
     }
 
@@ -265,11 +266,11 @@ impl Reply {
     /// The final head. The codec writes the framing that `length` asks for (`content-length`, chunked, or close); with
     /// `Length::None` it ends the message and leaves a `content-length` in `headers` as it is.
     /// It may wait in a buffer until the body's first `flush` or `finish`.
-    pub(crate) async fn head(self, head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
+    pub(crate) fn head(self, head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
         match self {
-            Self::Http1(reply) => reply.head(head, length).await,
-            Self::Http2(reply) => reply.head(head, length).await,
-            Self::Http3(reply) => reply.head(head, length).await,
+            Self::Http1(reply) => Ok(reply.head(head, length)),
+            Self::Http2(reply) => reply.head(head, length),
+            Self::Http3(reply) => reply.head(head, length),
         }
     }
 

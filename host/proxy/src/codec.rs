@@ -65,8 +65,8 @@ impl Served {
     }
 
     /// Runs one exchange to its end. The reply is always used up: answered, or ended as an error.
-    pub(crate) async fn exchange(&self, head: RequestHead, body: Incoming, reply: Reply) {
-        crate::exchange::serve(self, head, body, reply).await;
+    pub(crate) fn exchange(&self, head: RequestHead, body: Incoming, reply: Reply) -> impl Future<Output = ()> {
+        crate::exchange::serve(self, head, body, reply)
     }
 
     /// Counts and logs a request that broke the protocol and never became an exchange. `reason` is for the log.
@@ -90,34 +90,38 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection without TLS: HTTP/2 by prior knowledge if it begins with the preface, else HTTP/1, each only where
 /// the listener speaks it.
-pub(crate) async fn serve_clear_text(mut stream: Stream, served: Rc<Served>, timers: Timers) {
+pub(crate) async fn serve_clear_text(stream: Stream, served: Rc<Served>, timers: Timers) {
     let Protocols { http1, http2, .. } = served.listener.protocols;
-    if !http2 {
-        return http1::serve(stream, served, timers).await;
+    let (stream, is_http2) =
+        if http2 { Box::pin(look_for_preface(stream, &served, &timers)).await } else { (Some(stream), false) };
+    let Some(stream) = stream else { return };
+    if is_http2 {
+        Box::pin(http2::serve(stream, served, timers)).await;
+    } else if http1 {
+        Box::pin(http1::serve(stream, served, timers)).await;
+    } else {
+        served.refused(HttpVersion::Http11, 0, "this listener does not speak HTTP/1");
     }
+}
+
+/// The stream with what was read of it put back, and whether that is HTTP/2's preface. `None` for a client that is gone.
+async fn look_for_preface(mut stream: Stream, served: &Served, timers: &Timers) -> (Option<Stream>, bool) {
     let mut ahead = BytesMut::with_capacity(PREFACE.len());
-    let mut deadline = Deadline::after(&timers, Some(served.listener.limits.header_timeout));
+    let mut deadline = Deadline::after(timers, Some(served.listener.limits.header_timeout));
     while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {
         let mut missing = [0; PREFACE.len()];
         let room = &mut missing[..PREFACE.len() - ahead.len()];
         let read = tokio::select! {
             read = stream.read(room) => read,
-            () = deadline.elapsed() => return,
-            () = served.drained(), if ahead.is_empty() => return,
+            () = deadline.elapsed() => return (None, false),
+            () = served.drained(), if ahead.is_empty() => return (None, false),
         };
         match read {
             Ok(count @ 1..) => ahead.extend_from_slice(&room[..count]),
             // Gone, or half of a preface: nobody to answer.
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return (None, false),
         }
     }
     let is_http2 = ahead == PREFACE;
-    let stream = stream.put_back(ahead.freeze());
-    if is_http2 {
-        http2::serve(stream, served, timers).await;
-    } else if http1 {
-        http1::serve(stream, served, timers).await;
-    } else {
-        served.refused(HttpVersion::Http11, 0, "this listener does not speak HTTP/1");
-    }
+    (Some(stream.put_back(ahead.freeze())), is_http2)
 }

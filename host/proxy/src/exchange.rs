@@ -35,10 +35,12 @@ mod request_body;
 mod response;
 mod shape;
 mod upgrade;
+mod via;
 
 pub(crate) use client_cert::CertificateFields;
 pub use client_cert::ClientCertificate;
 pub(crate) use shape::OutgoingHead;
+pub use via::Via;
 
 use admit::Hops;
 use attempt::Step;
@@ -84,10 +86,15 @@ pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, re
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
     let record = Record::begin(&served.worker, &asked);
     let mut exchange = Exchange { served, snapshot, asked, record, retrying: None, within_bound: None };
-    match exchange.plan() {
-        Ok(Planned::Forward(plan)) => exchange.forward(plan, body, reply).await,
-        Ok(Planned::Respond(response)) => exchange.respond(response, reply).await,
-        Err(fault) => exchange.fail(fault, reply).await,
+    let mut reply = Some(reply);
+    let forwarded = match exchange.plan() {
+        Ok(Planned::Forward(mut plan)) => exchange.forward(&mut plan, body, &mut reply).await,
+        Ok(Planned::Respond(response)) => return Box::pin(exchange.respond(response, reply)).await,
+        Err(fault) => Err(fault),
+    };
+    // What is rare is boxed: its state would be part of every exchange's.
+    if let Err(fault) = forwarded {
+        Box::pin(exchange.fail(fault, reply)).await;
     }
 }
 
@@ -148,56 +155,51 @@ impl Exchange<'_> {
         Ok(Planned::Forward(Box::new(plan)))
     }
 
-    /// Tries until there is an answer, or a reason not to try again.
-    async fn forward(mut self, mut plan: Box<Plan>, mut body: Incoming, reply: Reply) {
+    /// Tries until there is an answer, or a reason not to try again: the fault to answer for, if `reply` is still there.
+    async fn forward(&mut self, plan: &mut Plan, mut body: Incoming, reply: &mut Option<Reply>) -> Result<(), Fault> {
         if plan.tunnel.is_some() {
-            if let Err(fault) = upgrade::without_content(&self.asked.request, &body) {
-                return self.fail(fault, reply).await;
-            }
+            upgrade::without_content(&self.asked.request, &body)?;
             plan.client_half = Some(std::mem::replace(&mut body, Incoming::Empty));
         }
-        if let (Some(limit), Length::Known(length)) = (plan.route.max_request_body, body.length())
+        body.look();
+        let length = body.length();
+        if let (Some(limit), Length::Known(length)) = (plan.route.max_request_body, length)
             && length > limit
         {
-            return self.fail(Fault::new(Cause::RequestBodyTooLarge, format!("{length} bytes")), reply).await;
+            return Err(Fault::new(Cause::RequestBodyTooLarge, format!("{length} bytes")));
         }
-        let mut reply = Some(reply);
-        let mut body = match RequestBody::receive(&self, &mut plan, body, &mut reply).await {
-            Ok(body) => body,
-            Err(fault) => return self.fail_with(fault, reply).await,
+        let mut body = match length {
+            Length::None => RequestBody::None,
+            _ => Box::pin(RequestBody::receive(self, plan, body, reply)).await?,
         };
         let cluster = plan.cluster.clone();
         self.within_bound = cluster.breaker.enter(Bound::Requests);
         if self.within_bound.is_none() {
             let detail = format!("cluster {:?} has all the requests it may have in flight", cluster.name);
-            return self.fail_with(Fault::new(Cause::ClusterFull, detail), reply).await;
+            return Err(Fault::new(Cause::ClusterFull, detail));
         }
-        plan.cluster.budget.deposit();
-        let mut view = EndpointsView::new(plan.cluster.set.clone(), self.served.worker.now());
-        let handshake = self.served.handshake.clone();
+        cluster.budget.deposit();
+        let mut view = EndpointsView::new(cluster.set.clone(), self.served.worker.now());
+        let handshake = &self.served.handshake;
         loop {
             // What is sent after the handshake is nobody's replay.
             plan.head.early = !handshake.is_complete();
-            match self.attempt(&mut plan, &mut body, &mut view, &mut reply).await {
-                Step::Done => return,
-                Step::Failed(fault) => return self.fail_with(fault, reply).await,
+            match self.attempt(plan, &mut body, &mut view, reply).await {
+                Step::Done => return Ok(()),
+                Step::Failed(fault) => return Err(fault),
                 Step::Again(pause) => {
-                    let mut wait = Deadline::after(&self.served.worker.timers, Some(pause));
-                    if !pause.is_zero()
-                        && let Err(fault) = self.while_wanted(&plan, &mut reply, wait.elapsed()).await
-                    {
-                        return self.fail_with(fault, reply).await;
+                    if !pause.is_zero() {
+                        let mut wait = Deadline::after(&self.served.worker.timers, Some(pause));
+                        Box::pin(self.while_wanted(plan, reply, wait.elapsed())).await?;
                     }
                     self.served.worker.metrics.retries.add(1);
                 }
-                Step::AfterHandshake => match self.while_wanted(&plan, &mut reply, handshake.wait()).await {
-                    Ok(true) => self.served.worker.metrics.early.refused.add(1),
-                    Ok(false) => {
-                        let fault = Fault::new(Cause::ClientGone, "the handshake failed");
-                        return self.fail_with(fault, reply).await;
+                Step::AfterHandshake => {
+                    if !Box::pin(self.while_wanted(plan, reply, handshake.wait())).await? {
+                        return Err(Fault::new(Cause::ClientGone, "the handshake failed"));
                     }
-                    Err(fault) => return self.fail_with(fault, reply).await,
-                },
+                    self.served.worker.metrics.early.refused.add(1);
+                }
             }
         }
     }
@@ -216,7 +218,8 @@ impl Exchange<'_> {
         .await
     }
 
-    async fn respond(mut self, response: DirectResponse, reply: Reply) {
+    async fn respond(&mut self, response: DirectResponse, reply: Option<Reply>) {
+        let Some(reply) = reply else { return };
         self.record.status = response.status.as_u16();
         let method = &self.asked.request.method;
         match reply::send(self.served, method, response, reply).await {
@@ -233,14 +236,11 @@ impl Exchange<'_> {
         }
     }
 
-    async fn fail_with(self, fault: Fault, reply: Option<Reply>) {
-        if let Some(reply) = reply {
-            self.fail(fault, reply).await;
+    /// Answers for a fault, and writes it down. Without a reply what there is to be known was written down before.
+    async fn fail(&mut self, fault: Fault, reply: Option<Reply>) {
+        if reply.is_none() {
+            return;
         }
-    }
-
-    /// Answers for a fault, and writes it down.
-    async fn fail(mut self, fault: Fault, reply: Reply) {
         self.record.cause = Some(fault.cause);
         self.record.detail = Some(fault.detail);
         if let Some(response) = reply::to_fault(fault.cause, &self.asked.request, &self.snapshot) {

@@ -13,11 +13,12 @@
 //! 9. [`observe`]: one record per exchange; metrics and access log come from it.
 //! 10. [`snapshot`]: all that a worker needs to know, immutable.
 //!
-//! `capsule` frames the datagrams of a tunnel on a stream. `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
+//! `clock` and `timer` are the time for all of them. `capsule` frames the datagrams of a tunnel on a stream. `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
 
 mod body;
 mod buffer;
 mod capsule;
+mod clock;
 mod codec;
 mod exchange;
 #[cfg(fuzzing)]
@@ -35,7 +36,7 @@ pub mod worker;
 
 pub use body::Coding;
 pub use buffer::{Allowance, Buffers};
-pub use exchange::ClientCertificate;
+pub use exchange::{ClientCertificate, Via};
 pub use listener::tls::{
     CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec, TlsError,
 };

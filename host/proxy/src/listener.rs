@@ -250,10 +250,7 @@ impl Accepting {
             return;
         };
         let worker = self.worker.clone();
-        self.worker.spawn_connection(async move {
-            let _permit = permit;
-            serve(worker, listener, tcp, peer).await;
-        });
+        self.worker.spawn_connection(serve(worker, listener, tcp, peer).map(move |()| drop(permit)));
     }
 }
 
@@ -262,11 +259,36 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// One TCP connection: PROXY header, handshake, then the codec that was agreed on.
-async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, peer: SocketAddr) {
+/// One TCP connection: PROXY header, handshake, then the codec that was agreed on. Each part has memory of its own, for its
+/// own time: a connection that idles holds what its codec needs, and nothing else.
+async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, tcp: TcpStream, peer: SocketAddr) {
+    let timers = worker.timers.clone();
+    let Some((stream, served)) = Box::pin(begin(worker, listener, tcp, peer)).await else { return };
+    let served = Rc::new(served);
+    match served.connection.alpn.as_deref() {
+        Some("h2") => Box::pin(codec::http2::serve(stream, served, timers)).await,
+        Some(_) => Box::pin(codec::http1::serve(stream, served, timers)).await,
+        // Over TLS only ALPN agrees on HTTP/2 (RFC 9113, section 3.2).
+        None if served.connection.tls && served.listener.protocols.http1 => {
+            Box::pin(codec::http1::serve(stream, served, timers)).await;
+        }
+        None if served.connection.tls => {
+            served.refused(HttpVersion::Http2, 0, "no ALPN, and this listener does not speak HTTP/1");
+        }
+        None => codec::serve_clear_text(stream, served, timers).await,
+    }
+}
+
+/// What comes before the first byte of HTTP. `None` if it never comes so far.
+async fn begin(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+) -> Option<(Stream, Served)> {
     // Without it a small response waits for the client's delayed acknowledgement.
     let _ = tcp.set_nodelay(true);
-    let Ok(local) = tcp.local_addr() else { return };
+    let local = tcp.local_addr().ok()?;
     let (peer, local) = (canonical(peer), canonical(local));
     let mut head = ConnectionHead {
         id: fastrand::u128(..),
@@ -292,7 +314,10 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, 
                 head.proxy_tlvs = header.tlvs;
             }
             Ok(Begins::With(taken)) => ahead = taken,
-            Err(refused) => return proxy_header_refused(&worker, &listener, peer, &refused),
+            Err(refused) => {
+                proxy_header_refused(&worker, &listener, peer, &refused);
+                return None;
+            }
         }
     }
     let transport = match &listener.tls {
@@ -301,7 +326,7 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, 
         Some(_) if !ahead.is_empty() => {
             worker.metrics.handshakes_failed.add(1);
             tracing::debug!(listener = %listener.name, %peer, "neither a PROXY header nor TLS");
-            return;
+            return None;
         }
         Some(tls) => match tls::accept(tcp, tls, listener.limits.handshake_timeout, &worker.timers).await {
             Ok(accepted) => {
@@ -315,26 +340,11 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, mut tcp: TcpStream, 
             Err(error) => {
                 worker.metrics.handshakes_failed.add(1);
                 tracing::debug!(listener = %listener.name, %peer, %error, "tls handshake failed");
-                return;
+                return None;
             }
         },
     };
-    let agreed = head.alpn.clone();
-    let timers = worker.timers.clone();
-    let served = Rc::new(Served::new(worker, listener, head));
-    let stream = Stream::new(transport);
-    match agreed.as_deref() {
-        Some("h2") => codec::http2::serve(stream, served, timers).await,
-        Some(_) => codec::http1::serve(stream, served, timers).await,
-        // Over TLS only ALPN agrees on HTTP/2 (RFC 9113, section 3.2).
-        None if served.connection.tls && served.listener.protocols.http1 => {
-            codec::http1::serve(stream, served, timers).await;
-        }
-        None if served.connection.tls => {
-            served.refused(HttpVersion::Http2, 0, "no ALPN, and this listener does not speak HTTP/1");
-        }
-        None => codec::serve_clear_text(stream, served, timers).await,
-    }
+    Some((Stream::new(transport), Served::new(worker, listener, head)))
 }
 
 fn proxy_header_refused(worker: &Worker, listener: &Listener, peer: SocketAddr, refused: &Refused) {

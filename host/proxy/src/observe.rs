@@ -4,9 +4,8 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use smallvec::SmallVec;
 use tidegate_policy::{Asked, Cause, HttpVersion};
 
 mod access_log;
@@ -33,7 +32,6 @@ pub struct Record {
     worker: Rc<Worker>,
     pub asked: Rc<Asked>,
     pub begun: Instant,
-    pub time: SystemTime,
     /// Of the final head that was sent to the client; 0 before.
     pub status: u16,
     pub route: Option<Arc<str>>,
@@ -52,7 +50,7 @@ pub struct Record {
     /// The whole response was handed to the client's side.
     pub complete: bool,
     /// Of plugins only: native answers are not worth a line.
-    pub decisions: SmallVec<[DecisionRecord; 4]>,
+    pub decisions: Vec<DecisionRecord>,
 }
 
 impl Record {
@@ -62,7 +60,6 @@ impl Record {
             worker: worker.clone(),
             asked: asked.clone(),
             begun: Instant::now(),
-            time: SystemTime::now(),
             status: 0,
             route: None,
             cluster: None,
@@ -75,7 +72,7 @@ impl Record {
             cause: None,
             detail: None,
             complete: false,
-            decisions: SmallVec::new(),
+            decisions: Vec::new(),
         }
     }
 

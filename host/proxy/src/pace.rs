@@ -2,8 +2,9 @@
 //! for as long as the peer likes, and no idle time sees it.
 
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Lately;
 use crate::timer::{Deadline, Timers};
 
 /// So many bytes a second on the average of a body, counted while we wait for the peer, with some time to begin with.
@@ -28,7 +29,7 @@ pub(crate) struct Pace<'a> {
     timers: &'a Timers,
     waited: Duration,
     /// The wait under way, and when it has been too long.
-    waiting: Option<(Instant, Deadline)>,
+    waiting: Option<(Lately, Deadline)>,
 }
 
 impl<'a> Pace<'a> {
@@ -40,7 +41,7 @@ impl<'a> Pace<'a> {
     pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<u64> {
         let (_, deadline) = self.waiting.get_or_insert_with(|| {
             let left = self.least.allows(moved).saturating_sub(self.waited);
-            (Instant::now(), Deadline::after(self.timers, Some(left)))
+            (Lately::now(), Deadline::after(self.timers, Some(left)))
         });
         deadline.poll_elapsed(cx).map(|()| self.least.bytes_per_second)
     }

@@ -13,7 +13,7 @@ use tidegate_policy::native::{
 };
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
-use crate::{Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, ServerTls};
+use crate::{Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, ServerTls, Via};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -26,7 +26,7 @@ pub struct Snapshot {
     pub table: RouteTable,
     pub routes: Vec<Arc<Route>>,
     /// The pseudonym in `Via` and `Proxy-Status`.
-    pub via: Arc<str>,
+    pub via: Via,
     /// What waits in this process; the same in every snapshot.
     pub buffers: Arc<Buffers>,
 }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// Resolution: a deadline fires within this time after it is due.
+use crate::clock::{self, Lately};
+
+/// Resolution: a deadline fires within this time after it is due, and what the coarse clock is behind.
 const TICK: Duration = Duration::from_millis(5);
 /// Slots of a level: a turn of ticks is 5.12 s, a turn of turns 87 minutes. What is due beyond stays for another round.
 const SLOTS: u64 = 1024;
@@ -23,6 +25,9 @@ pub(crate) struct Timers(Rc<Wheel>);
 
 struct Wheel {
     zero: Instant,
+    /// The same moment.
+    zero_lately: Lately,
+    lag: Duration,
     /// A level of ticks, then a level of turns.
     slots: RefCell<Box<[Vec<Rc<Entry>>]>>,
     /// The last tick that was worked off.
@@ -35,9 +40,11 @@ struct Wheel {
 
 /// Not in any slot.
 const NOWHERE: u32 = u32::MAX;
+/// In place of the due tick.
+const FIRED: u64 = 0;
 
 struct Entry {
-    /// Due tick; 0 when fired.
+    /// Due tick, or `FIRED`.
     due: Cell<u64>,
     /// Where it sits, and at which place of that slot: so that it can leave at once.
     slot: Cell<u32>,
@@ -48,7 +55,7 @@ struct Entry {
 impl Entry {
     fn new(waker: Waker) -> Rc<Self> {
         Rc::new(Self {
-            due: Cell::new(0),
+            due: Cell::new(u64::MAX),
             slot: Cell::new(NOWHERE),
             index: Cell::new(0),
             waker: RefCell::new(Some(waker)),
@@ -56,10 +63,21 @@ impl Entry {
     }
 }
 
+fn ticks(time: Duration) -> u64 {
+    const TICK_NS: u64 = TICK.as_nanos() as u64;
+    match u64::try_from(time.as_nanos()) {
+        Ok(nanoseconds) => nanoseconds / TICK_NS,
+        // Five centuries.
+        Err(_) => u64::MAX / TICK_NS,
+    }
+}
+
 impl Timers {
     pub(crate) fn new() -> Self {
         Self(Rc::new(Wheel {
             zero: Instant::now(),
+            zero_lately: Lately::exactly(),
+            lag: clock::lag(),
             slots: RefCell::new((0..2 * SLOTS).map(|_| Vec::new()).collect()),
             done: Cell::new(0),
             next: Cell::new(u64::MAX),
@@ -69,7 +87,13 @@ impl Timers {
     }
 
     fn tick_at(&self, at: Instant) -> u64 {
-        (at.saturating_duration_since(self.0.zero).as_nanos() / TICK.as_nanos()) as u64
+        ticks(at.saturating_duration_since(self.0.zero))
+    }
+
+    /// The tick within which `after` from now is over for certain.
+    fn tick_after(&self, after: Duration) -> u64 {
+        let lately = Lately::now().since(self.0.zero_lately) + self.0.lag;
+        ticks(lately.saturating_add(after))
     }
 
     /// Puts an entry that sits nowhere where it is found in time for its due tick.
@@ -155,7 +179,7 @@ impl Timers {
                 self.place(&entry);
                 continue;
             }
-            entry.due.set(0);
+            entry.due.set(FIRED);
             if let Some(waker) = entry.waker.borrow_mut().take() {
                 waker.wake();
             }
@@ -176,42 +200,46 @@ impl Timers {
 pub(crate) struct Deadline {
     timers: Timers,
     after: Option<Duration>,
-    at: Option<Instant>,
+    /// The tick within which it has come.
+    due: Option<u64>,
     entry: Option<Rc<Entry>>,
 }
 
 impl Deadline {
     /// `None` never elapses. The clock is read now; nothing is armed before the first poll.
     pub(crate) fn after(timers: &Timers, after: Option<Duration>) -> Self {
-        let at = after.and_then(|after| Instant::now().checked_add(after));
-        Self { timers: timers.clone(), after, at, entry: None }
+        let due = after.map(|after| timers.tick_after(after));
+        Self { timers: timers.clone(), after, due, entry: None }
     }
 
     /// Elapses at `at`.
     pub(crate) fn at(timers: &Timers, at: Option<Instant>) -> Self {
-        Self { timers: timers.clone(), after: None, at, entry: None }
+        Self { timers: timers.clone(), after: None, due: at.map(|at| timers.tick_at(at)), entry: None }
     }
 
     /// The whole time again, from now.
     pub(crate) fn restart(&mut self) {
         if let Some(after) = self.after {
-            self.at = Instant::now().checked_add(after);
+            self.due = Some(self.timers.tick_after(after));
+            if self.entry.as_ref().is_some_and(|entry| entry.due.get() == FIRED) {
+                self.entry = None;
+            }
         }
     }
 
-    /// Ready once the time has come.
+    /// Ready once the time has come: the wheel tells, no clock is looked at. What is due already comes with its next turn.
     pub(crate) fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(at) = self.at else { return Poll::Pending };
-        if Instant::now() >= at {
+        let Some(due) = self.due else { return Poll::Pending };
+        let entry = self.entry.get_or_insert_with(|| Entry::new(cx.waker().clone()));
+        if entry.due.get() == FIRED {
             return Poll::Ready(());
         }
-        let entry = self.entry.get_or_insert_with(|| Entry::new(cx.waker().clone()));
         let mut waker = entry.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
         drop(waker);
-        let due = self.timers.tick_at(at).max(self.timers.0.done.get() + 1);
+        let due = due.max(self.timers.0.done.get() + 1);
         // One that was pushed back stays where it is: its slot comes round first and moves it.
         let earlier = due < entry.due.replace(due);
         if earlier {
@@ -320,7 +348,7 @@ mod tests {
             woken += 1;
             timers.work_off(next + 1);
             for (due, entry) in dues.iter().zip(&entries) {
-                assert_eq!(entry.due.get() == 0, *due <= next, "{due} at {next}");
+                assert_eq!(entry.due.get() == FIRED, *due <= next, "{due} at {next}");
             }
         }
         assert!(woken < 3 * dues.len(), "the wheel turned {woken} times");
@@ -350,9 +378,9 @@ mod tests {
         });
         assert_eq!(timers.0.armed.get(), entries.len());
         timers.work_off(3500);
-        assert_eq!(entries.iter().filter(|entry| entry.due.get() != 0).count(), timers.0.armed.get());
-        assert!(entries.iter().all(|entry| entry.due.get() == 0 || entry.due.get() >= 3500));
+        assert_eq!(entries.iter().filter(|entry| entry.due.get() != FIRED).count(), timers.0.armed.get());
+        assert!(entries.iter().all(|entry| entry.due.get() == FIRED || entry.due.get() >= 3500));
         timers.work_off(9000);
-        assert!(timers.0.armed.get() == 0 && entries.iter().all(|entry| entry.due.get() == 0));
+        assert!(timers.0.armed.get() == 0 && entries.iter().all(|entry| entry.due.get() == FIRED));
     }
 }

@@ -77,6 +77,16 @@ impl Upstreams {
         Self { shared, pools, clusters: RefCell::default() }
     }
 
+    /// The same as [`lease`](Self::lease) where a connection is open and free, which it mostly is.
+    pub(crate) fn lease_now(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+        client: &Rc<ConnectionHead>,
+    ) -> Option<Lease> {
+        self.pool(cluster, endpoint).ok()?.lease_now(&advertised(cluster, client))
+    }
+
     /// A connection to `endpoint` of `cluster` with room for one request: pooled, or dialled, or waited for. `client` is
     /// advertised where the cluster sends PROXY headers.
     pub(crate) async fn lease(

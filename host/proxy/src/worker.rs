@@ -14,8 +14,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use tokio::sync::{Notify, mpsc};
 
+use crate::clock::Lately;
 use crate::listener::{self, Opened, Serving, Sockets};
 use crate::observe::{RecordSink, WorkerMetrics};
 use crate::snapshot::Snapshot;
@@ -26,7 +28,7 @@ use crate::upstream::Upstreams;
 pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) workers: usize,
-    zero: Instant,
+    zero: Lately,
     pub(crate) current: Arc<ArcSwap<Snapshot>>,
     pub(crate) timers: Timers,
     pub(crate) upstreams: Upstreams,
@@ -40,7 +42,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Since a zero that all workers share, for latencies and budgets.
+    /// Since a zero that all workers share, for averages and budgets: a moment ago.
     pub(crate) fn now(&self) -> Duration {
         self.zero.elapsed()
     }
@@ -58,10 +60,8 @@ impl Worker {
         self.connections.set(self.connections.get() + 1);
         self.metrics.connections_active.add(1);
         let running = Running(self.clone());
-        tokio::task::spawn_local(async move {
-            task.await;
-            drop(running);
-        });
+        // An `async` block around it would hold the task twice.
+        tokio::task::spawn_local(task.map(move |()| drop(running)));
     }
 
     async fn without_connections(&self) {
@@ -275,7 +275,7 @@ impl Start {
         let worker = Rc::new(Worker {
             index: self.index,
             workers: self.workers,
-            zero: self.zero,
+            zero: Lately::exactly().before(self.zero.elapsed()),
             current: self.current,
             upstreams: Upstreams::new(timers.clone(), self.metrics.clone()),
             timers,

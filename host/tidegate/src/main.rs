@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod admin;
+mod allocator;
 mod boot;
 mod cli;
 mod compile;
@@ -17,9 +18,8 @@ mod plugins;
 mod reload;
 mod telemetry;
 
-/// Latency of small requests is allocation: mimalloc measured 1.5 to 2.5 % less CPU a request than the system's.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {

@@ -55,8 +55,8 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
         let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
         let chunked = head.contains("transfer-encoding: chunked");
         let answer = size(path);
-        let mut response = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {answer}\r\n\r\n")
-            .into_bytes();
+        let mut response =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {answer}\r\n\r\n").into_bytes();
         // Content that must be read first: by length, or to the last chunk's end.
         let mut rest = filled - end - 4;
         buffer.copy_within(end + 4..filled, 0);
@@ -106,7 +106,8 @@ pub async fn http2(pair: &Pair) -> std::io::Result<SocketAddr> {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
                 let mut builder = h2::server::Builder::new();
                 builder.initial_window_size(MIB as u32).initial_connection_window_size(16 * MIB as u32);
-                let Ok(mut connection) = builder.max_concurrent_streams(1000).handshake::<_, Bytes>(stream).await else {
+                let Ok(mut connection) = builder.max_concurrent_streams(1000).handshake::<_, Bytes>(stream).await
+                else {
                     return;
                 };
                 while let Some(Ok((request, mut respond))) = connection.accept().await {

@@ -105,12 +105,7 @@ impl Proxy {
         Self::start_as(kind, behind, decided, Some(counts))
     }
 
-    fn start_as(
-        kind: Kind,
-        behind: &Behind,
-        decided: Decided,
-        counts: Option<&Path>,
-    ) -> Result<Option<Self>, String> {
+    fn start_as(kind: Kind, behind: &Behind, decided: Decided, counts: Option<&Path>) -> Result<Option<Self>, String> {
         let Some(program) = kind.program() else { return Ok(None) };
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (clear, tls) = (free_address(), free_address());

@@ -78,7 +78,9 @@ async fn busy(
         recorded.get(index).map_or(0.0, |ns| *ns as f64 / 1e3)
     };
     let cost = match scenario.measure {
-        Measure::Bytes => used.as_secs_f64() * 1e3 / (count as f64 * scenario.moves() as f64 / (1024.0 * 1024.0 * 1024.0)),
+        Measure::Bytes => {
+            used.as_secs_f64() * 1e3 / (count as f64 * scenario.moves() as f64 / (1024.0 * 1024.0 * 1024.0))
+        }
         _ => used.as_secs_f64() * 1e6 / count as f64,
     };
     Ok(Sample {

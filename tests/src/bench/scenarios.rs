@@ -37,7 +37,15 @@ impl Scenario {
 pub fn all() -> Vec<Scenario> {
     use Front::{Http1, Http1Tls, Http2, Http3};
     let small = Ask::get("/1k", KIB);
-    let load = |front, connections, streams, ask| Load { front, connections, streams, ask, fresh: false, rate: None, count: None };
+    let load = |front, connections, streams, ask| Load {
+        front,
+        connections,
+        streams,
+        ask,
+        fresh: false,
+        rate: None,
+        count: None,
+    };
     let request = |name, load| Scenario { name, load, decided: Decided::No, measure: Measure::Request };
     let bytes = |name, load| Scenario { name, load, decided: Decided::No, measure: Measure::Bytes };
     let idle = |name, front, connections| Scenario {
@@ -47,10 +55,7 @@ pub fn all() -> Vec<Scenario> {
         measure: Measure::Idle,
     };
     let fresh = |front, connections| Load { fresh: true, ..load(front, connections, 1, small) };
-    let decided = |name, decided| Scenario {
-        decided,
-        ..request(name, load(Http1, 64, 1, Ask::get("/api/1k", KIB)))
-    };
+    let decided = |name, decided| Scenario { decided, ..request(name, load(Http1, 64, 1, Ask::get("/api/1k", KIB))) };
     let large = Ask::get("/10m", 10 * MIB);
     vec![
         request("HTTP/1.1, 1 KiB", load(Http1, 64, 1, small)),

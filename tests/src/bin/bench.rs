@@ -30,6 +30,12 @@ fn main() {
             _ => parts.push(argument),
         }
     }
+    if std::env::var_os("TIDEGATE_BIN").is_none()
+        && let Ok(own) = std::env::current_exe()
+    {
+        // Built with it, and like it.
+        tidegate_tests::gateway::set_program(own.with_file_name("tidegate"));
+    }
     cpu::raise_files();
     if let Err(error) = cpu::pin(1) {
         eprintln!("bench: two cores are needed, one for the proxy and one for the load: {error}");

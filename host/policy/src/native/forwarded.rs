@@ -1,7 +1,6 @@
-//! `Forwarded` (RFC 7239): the whole grammar, parsed from a slice and written back exactly.
+//! `Forwarded` (RFC 7239): the whole grammar, parsed from a slice. It is written by `forwarding_fields`.
 
 use std::collections::VecDeque;
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{Element, Node};
@@ -150,64 +149,23 @@ pub(crate) fn is_obfuscated(text: &str) -> bool {
 }
 
 /// `tchar` (RFC 9110, section 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// Writes a chain as one field value.
-pub fn render_forwarded(elements: &[Element]) -> String {
-    let mut out = String::with_capacity(elements.len() * 48);
-    for element in elements {
-        let start = out.len();
-        let mut pair = |name: &str, value: &str| {
-            if out.len() > start {
-                out.push(';');
-            } else if start > 0 {
-                out.push_str(", ");
-            }
-            let _ = write!(out, "{name}=");
-            quote_into(&mut out, value);
-        };
-        if let Some(node) = &element.r#for {
-            pair("for", &render_node(node));
+pub(super) fn is_token(byte: u8) -> bool {
+    const TCHAR: [bool; 256] = {
+        let mut table = [false; 256];
+        let marks = b"!#$%&'*+-.^_`|~";
+        let mut at = 0;
+        while at < 256 {
+            table[at] = (at as u8).is_ascii_alphanumeric();
+            at += 1;
         }
-        if let Some(node) = &element.by {
-            pair("by", &render_node(node));
+        at = 0;
+        while at < marks.len() {
+            table[marks[at] as usize] = true;
+            at += 1;
         }
-        if let Some(host) = &element.host {
-            pair("host", host);
-        }
-        if let Some(proto) = &element.proto {
-            pair("proto", proto);
-        }
-    }
-    out
-}
-
-fn render_node(node: &Node) -> String {
-    match node {
-        // `SocketAddr` writes IPv6 in brackets, as section 6.1 wants.
-        Node::Address(address) => address.to_string(),
-        Node::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
-        Node::Ip(IpAddr::V4(ip)) => ip.to_string(),
-        Node::Unknown => "unknown".to_owned(),
-        Node::Obfuscated(name) => name.clone(),
-    }
-}
-
-/// Bare where it is a token; a colon or bracket is not, so addresses with either are quoted.
-fn quote_into(out: &mut String, value: &str) {
-    if !value.is_empty() && value.bytes().all(is_token) {
-        return out.push_str(value);
-    }
-    out.push('"');
-    for character in value.chars() {
-        if matches!(character, '"' | '\\') {
-            out.push('\\');
-        }
-        out.push(character);
-    }
-    out.push('"');
+        table
+    };
+    TCHAR[usize::from(byte)]
 }
 
 #[cfg(test)]
@@ -215,6 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::native::render_forwarded;
 
     fn one(text: &str) -> Option<Element> {
         parse_forwarded(text.as_bytes()).into_iter().next().flatten()

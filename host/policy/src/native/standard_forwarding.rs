@@ -7,15 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
-use super::forwarded::{MAX_ELEMENTS, parse_forwarded, parse_node, render_forwarded};
+use super::forwarded::{MAX_ELEMENTS, parse_forwarded, parse_node};
+use super::forwarding_fields::{Hop, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, fields};
 use crate::{Answered, Asked, ConnectionHead, Decision, Element, Families, Forwarding, Identity, Node};
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Whether a field claims who the client is, whatever its dialect. The core takes all of them out of what a client sent:
 /// an origin may believe any (a name with underscores reads as one with hyphens to CGI and its heirs).
@@ -225,10 +221,7 @@ impl StandardForwarding {
     /// The chain to send, this hop's element last.
     pub fn identity(&self, asked: &Asked) -> Identity {
         let own = Element {
-            r#for: Some(Node::Ip(match self.mode {
-                ForwardingMode::Append => asked.connection.client.ip(),
-                ForwardingMode::Replace => asked.client,
-            })),
+            r#for: Some(Node::Ip(self.client(asked))),
             by: self.by.clone(),
             host: Some(asked.request.authority.to_string()).filter(|host| !host.is_empty()),
             proto: Some(asked.request.scheme.as_str().to_owned()),
@@ -243,44 +236,33 @@ impl StandardForwarding {
 
     /// The fields that carry `identity`. Values that no field can carry are left out.
     pub fn render(&self, identity: &Identity, asked: &Asked) -> Vec<(HeaderName, HeaderValue)> {
-        let mut fields = Vec::with_capacity(6);
-        let mut add = |name: HeaderName, value: String| {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                fields.push((name, value));
-            }
-        };
-        let elements = &identity.elements;
-        if identity.families.forwarded && !elements.is_empty() {
-            add(header::FORWARDED, render_forwarded(elements));
-        }
-        if identity.families.x_forwarded && !elements.is_empty() {
-            let hops: Vec<String> = elements.iter().filter_map(|element| element.r#for.as_ref()).map(bare).collect();
-            add(X_FORWARDED_FOR, hops.join(", "));
-            // The client's own view: that of the first hop which told.
-            if let Some(proto) = elements.iter().find_map(|element| element.proto.clone()) {
-                add(X_FORWARDED_PROTO, proto);
-            }
-            if let Some(host) = elements.iter().find_map(|element| element.host.clone()) {
-                add(X_FORWARDED_HOST, host);
-            }
-            add(X_FORWARDED_PORT, asked.connection.local.port().to_string());
-        }
-        // Only an address belongs there, and only the chain's own: one that hides the client hides it here too.
-        let first = elements.first().and_then(|element| element.r#for.as_ref());
-        if let Some(ip) = first.and_then(Node::ip).filter(|_| identity.families.x_real_ip) {
-            add(X_REAL_IP, ip.to_string());
-        }
-        fields
+        let hops: SmallVec<[Hop<'_>; 4]> = identity.elements.iter().map(Hop::from).collect();
+        fields(&hops, identity.families, asked.connection.local.port())
     }
-}
 
-/// As `X-Forwarded-For` writes a node: no port, no brackets.
-fn bare(node: &Node) -> String {
-    match node {
-        Node::Address(address) => address.ip().to_string(),
-        Node::Ip(ip) => ip.to_string(),
-        Node::Unknown => "unknown".to_owned(),
-        Node::Obfuscated(name) => name.clone(),
+    /// What [`render`](Self::render) makes of [`identity`](Self::identity), where nobody is to look at that.
+    pub fn fields(&self, asked: &Asked) -> Vec<(HeaderName, HeaderValue)> {
+        let client = Node::Ip(self.client(asked));
+        let own = Hop {
+            r#for: Some(&client),
+            by: self.by.as_ref(),
+            host: Some(&*asked.request.authority).filter(|host| !host.is_empty()),
+            proto: Some(asked.request.scheme.as_str()),
+        };
+        let received = match self.mode {
+            ForwardingMode::Append => &asked.received[..],
+            ForwardingMode::Replace => &[],
+        };
+        let hops: SmallVec<[Hop<'_>; 4]> = received.iter().map(Hop::from).chain([own]).collect();
+        fields(&hops, self.families, asked.connection.local.port())
+    }
+
+    /// Whom this hop's element names.
+    fn client(&self, asked: &Asked) -> IpAddr {
+        match self.mode {
+            ForwardingMode::Append => asked.connection.client.ip(),
+            ForwardingMode::Replace => asked.client,
+        }
     }
 }
 
@@ -392,6 +374,7 @@ mod tests {
         };
         let asked = asked("GET", "/");
         let fields = rule.render(&rule.identity(&asked), &asked);
+        assert_eq!(fields, rule.fields(&asked));
         let field = |name: &str| fields.iter().find(|(n, _)| n == name).and_then(|(_, v)| v.to_str().ok());
         assert_eq!(field("forwarded"), Some("for=192.0.2.7;by=_edge;host=example.com;proto=http"));
         assert_eq!(field("x-forwarded-for"), Some("192.0.2.7"));
@@ -426,6 +409,6 @@ mod tests {
         let mut identity = rule.identity(&asked);
         identity.elements[0].r#for = Some(Node::Ip([192, 0, 2, 0].into()));
         let fields = rule.render(&identity, &asked);
-        assert_eq!(fields, [(X_REAL_IP, HeaderValue::from_static("192.0.2.0"))]);
+        assert_eq!(fields, [(super::super::forwarding_fields::X_REAL_IP, HeaderValue::from_static("192.0.2.0"))]);
     }
 }

@@ -210,7 +210,7 @@ mod tests {
         let mut held = Held::new(Length::Unknown);
         held.frames = VecDeque::from(frames);
         held.trailers = Some(HeaderMap::new());
-        Incoming::Held(held)
+        Incoming::Held(Box::new(held))
     }
 
     #[test]

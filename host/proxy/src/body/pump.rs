@@ -4,13 +4,14 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use thiserror::Error;
 use tidegate_policy::is_core_field;
 
 use super::{BodyError, Frame, Incoming, Outgoing, SinkGone};
+use crate::clock::Lately;
 use crate::pace::{LeastRate, Pace};
 use crate::timer::{Deadline, Timers};
 
@@ -35,16 +36,16 @@ pub(crate) enum PumpError {
 
 /// When a byte last moved in either direction of an exchange: a body that is quiet while the other one flows is not
 /// idle (gRPC streams, early responses).
-pub(crate) struct Activity(Cell<Instant>);
+pub(crate) struct Activity(Cell<Lately>);
 
 impl Activity {
     pub(crate) fn now() -> Self {
-        Self(Cell::new(Instant::now()))
+        Self(Cell::new(Lately::now()))
     }
 
     /// Notes that something moved.
     pub(crate) fn moved(&self) {
-        self.0.set(Instant::now());
+        self.0.set(Lately::now());
     }
 }
 
@@ -128,25 +129,28 @@ pub(crate) async fn pump(from: &mut Incoming, to: &mut Outgoing, rules: PumpRule
 pub(crate) struct Quiet<'a> {
     idle: Option<Duration>,
     activity: &'a Activity,
-    deadline: Deadline,
+    /// Since the first wait: most bodies are over without one.
+    deadline: Option<Deadline>,
     timers: &'a Timers,
 }
 
 impl<'a> Quiet<'a> {
     pub(crate) fn new(activity: &'a Activity, timers: &'a Timers, idle: Option<Duration>) -> Self {
-        Self { idle, activity, deadline: Deadline::after(timers, idle), timers }
+        Self { idle, activity, deadline: None, timers }
     }
 
     /// Ready with the idle time when nothing moved for that long.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         loop {
             let Some(idle) = self.idle else { return Poll::Pending };
-            ready!(self.deadline.poll_elapsed(cx));
-            let due = self.activity.0.get().checked_add(idle);
-            if due.is_none_or(|due| due <= Instant::now()) {
+            if let Some(deadline) = &mut self.deadline {
+                ready!(deadline.poll_elapsed(cx));
+            }
+            let left = idle.saturating_sub(self.activity.0.get().elapsed());
+            if left.is_zero() {
                 return Poll::Ready(idle);
             }
-            self.deadline = Deadline::at(self.timers, due);
+            self.deadline = Some(Deadline::after(self.timers, Some(left)));
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn admit(served: &Served, request: &RequestHead, snapshot: &Snapshot)
         let detail = format!("{:?} on a connection for {:?}", request.authority, served.connection.server_name);
         return Err(Fault::new(Cause::Misdirected, detail));
     }
-    if passes(&request.headers, &snapshot.via) > MOST_PASSES {
+    if passes(&request.headers, snapshot.via.pseudonym()) > MOST_PASSES {
         return Err(Fault::new(Cause::Loop, "Via names this gateway too often"));
     }
     Ok(())

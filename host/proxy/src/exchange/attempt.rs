@@ -309,16 +309,23 @@ impl Exchange<'_> {
         let mut clocks = Clocks::new(self, plan);
         let upstreams = &self.served.worker.upstreams;
         let connection = &self.asked.connection;
-        let leasing = async {
-            match plan.tunnel {
-                None => upstreams.lease(cluster, index, connection).await,
-                Some(_) => Box::pin(upstreams.lease_for_upgrade(cluster, index, connection)).await,
+        let ready = plan.tunnel.is_none().then(|| upstreams.lease_now(cluster, index, connection)).flatten();
+        let mut lease = match ready {
+            Some(lease) => lease,
+            None => {
+                let leasing = async {
+                    match plan.tunnel {
+                        None => upstreams.lease(cluster, index, connection).await,
+                        Some(_) => upstreams.lease_for_upgrade(cluster, index, connection).await,
+                    }
+                };
+                // Boxed: the state of a dial would be part of every exchange's.
+                let lease = Box::pin(select(leasing, reply, |cx| clocks.poll(cx))).await;
+                match lease.and_then(|lease| lease) {
+                    Ok(lease) => lease,
+                    Err(fault) => return Err(self.after(plan, body, view, index, fault.nothing_written())),
+                }
             }
-        };
-        let lease = select(leasing, reply, |cx| clocks.poll(cx)).await;
-        let mut lease = match lease.and_then(|lease| lease) {
-            Ok(lease) => lease,
-            Err(fault) => return Err(self.after(plan, body, view, index, fault.nothing_written())),
         };
         let Some(mut incoming) = body.take() else {
             return Err(Step::Failed(Fault::new(Cause::Internal, "the request body is gone")));

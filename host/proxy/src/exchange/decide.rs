@@ -103,17 +103,17 @@ pub(super) fn identify(
     asked: &Rc<Asked>,
     record: &mut Record,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
+    let Some(plugin) = &route.forwarding_plugin else { return Ok(route.forwarding.fields(asked)) };
+    let by = &plugin.name();
     let mut identity = route.forwarding.identity(asked);
-    if let Some(plugin) = &route.forwarding_plugin {
-        let by = &plugin.name();
-        let mut edited = identity.clone();
-        let ask = || plugin.identify(asked, &mut edited).map(|answered| answered.with(edited));
-        match asked_plugin(record, Question::Identify, by, ask, |sent| Decided::Identify(sent.elements.len())) {
-            Ok(answered) => identity = answered.value,
-            Err(fault) => fall_back(by, &fault)?,
+    let ask = || plugin.identify(asked, &mut identity).map(|answered| answered.with(identity));
+    match asked_plugin(record, Question::Identify, by, ask, |sent| Decided::Identify(sent.elements.len())) {
+        Ok(answered) => Ok(route.forwarding.render(&answered.value, asked)),
+        Err(fault) => {
+            fall_back(by, &fault)?;
+            Ok(route.forwarding.fields(asked))
         }
     }
-    Ok(route.forwarding.render(&identity, asked))
 }
 
 /// Question two: an endpoint that is available, or the fault that there is none.

@@ -58,7 +58,7 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
 pub(super) fn to_fault(cause: Cause, request: &RequestHead, snapshot: &Snapshot) -> Option<DirectResponse> {
     let (status, token) = answer(cause)?;
     let mut headers = HeaderMap::with_capacity(4);
-    if let Ok(value) = HeaderValue::try_from(format!("{}; error={token}", snapshot.via)) {
+    if let Ok(value) = HeaderValue::try_from(format!("{}; error={token}", snapshot.via.pseudonym())) {
         headers.insert(PROXY_STATUS, value);
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
@@ -92,7 +92,7 @@ pub(super) async fn send(
     let head = ResponseHead { version: HttpVersion::Http11, status, headers };
     let sending = async {
         let activity = Activity::now();
-        let mut out = reply.head(head, length).await?;
+        let mut out = reply.head(head, length)?;
         let mut sent = 0;
         if !bodiless && !body.is_empty() {
             sent = body.len() as u64;

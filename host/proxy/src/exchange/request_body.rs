@@ -18,7 +18,7 @@ use crate::timer::Deadline;
 pub(super) enum RequestBody {
     None,
     /// Complete in memory.
-    Kept(Held),
+    Kept(Box<Held>),
     /// Passing through; gone once an attempt has read from it.
     Streaming(Option<Incoming>),
 }
@@ -38,11 +38,7 @@ impl RequestBody {
             Some(_) => buffer.request.max(DEFAULT_BUFFER),
             None => buffer.request,
         };
-        body.look();
         let length = body.length();
-        if length == Length::None {
-            return Ok(Self::None);
-        }
         let most = if memory == 0 { 0 } else { memory.saturating_add(buffer.spool) };
         let refused = |detail| Err(Fault::new(Cause::RequestBodyTooLarge, detail));
         if most == 0 {
@@ -89,7 +85,7 @@ impl RequestBody {
                             let mut rest = Held::new(Length::Unknown);
                             rest.frames.push_back(data);
                             rest.rest = Some(Box::new(body));
-                            held.rest = Some(Box::new(Incoming::Held(rest)));
+                            held.rest = Some(Box::new(Incoming::Held(Box::new(rest))));
                             break false;
                         }
                     }
@@ -104,20 +100,20 @@ impl RequestBody {
         let size = keep.size();
         keep.finish(&mut held).await?;
         if !whole {
-            return Ok(Self::Streaming(Some(Incoming::Held(held))));
+            return Ok(Self::Streaming(Some(Incoming::Held(Box::new(held)))));
         }
         // Its length is known now, so a chunked request need not stay chunked.
         if held.trailers.is_none() {
             held.length = if size == 0 { Length::None } else { Length::Known(size) };
         }
-        Ok(Self::Kept(held))
+        Ok(Self::Kept(Box::new(held)))
     }
 
     /// The body for one attempt; `None` when it is gone.
     pub(super) fn take(&mut self) -> Option<Incoming> {
         match self {
             Self::None => Some(Incoming::Empty),
-            Self::Kept(held) => held.replay().map(Incoming::Held),
+            Self::Kept(held) => held.replay().map(|held| Incoming::Held(Box::new(held))),
             Self::Streaming(incoming) => incoming.take(),
         }
     }
@@ -250,7 +246,7 @@ mod tests {
     /// Conduct "Idempotent retries": a body is replayed only from a complete buffer.
     #[test]
     fn a_kept_body_is_replayed_and_a_streamed_one_is_not() {
-        let mut kept = RequestBody::Kept(held(&[b"a", b"b"]));
+        let mut kept = RequestBody::Kept(Box::new(held(&[b"a", b"b"])));
         assert!(kept.take().is_some() && kept.take().is_some() && kept.replayable());
 
         let mut streamed = RequestBody::Streaming(Some(Incoming::Empty));

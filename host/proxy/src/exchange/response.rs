@@ -11,7 +11,7 @@ use tidegate_policy::{Buffering, Cause, Fault, Permit, ResponseHead};
 
 use super::attempt::InFlight;
 use super::request_body::{DEFAULT_BUFFER, from_body};
-use super::{Exchange, Plan, compress, reply, shape};
+use super::{Exchange, Plan, compress, shape};
 use crate::body::{Activity, BodyError, Encoded, Incoming, Length, PumpError, PumpRules, ReadAhead, Reply, pump};
 use crate::buffer::{Claim, Spool};
 use crate::timer::Deadline;
@@ -45,7 +45,7 @@ impl Exchange<'_> {
         let method = &self.asked.request.method;
         let length = shape::response_length(method, head.status, &mut head.headers, &response);
         self.record.status = head.status.as_u16();
-        let mut out = match reply::taken(self.served, reply.head(head, length)).await {
+        let mut out = match reply.head(head, length) {
             Ok(out) => out,
             Err(gone) => return self.note(Cause::ClientGone, gone.to_string()),
         };

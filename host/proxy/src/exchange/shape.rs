@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 use tidegate_policy::native::{Nominated, is_hop_by_hop, is_identity_field};
-use tidegate_policy::{Asked, HeaderEdit, HeaderEdits, HttpVersion, RequestEdits, ResponseHead, Scheme, Target};
+use tidegate_policy::{Asked, HeaderEdit, HeaderEdits, RequestEdits, ResponseHead, Scheme, Target};
 
 use crate::body::{Incoming, Length};
 use crate::codec::date;
@@ -25,7 +25,7 @@ pub(crate) struct OutgoingHead {
     nominated: Nominated,
     edits: HeaderEdits,
     /// What the gateway says itself: identity, `Via`.
-    added: SmallVec<[(HeaderName, HeaderValue); 8]>,
+    added: Vec<(HeaderName, HeaderValue)>,
     /// The gateway itself told the client to go on (RFC 9110, section 10.1.1): nobody else need be asked.
     pub(crate) continued: bool,
     /// What is left of `Max-Forwards`, where this hop counts it down (RFC 9110, section 7.6.2).
@@ -47,14 +47,12 @@ impl OutgoingHead {
     pub(crate) fn new(
         asked: &Rc<Asked>,
         edits: &RequestEdits,
-        identity: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
+        identity: Vec<(HeaderName, HeaderValue)>,
         snapshot: &Snapshot,
     ) -> Self {
         let request = &asked.request;
-        let mut added: SmallVec<_> = identity.into_iter().collect();
-        if let Some(via) = via(request.version, snapshot) {
-            added.push((header::VIA, via));
-        }
+        let mut added = identity;
+        added.push((header::VIA, snapshot.via.value(request.version)));
         Self {
             asked: asked.clone(),
             nominated: Nominated::from(&request.headers),
@@ -145,15 +143,6 @@ fn target(received: &Target, edits: &RequestEdits) -> ByteString {
     Target::from_parts(path, query).as_str().into()
 }
 
-/// `received-protocol SP pseudonym` (RFC 9110, section 7.6.3).
-fn via(version: HttpVersion, snapshot: &Snapshot) -> Option<HeaderValue> {
-    let mut value = bytes::BytesMut::with_capacity(4 + snapshot.via.len());
-    value.extend_from_slice(version.name().as_bytes());
-    value.extend_from_slice(b" ");
-    value.extend_from_slice(snapshot.via.as_bytes());
-    HeaderValue::from_maybe_shared(value.freeze()).ok()
-}
-
 /// Makes an upstream's response the gateway's own: hop-by-hop fields out, `Via`, `Date` and edits in.
 pub(crate) fn response(
     head: &mut ResponseHead,
@@ -162,9 +151,7 @@ pub(crate) fn response(
     snapshot: &Snapshot,
 ) {
     strip_hop_by_hop(&mut head.headers);
-    if let Some(via) = via(head.version, snapshot) {
-        head.headers.append(header::VIA, via);
-    }
+    head.headers.append(header::VIA, snapshot.via.value(head.version));
     complete(&mut head.headers, alt_svc);
     edits.apply(&mut head.headers);
 }

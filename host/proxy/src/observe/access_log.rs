@@ -66,7 +66,8 @@ fn words<S: Serializer>(decided: &&Decided, serializer: S) -> Result<S::Ok, S::E
 pub fn line(record: &Record, out: &mut Vec<u8>) {
     let request = &record.asked.request;
     let connection = &record.asked.connection;
-    let since_epoch = record.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let took = record.begun.elapsed();
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(took);
     let line = Line {
         time: since_epoch.as_micros() as f64 / 1e6,
         listener: &connection.listener,
@@ -82,7 +83,7 @@ pub fn line(record: &Record, out: &mut Vec<u8>) {
         cluster: record.cluster.as_deref(),
         endpoint: record.endpoint.map(|endpoint| endpoint.to_string()),
         attempts: record.attempts,
-        duration_us: record.begun.elapsed().as_micros() as u64,
+        duration_us: took.as_micros() as u64,
         upstream_us: record.upstream.map(|time| time.as_micros() as u64),
         bytes_in: record.bytes_in.get(),
         bytes_out: record.bytes_out.get(),

@@ -26,6 +26,7 @@ use super::quic::Endpoints;
 use super::tls::ClientTls;
 use super::udp;
 use crate::body::{Awaiting, Incoming, Length, Outgoing};
+use crate::clock::Lately;
 use crate::codec::http1;
 use crate::exchange::OutgoingHead;
 use crate::observe::WorkerMetrics;
@@ -122,7 +123,7 @@ impl Drop for Seat {
 
 /// What a connection carries besides itself.
 struct Life {
-    born: Instant,
+    born: Lately,
     requests: u64,
     client: For,
     shared: Rc<Shared>,
@@ -146,7 +147,7 @@ impl Drop for Life {
 struct Idle {
     connection: http1::ClientConnection,
     life: Life,
-    since: Instant,
+    since: Lately,
 }
 
 struct Streams {
@@ -155,9 +156,9 @@ struct Streams {
     streams: Cell<usize>,
     requests: Cell<u64>,
     /// The last stream ended.
-    since: Cell<Instant>,
+    since: Cell<Lately>,
     /// The last response head came.
-    answered: Cell<Instant>,
+    answered: Cell<Lately>,
 }
 
 /// What a connection that became a tunnel holds of its pool.
@@ -199,11 +200,23 @@ impl Pool {
         Rc::new(Self { address, settings, tls, shared, state: RefCell::default(), retired: Cell::new(false) })
     }
 
+    /// An open connection with room for one request, if there is one to be had without a wait.
+    pub(super) fn lease_now(self: &Rc<Self>, client: &For) -> Option<Lease> {
+        let lease = if self.is_first(client) { self.take_open(client) } else { None };
+        if lease.is_some() {
+            self.shared.metrics.upstream_reused.add(1);
+        }
+        lease
+    }
+
+    /// Whether nobody waits for the same: they go first.
+    fn is_first(&self, client: &For) -> bool {
+        !self.state.borrow().waiters.iter().any(|waiter| waiter.client == *client)
+    }
+
     /// A connection with room for one request.
     pub(super) async fn lease(self: &Rc<Self>, client: For) -> Result<Lease, Fault> {
-        // Those who wait for the same go first.
-        let first = !self.state.borrow().waiters.iter().any(|waiter| waiter.client == client);
-        let ready = if first { self.take(&client) } else { None };
+        let ready = if self.is_first(&client) { self.take(&client) } else { None };
         let granted = match ready {
             Some(granted) => granted,
             None => self.wait(client.clone()).await?,
@@ -219,22 +232,8 @@ impl Pool {
 
     /// What is to be had now: an open connection, or room to make one.
     fn take(self: &Rc<Self>, client: &For) -> Option<Granted> {
-        if let Some(lease) = self.take_stream(client) {
+        if let Some(lease) = self.take_open(client) {
             return Some(Granted::Lease(lease));
-        }
-        loop {
-            // Dropped outside the borrow: its seat borrows too.
-            let idle = self.state.borrow_mut().take_idle(client);
-            let Some(mut idle) = idle else { break };
-            if !self.worn(&idle.life, idle.life.requests)
-                && idle.since.elapsed() < self.settings.idle_timeout
-                && !stale(&idle)
-            {
-                // Equal, but perhaps another connection of the same client, which lives longer.
-                idle.life.client.clone_from(client);
-                let held = Held::Http1 { connection: idle.connection, life: idle.life };
-                return Some(Granted::Lease(Lease { pool: self.clone(), held: Some(held) }));
-            }
         }
         let mut state = self.state.borrow_mut();
         // A connection that is being dialled may carry many streams: better to wait for it than to dial another.
@@ -254,6 +253,28 @@ impl Pool {
             return self.evict(client).map(Granted::Seat);
         }
         Some(Granted::Seat(Seat::take(self, &mut state, client)))
+    }
+
+    /// An open connection: a stream of a shared one, or one that idles.
+    fn take_open(self: &Rc<Self>, client: &For) -> Option<Lease> {
+        if let Some(lease) = self.take_stream(client) {
+            return Some(lease);
+        }
+        let now = Lately::now();
+        loop {
+            // Dropped outside the borrow: its seat borrows too.
+            let idle = self.state.borrow_mut().take_idle(client);
+            let mut idle = idle?;
+            if !self.worn(&idle.life, idle.life.requests, now)
+                && now.since(idle.since) < self.settings.idle_timeout
+                && !stale(&idle)
+            {
+                // Equal, but perhaps another connection of the same client, which lives longer.
+                idle.life.client.clone_from(client);
+                let held = Held::Http1 { connection: idle.connection, life: idle.life };
+                return Some(Lease { pool: self.clone(), held: Some(held) });
+            }
+        }
     }
 
     /// At the limit: the seat of the connection that has been idle the longest, of those that are of no use to `client`.
@@ -303,8 +324,9 @@ impl Pool {
     /// Takes closed, old and used-up connections out of the list; their streams end in peace.
     fn drop_worn_shared(&self) {
         let mut gone = Vec::new();
+        let now = Lately::now();
         self.state.borrow_mut().shared.retain(|c| {
-            let keep = c.connection.open() && !self.worn(&c.life, c.requests.get());
+            let keep = c.connection.open() && !self.worn(&c.life, c.requests.get(), now);
             if !keep {
                 gone.push(c.clone());
             }
@@ -315,10 +337,10 @@ impl Pool {
         }
     }
 
-    fn worn(&self, life: &Life, requests: u64) -> bool {
+    fn worn(&self, life: &Life, requests: u64, now: Lately) -> bool {
         self.retired.get()
             || requests >= self.settings.max_requests_per_connection
-            || life.born.elapsed() >= self.settings.max_connection_age
+            || now.since(life.born) >= self.settings.max_connection_age
     }
 
     async fn wait(self: &Rc<Self>, client: For) -> Result<Granted, Fault> {
@@ -381,7 +403,7 @@ impl Pool {
         seat.connected();
         let connected = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
         metrics.upstream_connections_active.add(1);
-        let life = Life { born: Instant::now(), requests: 0, client, shared: self.shared.clone(), seat: Some(seat) };
+        let life = Life { born: Lately::now(), requests: 0, client, shared: self.shared.clone(), seat: Some(seat) };
         self.state.borrow_mut().shares = Some(matches!(connected, Connected::Shared(_)));
         let lease = match connected {
             Connected::Http1(connection) => {
@@ -472,14 +494,15 @@ impl Pool {
     fn alone(&self, client: For, seat: Seat) -> Life {
         seat.connected();
         self.shared.metrics.upstream_connections_active.add(1);
-        Life { born: Instant::now(), requests: 0, client, shared: self.shared.clone(), seat: Some(seat) }
+        Life { born: Lately::now(), requests: 0, client, shared: self.shared.clone(), seat: Some(seat) }
     }
 
     /// Takes back an HTTP/1 connection.
     fn give_back(self: &Rc<Self>, connection: http1::ClientConnection, mut life: Life) {
         life.requests += 1;
-        if connection.reusable() && !self.worn(&life, life.requests) {
-            self.state.borrow_mut().idle.push(Idle { connection, life, since: Instant::now() });
+        let now = Lately::now();
+        if connection.reusable() && !self.worn(&life, life.requests, now) {
+            self.state.borrow_mut().idle.push(Idle { connection, life, since: now });
             self.shared.idling.notify_one();
             self.serve_waiters();
         }
@@ -493,11 +516,11 @@ impl Pool {
         let mut retired = Vec::new();
         let idles = {
             let mut state = self.state.borrow_mut();
-            let mut index = 0;
+            let (mut index, now) = (0, Lately::now());
             while index < state.idle.len() {
                 let idle = &state.idle[index];
-                let old = idle.since.elapsed() >= self.settings.idle_timeout
-                    || self.worn(&idle.life, idle.life.requests)
+                let old = now.since(idle.since) >= self.settings.idle_timeout
+                    || self.worn(&idle.life, idle.life.requests, now)
                     || idle.life.forlorn();
                 if old || stale(idle) {
                     gone.push(state.idle.remove(index));
@@ -506,7 +529,7 @@ impl Pool {
                 }
             }
             state.shared.retain(|c| {
-                let old = c.since.get().elapsed() >= self.settings.idle_timeout || c.life.forlorn();
+                let old = now.since(c.since.get()) >= self.settings.idle_timeout || c.life.forlorn();
                 let idle = c.streams.get() == 0 && old;
                 if idle {
                     retired.push(c.clone());
@@ -577,7 +600,7 @@ impl Lease {
     /// A response head came.
     pub(crate) fn answered(&self) {
         if let Some(Held::Shared(shared)) = &self.held {
-            shared.answered.set(Instant::now());
+            shared.answered.set(Lately::now());
         }
     }
 
@@ -600,7 +623,7 @@ impl Lease {
     /// answer since then is taken for dead: it would swallow the next requests too.
     pub(crate) fn timed_out(&self, begun: Instant) {
         if let Some(Held::Shared(shared)) = self.held.as_ref()
-            && shared.answered.get() <= begun
+            && shared.answered.get().elapsed() >= begun.elapsed()
         {
             shared.connection.retire();
         }
@@ -621,7 +644,7 @@ impl Drop for Lease {
             Some(Held::Http1 { connection, life }) => self.pool.give_back(connection, life),
             Some(Held::Shared(shared)) => {
                 shared.streams.set(shared.streams.get() - 1);
-                shared.since.set(Instant::now());
+                shared.since.set(Lately::now());
                 drop(shared);
                 self.pool.serve_waiters();
             }

@@ -307,10 +307,15 @@ fn caddy(behind: &Behind, ports: Ports, decided: Decided) -> Config {
     let Behind { http1, http2, folder } = behind;
     let folder = folder.display();
     let pass = format!("reverse_proxy {http1} {{ transport http {{ keepalive_idle_conns_per_host 1024 }} }}");
-    let pass = pass.replace("{ transport", "{\n      transport").replace(" } }", "\n      }\n    }").replace("http { ", "http {\n        ");
+    let pass = pass
+        .replace("{ transport", "{\n      transport")
+        .replace(" } }", "\n      }\n    }")
+        .replace("http { ", "http {\n        ");
     let rule = match decided {
         Decided::No => String::new(),
-        Decided::Native => format!("@beta {{\n    path /api/*\n    header x-tenant t42\n  }}\n  handle @beta {{\n    {pass}\n  }}\n  "),
+        Decided::Native => {
+            format!("@beta {{\n    path /api/*\n    header x-tenant t42\n  }}\n  handle @beta {{\n    {pass}\n  }}\n  ")
+        }
         _ => format!(
             "@beta expression `{{http.request.uri.path}}.startsWith(\"/api/\") && {{http.request.header.x-tenant}} == \"t42\"`\n  \
              handle @beta {{\n    {pass}\n  }}\n  "

@@ -49,7 +49,8 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
             framing => Incoming::Http1(BodyReader::new(&conn, framing, limits.max_header_bytes, limits.max_headers)),
         };
         let reply = Reply { conn: conn.clone(), served: served.clone(), http10: head.version == HttpVersion::Http10 };
-        served.exchange(head, body, crate::body::Reply::Http1(reply)).await;
+        // Boxed: a connection that idles holds nothing of it.
+        Box::pin(served.exchange(head, body, crate::body::Reply::Http1(reply))).await;
         if !conn.sent.get() {
             // Cut short, or never answered: the close tells the client. It gets what there was, above all the head: a
             // client that sees nothing of a response takes its request for unprocessed and may send it again.
@@ -219,7 +220,7 @@ impl Reply {
         .map_err(gone)
     }
 
-    pub(crate) async fn head(self, head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
+    pub(crate) fn head(self, head: ResponseHead, length: Length) -> Outgoing {
         let conn = &self.conn;
         let framing = match length {
             Length::None => Framing::None,
@@ -247,7 +248,7 @@ impl Reply {
             }
             out.extend_from_slice(b"\r\n");
         });
-        Ok(Outgoing::Http1(BodyWriter::new(conn, framing)))
+        Outgoing::Http1(BodyWriter::new(conn, framing))
     }
 
     /// Ends messages on this connection: 101 changes to `protocol` (RFC 9110, section 7.8), a 2xx opens what `CONNECT`

@@ -29,27 +29,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Serves one connection until it ends. `stream` starts with the client preface.
 pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
     let limits = &served.listener.limits;
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(Some(MAX_RESETS))
-        .max_concurrent_reset_streams(MAX_RESETS)
-        // RFC 8441, section 3.
-        .enable_connect_protocol();
-    let mut deadline = Deadline::after(&timers, Some(limits.header_timeout));
-    let handshake = tokio::select! {
-        handshake = builder.handshake::<Stream, Bytes>(stream) => handshake,
-        () = deadline.elapsed() => return served.refused(HttpVersion::Http2, 0, "the preface did not come in time"),
-    };
-    let mut connection = match handshake {
-        Ok(connection) => connection,
-        Err(error) => return served.refused(HttpVersion::Http2, 0, &format!("no HTTP/2 handshake: {error}")),
-    };
+    // Boxed: its state is as large as the connection's.
+    let Some(mut connection) = Box::pin(handshake(stream, &served, &timers)).await else { return };
     let streams = Rc::new(Streams::default());
     let mut count = 0;
     let mut closing = false;
@@ -105,6 +86,32 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
     }
 }
 
+/// Settings and preface. `None` for a client that does not send them.
+async fn handshake(stream: Stream, served: &Served, timers: &Timers) -> Option<h2::server::Connection<Stream, Bytes>> {
+    let limits = &served.listener.limits;
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(Some(MAX_RESETS))
+        .max_concurrent_reset_streams(MAX_RESETS)
+        // RFC 8441, section 3.
+        .enable_connect_protocol();
+    let mut deadline = Deadline::after(timers, Some(limits.header_timeout));
+    let handshake = tokio::select! {
+        handshake = builder.handshake::<Stream, Bytes>(stream) => handshake,
+        () = deadline.elapsed() => {
+            served.refused(HttpVersion::Http2, 0, "the preface did not come in time");
+            return None;
+        }
+    };
+    handshake.map_err(|error| served.refused(HttpVersion::Http2, 0, &format!("no HTTP/2 handshake: {error}"))).ok()
+}
+
 async fn answer(served: &Rc<Served>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let (parts, stream) = request.into_parts();
     let limits = &served.listener.limits;
@@ -145,7 +152,7 @@ impl Reply {
         self.respond.send_informational(response(head)).map_err(|error| gone(&error))
     }
 
-    pub(crate) async fn head(mut self, mut head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
+    pub(crate) fn head(mut self, mut head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
         self.answered = true;
         if let Length::Known(length) = length {
             head.headers.insert(http::header::CONTENT_LENGTH, length.into());

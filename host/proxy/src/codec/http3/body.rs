@@ -140,15 +140,22 @@ const DIFFERS: &str = "the content differs from content-length";
 /// The body of the message that goes out. Dropped before its end, the stream is reset.
 pub(crate) struct BodyWriter {
     writer: Writer,
+    /// The head ends the message: what comes is discarded.
+    bodiless: bool,
 }
 
 impl BodyWriter {
     pub(super) fn new(writer: Writer) -> Self {
-        Self { writer }
+        Self { writer, bodiless: false }
+    }
+
+    pub(super) fn bodiless(writer: Writer) -> Self {
+        Self { writer, bodiless: true }
     }
 
     pub(crate) async fn send(&mut self, frame: Frame, _: &Activity) -> Result<(), SinkGone> {
         match frame {
+            _ if self.bodiless => Ok(()),
             Frame::Data(data) => self.writer.data(data).await,
             Frame::Trailers(trailers) => {
                 let wanted = self.writer.course().link.peer().max_field_section_size;
@@ -161,7 +168,13 @@ impl BodyWriter {
         }
     }
 
+    /// Sees to it that a head which waits for what follows goes out.
+    pub(crate) async fn flush(&mut self) -> Result<(), SinkGone> {
+        self.writer.flush().await
+    }
+
     pub(crate) async fn finish(&mut self) -> Result<(), SinkGone> {
+        self.writer.flush().await?;
         self.end()
     }
 

@@ -316,7 +316,7 @@ impl Awaiting {
         if let Some(mut writer) = self.tunnel.take() {
             if status.is_success() {
                 let Some(reader) = self.reader.take() else { return Poll::Pending };
-                let incoming = Incoming::Http3(BodyReader::new(reader, Length::Unknown, bounds));
+                let incoming = Incoming::Http3(Box::new(BodyReader::new(reader, Length::Unknown, bounds)));
                 return Poll::Ready(Ok(Arrived::Tunnel(head, incoming, Outgoing::Http3(*writer))));
             }
             // Refused: a request without content like any other. The response tells what else is wrong.
@@ -336,7 +336,11 @@ impl Awaiting {
             return Poll::Ready(Err(Fault::new(Cause::ResponseInvalid, "the content differs from content-length")));
         }
         // One without content is read to its end all the same: to stop it would look like a request that is given up.
-        let body = if body.ended() && body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
+        let body = if body.ended() && body.length() == Length::None {
+            Incoming::Empty
+        } else {
+            Incoming::Http3(Box::new(body))
+        };
         Poll::Ready(Ok(Arrived::Final(head, body)))
     }
 

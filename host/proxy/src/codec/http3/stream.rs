@@ -161,6 +161,8 @@ pub(super) struct Writer {
     patience: Option<Duration>,
     /// With what a cut-off is told.
     cut_off: Code,
+    /// A frame that goes out with the next one, or by `flush`.
+    held: Option<Bytes>,
     state: Sending,
     /// Watches for STOP_SENDING, where no task does.
     watch: Option<Stopped>,
@@ -174,7 +176,16 @@ impl Writer {
         patience: Option<Duration>,
         cut_off: Code,
     ) -> Self {
-        Self { send, course, timers: timers.clone(), patience, cut_off, state: Sending::Between, watch: None }
+        Self {
+            send,
+            course,
+            timers: timers.clone(),
+            patience,
+            cut_off,
+            held: None,
+            state: Sending::Between,
+            watch: None,
+        }
     }
 
     pub(super) fn course(&self) -> &Rc<Course> {
@@ -183,7 +194,20 @@ impl Writer {
 
     /// Sends a HEADERS frame that was encoded whole.
     pub(super) async fn section(&mut self, frame: Bytes) -> Result<(), SinkGone> {
+        self.flush().await?;
         self.write(&mut [frame]).await
+    }
+
+    /// Keeps a HEADERS frame that was encoded whole until something follows it.
+    pub(super) fn hold(&mut self, frame: Bytes) {
+        self.held = Some(frame);
+    }
+
+    pub(super) async fn flush(&mut self) -> Result<(), SinkGone> {
+        match self.held.take() {
+            Some(frame) => self.write(&mut [frame]).await,
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn data(&mut self, data: Bytes) -> Result<(), SinkGone> {
@@ -193,7 +217,10 @@ impl Writer {
         }
         let mut header = BytesMut::with_capacity(frame::LONGEST_HEADER);
         frame::write_header(&mut header, frame::DATA, data.len());
-        self.write(&mut [header.freeze(), data]).await
+        match self.held.take() {
+            Some(held) => self.write(&mut [held, header.freeze(), data]).await,
+            None => self.write(&mut [header.freeze(), data]).await,
+        }
     }
 
     /// Ends the message.

@@ -55,7 +55,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         via: "gw".into(),
         buffers: crate::Buffers::new(0, 0, std::env::temp_dir()),
     };
-    OutgoingHead::new(&asked, &RequestEdits::default(), [], &snapshot)
+    OutgoingHead::new(&asked, &RequestEdits::default(), Vec::new(), &snapshot)
 }
 
 fn get() -> OutgoingHead {

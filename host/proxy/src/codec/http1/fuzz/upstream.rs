@@ -76,7 +76,7 @@ fn forward(out: &mut BytesMut, request: Whole, edits: &RequestEdits, snapshot: &
     let asked = Rc::new(Asked { connection, request: request.head, client, received, notes: RefCell::default() });
     let mut edits = edits.clone();
     edits.fit(&asked.request.target);
-    let mut head = OutgoingHead::new(&asked, &edits, [], snapshot);
+    let mut head = OutgoingHead::new(&asked, &edits, Vec::new(), snapshot);
     if asked.request.tunnel == Some(Tunnel::WebSocket) && request.framing == Framing::None {
         head.upgrade = Some(HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
     }

@@ -132,7 +132,7 @@ async fn resolve(served: &Rc<Served>, id: u64, mut reader: Reader, mut writer: W
             if !served.handshake.is_complete() && !may_go_on(served, &head, body.length()).await {
                 return;
             }
-            let body = if body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(body) };
+            let body = if body.length() == Length::None { Incoming::Empty } else { Incoming::Http3(Box::new(body)) };
             let reply = Reply { writer: Some(writer), datagrams: datagrams.map(Box::new) };
             served.exchange(head, body, crate::body::Reply::Http3(reply)).await;
         }
@@ -218,7 +218,8 @@ impl Reply {
         }
     }
 
-    pub(crate) async fn head(mut self, mut head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
+    /// The head goes out with what follows it.
+    pub(crate) fn head(mut self, mut head: ResponseHead, length: Length) -> Result<Outgoing, SinkGone> {
         let Some(mut writer) = self.writer.take() else {
             return Err(SinkGone("the response was sent already".to_owned()));
         };
@@ -226,12 +227,9 @@ impl Reply {
             head.headers.insert(http::header::CONTENT_LENGTH, length.into());
         }
         let frame = frame(&writer, head)?;
-        writer.section(frame).await?;
-        if matches!(length, Length::None | Length::Known(0)) {
-            writer.finish()?;
-            return Ok(Outgoing::Ended);
-        }
-        Ok(Outgoing::Http3(BodyWriter::new(writer)))
+        writer.hold(frame);
+        let bodiless = matches!(length, Length::None | Length::Known(0));
+        Ok(Outgoing::Http3(if bodiless { BodyWriter::bodiless(writer) } else { BodyWriter::new(writer) }))
     }
 
     /// Accepts a tunnel: DATA frames are its bytes from now on. Cut off, it is cancelled, as TCP is reset (RFC 9220,
