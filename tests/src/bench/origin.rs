@@ -71,7 +71,7 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
             }
             rest = 0;
         } else if let Some(mut left) = length {
-            left = left.checked_sub(rest).unwrap_or_default();
+            left = left.saturating_sub(rest);
             while left > 0 {
                 let read = stream.read(&mut buffer).await?;
                 if read == 0 {

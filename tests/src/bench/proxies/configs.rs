@@ -104,10 +104,8 @@ fn nginx(behind: &Behind, ports: Ports, decided: Decided) -> Config {
         Decided::No => ("", "http://alpha"),
         _ => ("map $http_x_tenant $pool { t42 beta; default alpha; }", "http://$pool"),
     };
-    let location = format!(
-        "proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
-         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_pass"
-    );
+    let location = "proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
+         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_pass";
     let locations = format!("location /api/ {{ {location} {pass}; }} location / {{ {location} http://alpha; }}");
     let text = format!(
         r#"daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit; user root; worker_rlimit_nofile 60000;
