@@ -11,7 +11,7 @@ use tidegate_policy::{ConnectionHead, HttpVersion, RequestHead};
 use tokio::io::AsyncReadExt;
 
 use crate::body::{Incoming, Reply};
-use crate::exchange::CertificateFields;
+use crate::exchange::{CertificateFields, Run};
 use crate::snapshot::{Listener, Protocols};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
@@ -65,8 +65,8 @@ impl Served {
     }
 
     /// Runs one exchange to its end. The reply is always used up: answered, or ended as an error.
-    pub(crate) fn exchange(&self, head: RequestHead, body: Incoming, reply: Reply) -> impl Future<Output = ()> {
-        crate::exchange::serve(self, head, body, reply)
+    pub(crate) fn exchange(self: &Rc<Self>, head: RequestHead, body: Incoming, reply: Reply) -> Run {
+        Run::new(self, head, body, reply)
     }
 
     /// Counts and logs a request that broke the protocol and never became an exchange. `reason` is for the log.

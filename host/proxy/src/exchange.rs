@@ -34,12 +34,14 @@ mod reply;
 mod request_body;
 mod response;
 mod shape;
+mod slot;
 mod upgrade;
 mod via;
 
 pub(crate) use client_cert::CertificateFields;
 pub use client_cert::ClientCertificate;
 pub(crate) use shape::OutgoingHead;
+pub(crate) use slot::{Run, Slots};
 pub use via::Via;
 
 use admit::Hops;
@@ -77,7 +79,7 @@ struct Plan {
 }
 
 /// Runs one exchange to its end.
-pub(crate) async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply) {
+async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply) {
     let snapshot = served.worker.current.load_full();
     let listener = &served.listener;
     let (client, received) =

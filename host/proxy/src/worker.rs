@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Lately;
+use crate::exchange::Slots;
 use crate::listener::{self, Opened, Serving, Sockets};
 use crate::observe::{RecordSink, WorkerMetrics};
 use crate::snapshot::Snapshot;
@@ -34,6 +35,7 @@ pub(crate) struct Worker {
     pub(crate) upstreams: Upstreams,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) drain: Drain,
+    pub(crate) slots: Slots,
     pub(crate) ports: listener::quic::Ports,
     pub(crate) sinks: Box<[Arc<dyn RecordSink>]>,
     /// Connection tasks that have not ended.
@@ -281,6 +283,7 @@ impl Start {
             timers,
             metrics: self.metrics,
             drain: Drain::default(),
+            slots: Slots::default(),
             ports: listener::quic::Ports::default(),
             sinks: options.sinks.clone().into(),
             connections: Cell::new(0),

@@ -49,8 +49,7 @@ pub(crate) async fn serve(stream: Stream, served: Rc<Served>, timers: Timers) {
             framing => Incoming::Http1(BodyReader::new(&conn, framing, limits.max_header_bytes, limits.max_headers)),
         };
         let reply = Reply { conn: conn.clone(), served: served.clone(), http10: head.version == HttpVersion::Http10 };
-        // Boxed: a connection that idles holds nothing of it.
-        Box::pin(served.exchange(head, body, crate::body::Reply::Http1(reply))).await;
+        served.exchange(head, body, crate::body::Reply::Http1(reply)).await;
         if !conn.sent.get() {
             // Cut short, or never answered: the close tells the client. It gets what there was, above all the head: a
             // client that sees nothing of a response takes its request for unprocessed and may send it again.
