@@ -2,6 +2,9 @@
 //!
 //! Latency of small requests is allocation: mimalloc measured 1.5 to 2.5 % less CPU a request than the system's. The `mimalloc`
 //! crate asks for an alignment with every block; all but a few want no more than every block has.
+//!
+//! Without huge pages (`no_thp`): with them every block of a connection that idles is in memory to its last byte, touched or
+//! not. HTTP/2's take 48 KiB in place of 33, and nothing gets faster.
 
 use std::alloc::{GlobalAlloc, Layout};
 
