@@ -192,17 +192,11 @@ fn envoy(behind: &Behind, ports: Ports, decided: Decided) -> Config {
         }
         _ => {
             rules = "- { match: { prefix: /api/ }, route: { cluster_header: x-pool, timeout: 0s } }\n".to_owned();
-            filters = r#"          - name: envoy.filters.http.lua
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
-              default_source_code:
-                inline_string: |
-                  function envoy_on_request(handle)
-                    local headers = handle:headers()
-                    if headers:get("x-tenant") == "t42" then headers:add("x-pool", "beta") else headers:add("x-pool", "alpha") end
-                  end
-"#
-            .to_owned();
+            filters = "            - { name: envoy.filters.http.lua, typed_config: { \"@type\": \
+                       type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua, default_source_code: { inline_string: \
+                       'function envoy_on_request(handle) local headers = handle:headers() if headers:get(\"x-tenant\") == \
+                       \"t42\" then headers:add(\"x-pool\", \"beta\") else headers:add(\"x-pool\", \"alpha\") end end' } } }\n"
+                .to_owned();
         }
     }
     let manager = |codec: &str| {
@@ -227,8 +221,6 @@ fn envoy(behind: &Behind, ports: Ports, decided: Decided) -> Config {
               typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
 "#
         )
-        .replace("          - name: envoy.filters.http.lua\n            typed_config:\n              ", "            - name: envoy.filters.http.lua\n              typed_config:\n                ")
-        .replace("\n              default_source_code:\n                inline_string: |\n", "\n                default_source_code:\n                  inline_string: |\n")
     };
     let common = format!(
         "common_tls_context: {{ alpn_protocols: [ALPN], tls_certificates: [{{ certificate_chain: {{ filename: {folder}/edge.pem }}, \
