@@ -61,16 +61,3 @@ pub fn memory(pid: u32, field: &str) -> u64 {
     };
     tree(pid).into_iter().map(of).sum()
 }
-
-/// How often its threads went to sleep by themselves, and so how often they woke up.
-pub fn sleeps(pid: u32) -> u64 {
-    let mut sum = 0;
-    for pid in tree(pid) {
-        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let text = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            sum += line.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
-        }
-    }
-    sum
-}
