@@ -222,6 +222,8 @@ async fn watch(work: Arc<Work>, zero: Instant) {
 /// Bounds of the sweeper's pace. Coarser than this nobody notices, finer nobody needs.
 const FASTEST: Duration = Duration::from_millis(20);
 const SLOWEST: Duration = Duration::from_secs(1);
+/// Where nobody is checked, ejected or to be: an idle process does not wake up for nothing.
+const NOTHING_TO_DO: Duration = Duration::from_secs(60);
 
 /// Brings back what was ejected long enough, and has endpoints compared. Over all clusters, with rules or without: an exchange
 /// that began before a reload may eject by rules that are gone.
@@ -229,10 +231,13 @@ async fn sweep(current: Arc<ArcSwap<Snapshot>>, zero: Instant, changed: Arc<Noti
     let mut panicking = HashSet::new();
     loop {
         let snapshot = current.load_full();
-        let mut pace = SLOWEST;
+        let mut pace = NOTHING_TO_DO;
         for cluster in &snapshot.clusters {
             if let Some(rules) = &cluster.set.health.rules.ejection {
-                pace = pace.min(rules.interval.min(rules.base_time) / 10);
+                pace = pace.min(SLOWEST).min(rules.interval.min(rules.base_time) / 10);
+            }
+            if cluster.check.is_some() || cluster.set.endpoints.iter().any(|endpoint| !endpoint.state.healthy()) {
+                pace = pace.min(SLOWEST);
             }
             for (index, swept) in cluster.set.sweep(zero.elapsed()) {
                 tell(&cluster.set, index, swept);
