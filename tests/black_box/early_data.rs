@@ -85,14 +85,10 @@ async fn safe_requests_go_on_at_once_and_all_others_after_the_handshake() {
     assert_eq!(origin.last().header("early-data"), None);
     edge.barred.store(true, Ordering::SeqCst);
     let (client, accepted) = edge.back(edge.link.address).expect("a ticket for early data");
-    let (mut held, held_answer) = client.stream(&post(&[("content-length", "0")])).await;
-    held.finish().expect("ended");
+    let held_answer = client.send(&post(&[("content-length", "0")])).await;
     let fields = [("content-length", "2")];
-    let (mut content, content_answer) =
-        client.stream(&[get("/content", &fields), vec![0, 2, b'h', b'i']].concat()).await;
-    content.finish().expect("ended");
-    let (mut safe, safe_answer) = client.stream(&get("/safe", &[])).await;
-    safe.finish().expect("ended");
+    let content_answer = client.send(&[get("/content", &fields), vec![0, 2, b'h', b'i']].concat()).await;
+    let safe_answer = client.send(&get("/safe", &[])).await;
     eventually("the safe one arrives", async || (seen(&origin).len() == 1).then_some(())).await;
     eventually("the others wait", async || (edge.early("held").await == 2.0).then_some(())).await;
     assert_eq!(seen(&origin), [("/safe".to_owned(), Some("1".to_owned()))]);
@@ -126,10 +122,8 @@ async fn what_is_too_early_for_the_origin_is_sent_again_after_the_handshake() {
     edge.visit().await;
     edge.barred.store(true, Ordering::SeqCst);
     let (client, _accepted) = edge.back(edge.link.address).expect("a ticket for early data");
-    let (mut ours, our_answer) = client.stream(&get("/ours", &[])).await;
-    ours.finish().expect("ended");
-    let (mut theirs, their_answer) = client.stream(&get("/theirs", &[("early-data", "1")])).await;
-    theirs.finish().expect("ended");
+    let our_answer = client.send(&get("/ours", &[])).await;
+    let their_answer = client.send(&get("/theirs", &[("early-data", "1")])).await;
     eventually("both arrive", async || (seen(&origin).len() == 2).then_some(())).await;
     edge.barred.store(false, Ordering::SeqCst);
     assert_eq!(our_answer.answer().await.expect("an answer").status(), 200);
@@ -150,9 +144,7 @@ async fn a_flight_that_is_replayed_has_one_effect() {
     let (client, _accepted) = edge.back(trap.local_addr().expect("an address")).expect("a ticket for early data");
     let mut answers = Vec::new();
     for request in [get("/safe", &[]), post(&[("content-length", "0")])] {
-        let (mut send, answer) = client.stream(&request).await;
-        send.finish().expect("ended");
-        answers.push(answer);
+        answers.push(client.send(&request).await);
     }
     let mut flight = Vec::new();
     let mut datagram = vec![0; 2048];

@@ -82,7 +82,7 @@ impl Drop for Peer {
 }
 
 /// What `tests/setup` unpacked, else the system's.
-fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let unpacked = crate::gateway::root().join("target/peers/usr/sbin").join(name);
     let mut folders: Vec<PathBuf> = vec!["/usr/local/sbin".into(), "/usr/sbin".into()];
     folders.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
@@ -94,7 +94,7 @@ fn find(name: &str) -> Option<PathBuf> {
     found
 }
 
-fn libraries() -> String {
+pub(crate) fn libraries() -> String {
     let folder = crate::gateway::root().join("target/peers/usr/lib");
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let folders: Vec<String> = entries

@@ -137,9 +137,14 @@ impl QuicClient {
 
     /// Sends a whole request, and takes the whole response.
     pub async fn ask(&self, bytes: &[u8]) -> Result<RawAnswer, u64> {
+        self.send(bytes).await.answer().await
+    }
+
+    /// Sends a whole request; the response is still to come.
+    pub async fn send(&self, bytes: &[u8]) -> Answering {
         let (mut send, answering) = self.stream(bytes).await;
         let _ = send.finish();
-        answering.answer().await
+        answering
     }
 
     /// The code that the gateway closes the connection with.

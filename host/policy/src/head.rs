@@ -9,6 +9,26 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use crate::ProxyTlvs;
 
+/// Whether a byte may be part of a token: `tchar` (RFC 9110, section 5.6.2).
+pub fn is_tchar(byte: u8) -> bool {
+    const TCHAR: [bool; 256] = {
+        let mut table = [false; 256];
+        let marks = b"!#$%&'*+-.^_`|~";
+        let mut at = 0;
+        while at < 256 {
+            table[at] = (at as u8).is_ascii_alphanumeric();
+            at += 1;
+        }
+        at = 0;
+        while at < marks.len() {
+            table[marks[at] as usize] = true;
+            at += 1;
+        }
+        table
+    };
+    TCHAR[usize::from(byte)]
+}
+
 /// Whether a field's name is a token (RFC 9110, section 5.6.2). `HeaderName::from_lowercase`, by which names of HTTP/2 and HTTP/3
 /// are read, takes a double quote for part of one; HTTP/1 does not, so it must not come in by another version.
 pub fn is_token(name: &HeaderName) -> bool {

@@ -41,7 +41,7 @@ pub use edits::{Buffering, EditError, HeaderEdit, HeaderEdits, RequestEdits, is_
 pub use endpoints::{Endpoint, EndpointSet, EndpointState, EndpointsView};
 pub use fault::{Cause, Fault, Side};
 pub use forwarding::Forwarding;
-pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target, Tunnel, is_token};
+pub use head::{ConnectionHead, HttpVersion, RequestHead, ResponseHead, Scheme, Target, Tunnel, is_tchar, is_token};
 pub use health::{
     Ailment, CheckOutcome, Ejected, EjectionReason, EjectionRules, EndpointHealth, HealthRules, Outcome, SetHealth,
     SharedHealth, Standing, Streak, Swept, Thresholds,

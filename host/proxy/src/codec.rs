@@ -92,9 +92,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// the listener speaks it.
 pub(crate) async fn serve_clear_text(stream: Stream, served: Rc<Served>, timers: Timers) {
     let Protocols { http1, http2, .. } = served.listener.protocols;
-    let (stream, is_http2) =
-        if http2 { Box::pin(look_for_preface(stream, &served, &timers)).await } else { (Some(stream), false) };
-    let Some(stream) = stream else { return };
+    let looked = if http2 { Box::pin(look_for_preface(stream, &served, &timers)).await } else { Some((stream, false)) };
+    let Some((stream, is_http2)) = looked else { return };
     if is_http2 {
         Box::pin(http2::serve(stream, served, timers)).await;
     } else if http1 {
@@ -105,7 +104,7 @@ pub(crate) async fn serve_clear_text(stream: Stream, served: Rc<Served>, timers:
 }
 
 /// The stream with what was read of it put back, and whether that is HTTP/2's preface. `None` for a client that is gone.
-async fn look_for_preface(mut stream: Stream, served: &Served, timers: &Timers) -> (Option<Stream>, bool) {
+async fn look_for_preface(mut stream: Stream, served: &Served, timers: &Timers) -> Option<(Stream, bool)> {
     let mut ahead = BytesMut::with_capacity(PREFACE.len());
     let mut deadline = Deadline::after(timers, Some(served.listener.limits.header_timeout));
     while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {
@@ -113,15 +112,15 @@ async fn look_for_preface(mut stream: Stream, served: &Served, timers: &Timers) 
         let room = &mut missing[..PREFACE.len() - ahead.len()];
         let read = tokio::select! {
             read = stream.read(room) => read,
-            () = deadline.elapsed() => return (None, false),
-            () = served.drained(), if ahead.is_empty() => return (None, false),
+            () = deadline.elapsed() => return None,
+            () = served.drained(), if ahead.is_empty() => return None,
         };
         match read {
             Ok(count @ 1..) => ahead.extend_from_slice(&room[..count]),
             // Gone, or half of a preface: nobody to answer.
-            Ok(0) | Err(_) => return (None, false),
+            Ok(0) | Err(_) => return None,
         }
     }
     let is_http2 = ahead == PREFACE;
-    (Some(stream.put_back(ahead.freeze())), is_http2)
+    Some((stream.put_back(ahead.freeze()), is_http2))
 }

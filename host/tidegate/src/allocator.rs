@@ -13,8 +13,8 @@ use libmimalloc_sys as mi;
 pub(crate) struct Allocator;
 
 /// Whether any block of that size is aligned as wanted: to 8 bytes, and to 16 from that size on (`MI_MAX_ALIGN_SIZE`).
-const fn is_natural(layout: Layout) -> bool {
-    layout.align() <= 8 || layout.align() == 16 && layout.size() >= 16
+const fn is_natural(size: usize, align: usize) -> bool {
+    align <= 8 || align == 16 && size >= 16
 }
 
 // SAFETY: each block is mimalloc's, aligned as asked, and goes back to mimalloc, which frees and resizes blocks of both
@@ -24,7 +24,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: both take any size.
         unsafe {
-            if is_natural(layout) {
+            if is_natural(layout.size(), layout.align()) {
                 mi::mi_malloc(layout.size()).cast()
             } else {
                 mi::mi_malloc_aligned(layout.size(), layout.align()).cast()
@@ -36,7 +36,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
         unsafe {
-            if is_natural(layout) {
+            if is_natural(layout.size(), layout.align()) {
                 mi::mi_zalloc(layout.size()).cast()
             } else {
                 mi::mi_zalloc_aligned(layout.size(), layout.align()).cast()
@@ -54,7 +54,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as above; the new block is aligned like one that was asked for anew.
         unsafe {
-            if layout.align() <= 8 || layout.align() == 16 && size >= 16 {
+            if is_natural(size, layout.align()) {
                 mi::mi_realloc(block.cast(), size).cast()
             } else {
                 mi::mi_realloc_aligned(block.cast(), size, layout.align()).cast()

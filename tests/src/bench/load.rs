@@ -60,6 +60,20 @@ pub struct Shared {
 }
 
 impl Shared {
+    fn new(load: Load, address: SocketAddr, tls: ClientConfig) -> Self {
+        Self {
+            address,
+            tls: Arc::new(tls),
+            stop: Cell::new(false),
+            left: Cell::new(load.count.unwrap_or(u64::MAX)),
+            done: Cell::new(0),
+            failed: RefCell::default(),
+            times: RefCell::new(None),
+            turns: load.rate.map(|_| Rc::new(Semaphore::new(0))),
+            load,
+        }
+    }
+
     pub fn stopping(&self) -> bool {
         self.stop.get()
     }
@@ -102,18 +116,7 @@ pub struct Running {
 
 impl Running {
     pub fn start(load: Load, address: SocketAddr, tls: ClientConfig) -> Self {
-        let turns = load.rate.map(|_| Rc::new(Semaphore::new(0)));
-        let shared = Rc::new(Shared {
-            address,
-            tls: Arc::new(tls),
-            stop: Cell::new(false),
-            left: Cell::new(load.count.unwrap_or(u64::MAX)),
-            load,
-            done: Cell::new(0),
-            failed: RefCell::default(),
-            times: RefCell::new(None),
-            turns,
-        });
+        let shared = Rc::new(Shared::new(load, address, tls));
         if let (Some(rate), Some(turns)) = (shared.load.rate, shared.turns.clone()) {
             let shared = shared.clone();
             tokio::task::spawn_local(async move {
@@ -181,17 +184,7 @@ impl Running {
 
 /// Connections that are open and silent, each after one request.
 pub async fn idle(load: Load, address: SocketAddr, tls: ClientConfig) -> Result<Vec<Box<dyn std::any::Any>>, String> {
-    let shared = Rc::new(Shared {
-        load,
-        address,
-        tls: Arc::new(tls),
-        stop: Cell::new(true),
-        left: Cell::new(0),
-        done: Cell::new(0),
-        failed: RefCell::default(),
-        times: RefCell::new(None),
-        turns: None,
-    });
+    let shared = Rc::new(Shared::new(load, address, tls));
     let mut open: Vec<Box<dyn std::any::Any>> = Vec::new();
     for _ in 0..shared.load.connections {
         open.push(match shared.load.front {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::load::Front;
 use crate::gateway::{free_address, program, root};
+use crate::peer;
 
 mod configs;
 
@@ -45,14 +46,10 @@ impl Kind {
 
     /// The program, where it is there.
     fn program(self) -> Option<PathBuf> {
-        let peers = root().join("target/peers/usr/sbin");
         let python = root().join("target/bench-peers");
         let found = match self {
             Self::Tidegate => return Some(program().to_owned()),
-            Self::Nginx | Self::Haproxy => {
-                let unpacked = peers.join(self.name());
-                if unpacked.exists() { unpacked } else { Path::new("/usr/sbin").join(self.name()) }
-            }
+            Self::Nginx | Self::Haproxy => peer::find(self.name())?,
             Self::Envoy => {
                 let folders = std::fs::read_dir(python.join("lib")).ok()?.flatten();
                 folders.map(|folder| folder.path().join("site-packages/envoy/_bin/envoy")).find(|path| path.exists())?
@@ -128,7 +125,7 @@ impl Proxy {
         command.args(config.arguments.iter().map(|argument| argument.replace("FILE", &file.to_string_lossy())));
         command.env("GOMAXPROCS", "1").env("HOME", folder.path()).env("XDG_DATA_HOME", folder.path());
         if matches!(kind, Kind::Nginx | Kind::Haproxy) {
-            command.env("LD_LIBRARY_PATH", root().join("target/peers/usr/lib/x86_64-linux-gnu"));
+            command.env("LD_LIBRARY_PATH", peer::libraries());
         }
         command.stdin(Stdio::null()).stdout(said).stderr(log).current_dir(folder.path());
         // The new process inherits the core of the thread that starts it.
@@ -163,9 +160,14 @@ impl Proxy {
 impl Proxy {
     /// Ends it in an orderly way, and waits for that.
     pub fn end(mut self) {
+        self.terminate();
+        let _ = self.child.wait();
+    }
+
+    fn terminate(&self) {
+        // Those with a master process pass it on.
         // SAFETY: a plain system call on a child that was not waited for yet.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        let _ = self.child.wait();
     }
 }
 
@@ -174,9 +176,7 @@ impl Drop for Proxy {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        // Those with a master process pass it on.
-        // SAFETY: a plain system call on a child that was not waited for yet.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        self.terminate();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(2) {
             if matches!(self.child.try_wait(), Ok(Some(_))) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::{Element, Node};
+use crate::{Element, Node, is_tchar};
 
 /// Most elements that are read, those nearest to this hop: a chain longer than this is an attack, not a path. What is
 /// beyond stands on the left, where a client writes and trusted hops do not.
@@ -59,7 +59,7 @@ fn parse_element(text: &[u8]) -> Option<Element> {
         }
         let equals = rest.iter().position(|b| *b == b'=')?;
         let name = &rest[..equals];
-        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+        if name.is_empty() || !name.iter().all(|b| is_tchar(*b)) {
             return None;
         }
         let name = String::from_utf8(name.to_ascii_lowercase()).ok()?;
@@ -87,7 +87,7 @@ fn parse_element(text: &[u8]) -> Option<Element> {
 /// A token or a quoted-string, unescaped, and what follows.
 fn parse_value(text: &[u8]) -> Option<(String, &[u8])> {
     if text.first() != Some(&b'"') {
-        let end = text.iter().position(|b| !is_token(*b)).unwrap_or(text.len());
+        let end = text.iter().position(|b| !is_tchar(*b)).unwrap_or(text.len());
         let value = std::str::from_utf8(&text[..end]).ok().filter(|value| !value.is_empty())?;
         return Some((value.to_owned(), &text[end..]));
     }
@@ -146,26 +146,6 @@ pub(crate) fn is_obfuscated(text: &str) -> bool {
     text.strip_prefix('_').is_some_and(|rest| {
         !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
     })
-}
-
-/// `tchar` (RFC 9110, section 5.6.2).
-pub(super) fn is_token(byte: u8) -> bool {
-    const TCHAR: [bool; 256] = {
-        let mut table = [false; 256];
-        let marks = b"!#$%&'*+-.^_`|~";
-        let mut at = 0;
-        while at < 256 {
-            table[at] = (at as u8).is_ascii_alphanumeric();
-            at += 1;
-        }
-        at = 0;
-        while at < marks.len() {
-            table[marks[at] as usize] = true;
-            at += 1;
-        }
-        table
-    };
-    TCHAR[usize::from(byte)]
 }
 
 #[cfg(test)]

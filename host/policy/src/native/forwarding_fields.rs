@@ -7,8 +7,7 @@ use std::net::IpAddr;
 use bytes::{BufMut, BytesMut};
 use http::{HeaderName, HeaderValue, header};
 
-use super::forwarded::is_token;
-use crate::{Element, Families, Node};
+use crate::{Element, Families, Node, is_tchar};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -170,7 +169,7 @@ fn put_number(out: &mut BytesMut, number: u16) {
 
 /// Bare where it is a token; a colon or bracket is not, so hosts with either are quoted.
 fn put_quoted(out: &mut BytesMut, value: &str) {
-    if !value.is_empty() && value.bytes().all(is_token) {
+    if !value.is_empty() && value.bytes().all(is_tchar) {
         return out.put_slice(value.as_bytes());
     }
     out.put_u8(b'"');

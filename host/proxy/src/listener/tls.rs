@@ -255,11 +255,10 @@ fn config(
         // 8.1). The size is the one that QUIC knows (RFC 9001, section 4.6.1).
         config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
         config.max_early_data_size = u32::MAX;
-        config.send_tls13_tickets = 1;
-        return Ok(config);
+    } else {
+        // Stateless and rotated, and one for all workers: a client may come back to any of them.
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Rustls)?;
     }
-    // Stateless and rotated, and one for all workers: a client may come back to any of them.
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Rustls)?;
     config.send_tls13_tickets = 1;
     Ok(config)
 }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use tidegate_policy::{HttpVersion, RequestHead, ResponseHead, Scheme, Tunnel};
+use tidegate_policy::{HttpVersion, RequestHead, ResponseHead, Scheme, Tunnel, is_tchar};
 
 use super::framing::{self, Ambiguous, Framing};
 use super::target::{effective_target, take_host};
@@ -135,7 +135,7 @@ pub(super) fn take_request(
         [b'\r'] if blank == 0 => return Ok(None),
         [0x16, ..] => return Err(Refusal::bad("a TLS hello on a listener without tls")),
         // Whoever does not begin with a method speaks something else: no need to wait for more of it.
-        [first, ..] if !is_token_byte(*first) => return Err(Refusal::bad("what came does not begin with a method")),
+        [first, ..] if !is_tchar(*first) => return Err(Refusal::bad("what came does not begin with a method")),
         _ => {}
     }
     let end = match scan.find(section, max_bytes)? {
@@ -162,11 +162,6 @@ fn leading_blank(read: &[u8]) -> usize {
 /// Whether `read` has nothing of a request yet.
 pub(super) fn is_blank(read: &[u8]) -> bool {
     b"\r\n".starts_with(read)
-}
-
-/// `tchar` (RFC 9110, section 5.6.2).
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn parse_request<'b>(bytes: &'b Bytes, slots: &mut Slots<'b>, scheme: Scheme) -> Result<ParsedRequest, Refusal> {
