@@ -16,6 +16,8 @@ impl<P: Policy> Holder<P> {
     pub fn configure(&self, settings: &str) -> Result<(), String> {
         let settings = serde_json::from_str(settings).map_err(|error| error.to_string())?;
         *self.0.borrow_mut() = Some(P::new(settings)?);
+        #[cfg(all(target_arch = "wasm32", feature = "arena"))]
+        crate::ALLOCATOR.settle();
         Ok(())
     }
 

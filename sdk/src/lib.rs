@@ -35,6 +35,8 @@
 //! Built for `wasm32-unknown-unknown` and made a component (`wasm-tools component new`), it needs nothing but the
 //! gateway's own interfaces: no WASI. Facts are read when they are asked for; what is not asked for is not copied.
 
+#[cfg(any(test, all(target_arch = "wasm32", feature = "arena")))]
+mod arena;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod bindings;
@@ -44,6 +46,10 @@ mod questions;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 mod types;
+
+#[cfg(all(target_arch = "wasm32", feature = "arena"))]
+#[global_allocator]
+static ALLOCATOR: arena::Arena = arena::Arena::new();
 
 #[doc(hidden)]
 pub use export::Holder;

@@ -1,6 +1,7 @@
 //! How an answer comes back: the value, where it came from, or why there is none.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Where an answer came from, for metrics, logs and explanations.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,16 +18,18 @@ pub enum Origin {
 pub struct Answered<T> {
     pub value: T,
     pub origin: Origin,
+    /// Of a component only; native answers are not timed.
+    pub took: Duration,
 }
 
 impl<T> Answered<T> {
     pub fn native(value: T) -> Self {
-        Self { value, origin: Origin::Native }
+        Self { value, origin: Origin::Native, took: Duration::ZERO }
     }
 
     /// Another value of the same origin.
     pub fn with<U>(self, value: U) -> Answered<U> {
-        Answered { value, origin: self.origin }
+        Answered { value, origin: self.origin, took: self.took }
     }
 }
 
@@ -41,12 +44,14 @@ pub struct PolicyFault {
     pub deny: bool,
     /// For the log, never for the client.
     pub detail: String,
+    /// Until it failed; nothing if it answered and the answer could not be used.
+    pub took: Duration,
 }
 
 impl PolicyFault {
     /// Of an answer that the core could not use, from a policy that leaves refusing requests to others.
     pub fn invalid(reason: &str) -> Self {
-        Self { kind: PolicyFaultKind::Invalid, deny: false, detail: reason.to_owned() }
+        Self { kind: PolicyFaultKind::Invalid, deny: false, detail: reason.to_owned(), took: Duration::ZERO }
     }
 }
 

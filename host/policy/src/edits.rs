@@ -168,11 +168,11 @@ impl RequestEdits {
         }
     }
 
-    pub fn set_note(&mut self, name: &str, value: &str) -> Result<(), EditError> {
+    pub fn set_note(&mut self, name: String, value: String) -> Result<(), EditError> {
         if self.notes.len() >= MAX_EDITS || name.len() + value.len() > MAX_TARGET {
             return Err(EditError::Other("too many or too long notes".into()));
         }
-        self.notes.push((name.to_owned(), value.to_owned()));
+        self.notes.push((name, value));
         Ok(())
     }
 }

@@ -101,7 +101,7 @@ pub fn request_edits(data: &[u8]) -> RequestEdits {
             3 => edits.set_path(&text),
             4 => edits.set_query(Some(&text)),
             5 => edits.set_authority(&text),
-            _ => edits.set_note(name, value),
+            _ => edits.set_note(name.to_owned(), value.to_owned()),
         };
     }
     edits

@@ -2,12 +2,12 @@
 //!
 //! Endpoint state (load, health) and statistics live behind `Arc`s that successive snapshots share.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustc_hash::FxHashMap;
 use tidegate_policy::native::{
     HostPattern, Maglev, RetryBudget, RetryRules, RouteTable, Split, StandardForwarding, TrustedFamily,
 };
@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub generation: u64,
     pub listeners: Vec<Arc<Listener>>,
     pub clusters: Vec<Arc<Cluster>>,
-    pub cluster_by_name: HashMap<Arc<str>, usize>,
+    pub cluster_by_name: FxHashMap<Arc<str>, usize>,
     /// Finds an index into `routes`.
     pub table: RouteTable,
     pub routes: Vec<Arc<Route>>,

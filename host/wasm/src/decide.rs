@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{
@@ -13,9 +12,9 @@ use tidegate_policy::{
 };
 
 use crate::instances::{Failed, Instance, run, with_slot};
-use crate::memo::Remembered;
+use crate::memo::{Going, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
-use crate::state::{Facts, State};
+use crate::state::{Facts, IdentityEdits};
 use crate::types::{Choice, Response, RouteAnswer, Verdict};
 
 /// A plugin as the answerer of its questions.
@@ -29,19 +28,23 @@ enum Question {
     Decide,
 }
 
-/// What a call left, before the store is cleared.
-type Outcome = Result<Remembered, Failed>;
+/// One question being asked: how a guest is called, and what a memo keeps of its answer.
+trait Asking {
+    type Answer;
+    const QUESTION: Question;
+
+    fn call(&mut self, instance: &mut Instance) -> Result<Self::Answer, Failed>;
+    fn remember(&self, answer: &Self::Answer) -> Remembered;
+    /// Nothing if it is of another question.
+    fn recall(&mut self, remembered: &Remembered) -> Option<Self::Answer>;
+}
 
 impl Asker {
     /// Asks: the memo, else the guest. Counts, quarantines, retires.
-    fn ask(
-        &self,
-        question: Question,
-        facts: Facts,
-        call: impl FnOnce(&mut Instance) -> Outcome,
-    ) -> Result<(Remembered, Origin), PolicyFault> {
+    fn ask<A: Asking>(&self, facts: Facts, mut asking: A) -> Decision<A::Answer> {
         let core = &self.0.core;
-        let stats = &core.stats.questions[question as usize];
+        let question = A::QUESTION as usize;
+        let stats = &core.stats.questions[question];
         let begun = Instant::now();
         if !core.quarantine.open() {
             stats.failed(PolicyFaultKind::Quarantined);
@@ -49,61 +52,66 @@ impl Asker {
         }
         let asked = with_slot(&self.0, |slot| {
             let granted = |name: &str| core.grants.field(name);
-            let memo = &mut slot.memos[question as usize];
+            let memo = &mut slot.memos[question];
             if core.memoise
-                && let Some(found) = memo.find(&facts, granted)
+                && let Some(answer) = memo.find(&facts, granted).and_then(|found| asking.recall(found))
             {
-                return Ok((found.clone(), Origin::Memo));
+                return Ok((answer, Origin::Memo));
             }
-            let mut instance = match core.isolation {
-                Isolation::Worker => slot.take_instance(core, begun)?,
-                Isolation::Request => Instance::new(core)?,
-            };
-            let memo = &mut slot.memos[question as usize];
             let learns = core.memoise && memo.in_use();
+            let mut fresh = None;
+            let place = match core.isolation {
+                Isolation::Worker => &mut slot.instance,
+                Isolation::Request => &mut fresh,
+            };
+            let instance = match place {
+                Some(instance) => {
+                    instance.begin_at(begun);
+                    instance
+                }
+                none => none.insert(Instance::new(core)?),
+            };
             let state = instance.store.data_mut();
             state.facts = facts;
             state.trace.begin(learns);
-            match call(&mut instance) {
-                Ok(answer) => {
-                    let state = instance.store.data_mut();
-                    if learns {
-                        memo.learn(&state.trace, &state.facts, granted, answer.clone());
-                    }
-                    state.clear();
-                    if core.isolation == Isolation::Worker {
-                        slot.keep(instance);
-                    }
-                    Ok((answer, Origin::Wasm))
-                }
-                Err(failed) => {
-                    // The store is dead after a trap: drop it, and what it taught.
-                    slot.forget();
-                    Err(failed)
-                }
+            let answered = asking.call(instance);
+            let state = instance.store.data_mut();
+            if let Ok(answer) = &answered
+                && learns
+            {
+                memo.learn(&state.trace, &state.facts, granted, asking.remember(answer));
             }
+            state.clear();
+            if answered.is_err() {
+                // The store is dead after a trap: drop it, and what it taught.
+                slot.forget();
+            } else if instance.nearly_full() {
+                slot.instance = None;
+            }
+            answered.map(|answer| (answer, Origin::Wasm))
         });
         match asked {
-            Ok((answer, origin)) => {
-                stats.answered(begun.elapsed(), origin == Origin::Memo);
+            Ok((value, origin)) => {
+                let took = begun.elapsed();
+                stats.answered(took, origin == Origin::Memo);
                 // What the memo knew says nothing of the guest's health.
                 if origin != Origin::Memo {
                     core.quarantine.succeeded();
                 }
-                Ok((answer, origin))
+                Ok(Answered { value, origin, took })
             }
             Err(Failed { kind, detail }) => {
                 stats.failed(kind);
                 // That no instance was to be had is the pool's doing.
                 let blame = if kind == PolicyFaultKind::Exhausted { Blame::Nobody } else { Blame::Policy };
                 self.note(kind, blame, &detail);
-                Err(self.fault(kind, detail))
+                Err(PolicyFault { took: begun.elapsed(), ..self.fault(kind, detail) })
             }
         }
     }
 
     fn fault(&self, kind: PolicyFaultKind, detail: String) -> PolicyFault {
-        PolicyFault { kind, deny: self.0.core.deny, detail }
+        PolicyFault { kind, deny: self.0.core.deny, detail, took: Duration::ZERO }
     }
 
     fn note(&self, kind: PolicyFaultKind, blame: Blame, detail: &str) {
@@ -135,6 +143,43 @@ fn absent(name: &str) -> Failed {
     Failed { kind: PolicyFaultKind::Invalid, detail: format!("{name} is not exported") }
 }
 
+struct AskRoute<'a> {
+    edits: &'a mut RequestEdits,
+}
+
+impl Asking for AskRoute<'_> {
+    type Answer = Going;
+    const QUESTION: Question = Question::Route;
+
+    fn call(&mut self, instance: &mut Instance) -> Result<Going, Failed> {
+        let Instance { store, functions, .. } = instance;
+        let route = functions.route.as_ref().ok_or_else(|| absent("route"))?;
+        let (answer,) = run(store, |store| route.call(store, ()))?;
+        let wanted = &mut store.data_mut().edits;
+        if !wanted.is_empty() {
+            std::mem::swap(self.edits, wanted);
+        }
+        Ok(match answer {
+            RouteAnswer::Pass => Going::Nowhere,
+            RouteAnswer::Forward(cluster) => Going::To(cluster.into()),
+            RouteAnswer::Respond(response) => Going::Back(response),
+        })
+    }
+
+    fn remember(&self, going: &Going) -> Remembered {
+        Remembered::Route(Box::new((going.clone(), self.edits.clone())))
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<Going> {
+        let Remembered::Route(route) = remembered else { return None };
+        let (going, wanted) = &**route;
+        if !wanted.is_empty() {
+            self.edits.clone_from(wanted);
+        }
+        Some(going.clone())
+    }
+}
+
 impl Router for Asker {
     fn name(&self) -> ByteString {
         self.0.core.name.clone()
@@ -142,34 +187,16 @@ impl Router for Asker {
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<policy::RouteAnswer> {
         let facts = Facts { asked: Some(asked.clone()), ..Facts::default() };
-        let (answer, origin) = self.ask(Question::Route, facts, |instance| {
-            let Instance { store, functions, .. } = instance;
-            let route = functions.route.as_ref().ok_or_else(|| absent("route"))?;
-            let (answer,) = run(store, |store| route.call(store, ()))?;
-            let edits = std::mem::take(&mut store.data_mut().edits);
-            let cluster = match &answer {
-                RouteAnswer::Forward(cluster) => Some(Arc::from(cluster.as_str())),
-                _ => None,
-            };
-            Ok(Remembered::Route(Arc::new((answer, cluster, edits))))
-        })?;
-        let Remembered::Route(route) = answer else {
-            return self.invalid(Question::Route, "an answer to another question");
-        };
-        let (answer, cluster, wanted) = &*route;
-        let value = match (answer, cluster) {
-            (RouteAnswer::Pass, _) => policy::RouteAnswer::Pass,
-            (RouteAnswer::Forward(_), Some(cluster)) => policy::RouteAnswer::Forward(cluster.clone()),
-            (RouteAnswer::Forward(_), None) => policy::RouteAnswer::Pass,
-            (RouteAnswer::Respond(response), _) => match respond(response, &self.0.core.grants) {
+        let Answered { value, origin, took } = self.ask(facts, AskRoute { edits })?;
+        let value = match value {
+            Going::Nowhere => policy::RouteAnswer::Pass,
+            Going::To(cluster) => policy::RouteAnswer::Forward(cluster),
+            Going::Back(response) => match respond(response, &self.0.core.grants) {
                 Ok(response) => policy::RouteAnswer::Respond(Box::new(response)),
                 Err(reason) => return self.invalid(Question::Route, &reason),
             },
         };
-        if !wanted.is_empty() {
-            edits.clone_from(wanted);
-        }
-        Ok(Answered { value, origin })
+        Ok(Answered { value, origin, took })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
@@ -183,7 +210,7 @@ const MAX_FIELDS: usize = 64;
 
 /// A guest's response under the rules every message keeps: a status that ends an exchange, fields of the right form, and
 /// those only that it may set.
-fn respond(response: &Response, grants: &Grants) -> Result<DirectResponse, String> {
+fn respond(response: Response, grants: &Grants) -> Result<DirectResponse, String> {
     let status = StatusCode::from_u16(response.status).ok().filter(|status| (200..=599).contains(&status.as_u16()));
     let status = status.ok_or_else(|| format!("{} is not a status to respond with", response.status))?;
     if response.body.len() > MAX_BODY || response.headers.len() > MAX_FIELDS {
@@ -198,7 +225,28 @@ fn respond(response: &Response, grants: &Grants) -> Result<DirectResponse, Strin
     }
     let mut headers = HeaderMap::with_capacity(response.headers.len());
     edits.apply(&mut headers);
-    Ok(DirectResponse { status, headers, body: Bytes::copy_from_slice(&response.body) })
+    Ok(DirectResponse { status, headers, body: response.body.into() })
+}
+
+struct AskPick;
+
+impl Asking for AskPick {
+    type Answer = Choice;
+    const QUESTION: Question = Question::Pick;
+
+    fn call(&mut self, instance: &mut Instance) -> Result<Choice, Failed> {
+        let Instance { store, functions, .. } = instance;
+        let pick = functions.pick.as_ref().ok_or_else(|| absent("pick"))?;
+        run(store, |store| pick.call(store, ())).map(|(choice,)| choice)
+    }
+
+    fn remember(&self, choice: &Choice) -> Remembered {
+        Remembered::Pick(*choice)
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<Choice> {
+        if let Remembered::Pick(choice) = remembered { Some(*choice) } else { None }
+    }
 }
 
 impl Balancer for Asker {
@@ -208,25 +256,40 @@ impl Balancer for Asker {
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<policy::Choice> {
         let facts = Facts { asked: Some(asked.clone()), endpoints: Some(endpoints.clone()), ..Facts::default() };
-        let (answer, origin) = self.ask(Question::Pick, facts, |instance| {
-            let Instance { store, functions, .. } = instance;
-            let pick = functions.pick.as_ref().ok_or_else(|| absent("pick"))?;
-            run(store, |store| pick.call(store, ())).map(|(choice,)| Remembered::Pick(choice))
-        })?;
-        let Remembered::Pick(choice) = answer else {
-            return self.invalid(Question::Pick, "an answer to another question");
-        };
+        let Answered { value: choice, origin, took } = self.ask(facts, AskPick)?;
         let value = match choice {
             Choice::Pass => policy::Choice::Pass,
             Choice::Endpoint(index) => policy::Choice::Endpoint(index),
             Choice::Hash(key) => policy::Choice::Hash(key),
             Choice::None => policy::Choice::None,
         };
-        Ok(Answered { value, origin })
+        Ok(Answered { value, origin, took })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         self.refused(Question::Pick, reason, blame)
+    }
+}
+
+struct AskIdentify;
+
+impl Asking for AskIdentify {
+    type Answer = IdentityEdits;
+    const QUESTION: Question = Question::Identify;
+
+    fn call(&mut self, instance: &mut Instance) -> Result<IdentityEdits, Failed> {
+        let Instance { store, functions, .. } = instance;
+        let identify = functions.identify.as_ref().ok_or_else(|| absent("identify"))?;
+        run(store, |store| identify.call(store, ()))?;
+        Ok(std::mem::take(&mut store.data_mut().identity))
+    }
+
+    fn remember(&self, edited: &IdentityEdits) -> Remembered {
+        Remembered::Identify(Box::new(edited.clone()))
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<IdentityEdits> {
+        if let Remembered::Identify(edited) = remembered { Some((**edited).clone()) } else { None }
     }
 }
 
@@ -237,22 +300,34 @@ impl Forwarding for Asker {
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         let facts = Facts { asked: Some(asked.clone()), identity: Some(identity.clone()), ..Facts::default() };
-        let (answer, origin) = self.ask(Question::Identify, facts, |instance| {
-            let Instance { store, functions, .. } = instance;
-            let identify = functions.identify.as_ref().ok_or_else(|| absent("identify"))?;
-            run(store, |store| identify.call(store, ()))?;
-            let state: &mut State = store.data_mut();
-            Ok(Remembered::Identify(Arc::new(std::mem::take(&mut state.identity))))
-        })?;
-        let Remembered::Identify(edited) = answer else {
-            return self.invalid(Question::Identify, "an answer to another question");
-        };
+        let Answered { value: edited, origin, took } = self.ask(facts, AskIdentify)?;
         edited.apply(identity);
-        Ok(Answered { value: (), origin })
+        Ok(Answered { value: (), origin, took })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         self.refused(Question::Identify, reason, blame)
+    }
+}
+
+struct AskDecide;
+
+impl Asking for AskDecide {
+    type Answer = Verdict;
+    const QUESTION: Question = Question::Decide;
+
+    fn call(&mut self, instance: &mut Instance) -> Result<Verdict, Failed> {
+        let Instance { store, functions, .. } = instance;
+        let decide = functions.decide.as_ref().ok_or_else(|| absent("decide"))?;
+        run(store, |store| decide.call(store, ())).map(|(verdict,)| verdict)
+    }
+
+    fn remember(&self, verdict: &Verdict) -> Remembered {
+        Remembered::Decide(*verdict)
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<Verdict> {
+        if let Remembered::Decide(verdict) = remembered { Some(*verdict) } else { None }
     }
 }
 
@@ -276,14 +351,7 @@ impl Retry for Asker {
             attempt: Some(attempt.clone()),
             identity: None,
         };
-        let (answer, origin) = self.ask(Question::Decide, facts, |instance| {
-            let Instance { store, functions, .. } = instance;
-            let decide = functions.decide.as_ref().ok_or_else(|| absent("decide"))?;
-            run(store, |store| decide.call(store, ())).map(|(verdict,)| Remembered::Decide(verdict))
-        })?;
-        let Remembered::Decide(verdict) = answer else {
-            return self.invalid(Question::Decide, "an answer to another question");
-        };
+        let Answered { value: verdict, origin, took } = self.ask(facts, AskDecide)?;
         let value = match verdict {
             Verdict::Stop => policy::Verdict::Stop,
             Verdict::Again(pause) | Verdict::Elsewhere(pause) if Duration::from_nanos(pause) > MAX_PAUSE => {
@@ -293,7 +361,7 @@ impl Retry for Asker {
             Verdict::Again(pause) => policy::Verdict::Again(Duration::from_nanos(pause)),
             Verdict::Elsewhere(pause) => policy::Verdict::Elsewhere(Duration::from_nanos(pause)),
         };
-        Ok(Answered { value, origin })
+        Ok(Answered { value, origin, took })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {

@@ -151,9 +151,14 @@ impl Instance {
         Ok(Self { store, functions, at_start, counted })
     }
 
+    /// The time of another question begins.
+    pub(crate) fn begin_at(&mut self, begun: Instant) {
+        self.store.data_mut().deadline = Deadline::begin_at(begun);
+    }
+
     /// An instance that holds nearly all it may is replaced before it fails, if a new one would hold less: one that needs
     /// that much from the start would else be made anew for every question.
-    fn nearly_full(&self) -> bool {
+    pub(crate) fn nearly_full(&self) -> bool {
         let limit = self.counted.0.limits.memory;
         nearly_full(self.store.data().memory, self.at_start, limit)
     }
@@ -177,7 +182,7 @@ pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed
 /// What a thread has of a plugin.
 pub(crate) struct Slot {
     askers: Weak<Handle>,
-    instance: Option<Instance>,
+    pub(crate) instance: Option<Instance>,
     pub(crate) memos: [Memo; 4],
 }
 
@@ -217,26 +222,9 @@ pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot
 }
 
 impl Slot {
-    /// The instance to ask: the one that lives here, or a new one. The time of the question begins.
-    pub(crate) fn take_instance(&mut self, core: &Arc<Core>, begun: Instant) -> Result<Instance, Failed> {
-        match self.instance.take() {
-            Some(mut instance) => {
-                instance.store.data_mut().deadline = Deadline::begin_at(begun);
-                Ok(instance)
-            }
-            None => Instance::new(core),
-        }
-    }
-
-    /// Keeps an instance that answered; one that did not is dropped by its asker.
-    pub(crate) fn keep(&mut self, instance: Instance) {
-        if !instance.nearly_full() {
-            self.instance = Some(instance);
-        }
-    }
-
-    /// What an instance taught is not for the next one: its settings or its state may have made it so.
+    /// Drops the instance and what it taught: that is not for the next one, its state may have made it so.
     pub(crate) fn forget(&mut self) {
+        self.instance = None;
         self.memos = Default::default();
     }
 }

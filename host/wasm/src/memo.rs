@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tidegate_policy::{HeaderEdit, HeaderEdits, RequestEdits};
 
 use crate::state::{Facts, IdentityEdits};
-use crate::types::{Choice, RouteAnswer, Verdict};
+use crate::types::{Choice, Response, Verdict};
 
 /// A fact a guest can read that does not change while the question is at hand, and that it may be remembered by.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -161,13 +161,20 @@ impl Trace {
     }
 }
 
-/// An answer with all that was decided beside it.
+/// A router's answer, its name of a cluster made once for all who are told it.
 #[derive(Clone)]
+pub(crate) enum Going {
+    Nowhere,
+    To(Arc<str>),
+    Back(Response),
+}
+
+/// An answer with all that was decided beside it.
 pub(crate) enum Remembered {
-    Route(Arc<(RouteAnswer, Option<Arc<str>>, RequestEdits)>),
+    Route(Box<(Going, RequestEdits)>),
     Pick(Choice),
     /// What the guest set of the identity.
-    Identify(Arc<IdentityEdits>),
+    Identify(Box<IdentityEdits>),
     Decide(Verdict),
 }
 
@@ -184,11 +191,11 @@ impl Remembered {
         };
         match self {
             Self::Route(route) => {
-                let (answer, _, edits) = &**route;
-                let answer = match answer {
-                    RouteAnswer::Pass => 0,
-                    RouteAnswer::Forward(cluster) => cluster.len(),
-                    RouteAnswer::Respond(response) => {
+                let (going, edits) = &**route;
+                let answer = match going {
+                    Going::Nowhere => 0,
+                    Going::To(cluster) => cluster.len(),
+                    Going::Back(response) => {
                         let fields = response.headers.iter().map(|field| field.name.len() + field.value.len() + EACH);
                         response.body.len() + fields.sum::<usize>()
                     }
@@ -436,7 +443,7 @@ mod tests {
         let all = |_: &str| true;
         let respond = |bytes: usize| {
             let response = crate::types::Response { status: 200, headers: vec![], body: vec![0; bytes] };
-            Remembered::Route(Arc::new((RouteAnswer::Respond(response), None, RequestEdits::default())))
+            Remembered::Route(Box::new((Going::Back(response), RequestEdits::default())))
         };
         let question = facts(asked("GET", "/a"));
         memo.learn(&trace(&[Read::Path]), &question, all, respond(MAX_KEPT + 1));

@@ -75,7 +75,9 @@ impl State {
     /// Back to nothing between questions: no fact of one may be seen by the next.
     pub(crate) fn clear(&mut self) {
         self.facts = Facts::default();
-        self.edits = RequestEdits::default();
+        if !self.edits.is_empty() {
+            self.edits = RequestEdits::default();
+        }
         self.identity = IdentityEdits::default();
     }
 

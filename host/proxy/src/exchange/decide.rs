@@ -3,7 +3,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
@@ -21,22 +20,19 @@ pub(super) enum Destination {
     Respond(DirectResponse),
 }
 
-/// Times one answer of a plugin and writes it down.
-fn asked_plugin<T>(
+/// Writes down what a plugin answered.
+fn note<T>(
     record: &mut Record,
     question: Question,
-    by: &ByteString,
-    ask: impl FnOnce() -> Decision<T>,
+    by: ByteString,
+    decision: Decision<T>,
     decided: impl FnOnce(&T) -> Decided,
 ) -> Decision<T> {
-    let begun = Instant::now();
-    let decision = ask();
-    let took = begun.elapsed();
-    let (origin, decided) = match &decision {
-        Ok(answered) => (answered.origin, decided(&answered.value)),
-        Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind)),
+    let (origin, decided, took) = match &decision {
+        Ok(answered) => (answered.origin, decided(&answered.value), answered.took),
+        Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind), fault.took),
     };
-    record.decisions.push(DecisionRecord { question, by: by.clone(), origin, decided, took });
+    record.decisions.push(DecisionRecord { question, by, origin, decided, took });
     decision
 }
 
@@ -55,8 +51,7 @@ pub(super) fn route(
     record: &mut Record,
 ) -> Result<Destination, Fault> {
     if let Some(router) = &route.router {
-        let by = &router.name();
-        match asked_plugin(record, Question::Route, by, || router.route(asked, edits), |answer| answer.into()) {
+        match note(record, Question::Route, router.name(), router.route(asked, edits), |answer| answer.into()) {
             Ok(answered) => match answered.value {
                 RouteAnswer::Pass => edits.fit(&asked.request.target),
                 RouteAnswer::Forward(name) => match snapshot.cluster(&name) {
@@ -68,7 +63,7 @@ pub(super) fn route(
                         *edits = RequestEdits::default();
                         // One name that leads nowhere says little against all the others.
                         let refused = router.answer_refused(&format!("no cluster is named {name:?}"), Blame::Nobody);
-                        fall_back(by, &refused)?;
+                        fall_back(&router.name(), &refused)?;
                     }
                 },
                 RouteAnswer::Respond(response) if response.status.as_u16() >= 200 => {
@@ -77,12 +72,12 @@ pub(super) fn route(
                 RouteAnswer::Respond(response) => {
                     *edits = RequestEdits::default();
                     let reason = format!("{} is not a final status", response.status);
-                    fall_back(by, &router.answer_refused(&reason, Blame::Policy))?;
+                    fall_back(&router.name(), &router.answer_refused(&reason, Blame::Policy))?;
                 }
             },
             Err(fault) => {
                 *edits = RequestEdits::default();
-                fall_back(by, &fault)?;
+                fall_back(&router.name(), &fault)?;
             }
         }
     }
@@ -104,13 +99,12 @@ pub(super) fn identify(
     record: &mut Record,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
     let Some(plugin) = &route.forwarding_plugin else { return Ok(route.forwarding.fields(asked)) };
-    let by = &plugin.name();
     let mut identity = route.forwarding.identity(asked);
-    let ask = || plugin.identify(asked, &mut identity).map(|answered| answered.with(identity));
-    match asked_plugin(record, Question::Identify, by, ask, |sent| Decided::Identify(sent.elements.len())) {
+    let decision = plugin.identify(asked, &mut identity).map(|answered| answered.with(identity));
+    match note(record, Question::Identify, plugin.name(), decision, |sent| Decided::Identify(sent.elements.len())) {
         Ok(answered) => Ok(route.forwarding.render(&answered.value, asked)),
         Err(fault) => {
-            fall_back(by, &fault)?;
+            fall_back(&plugin.name(), &fault)?;
             Ok(route.forwarding.fields(asked))
         }
     }
@@ -125,15 +119,14 @@ pub(super) fn pick(
 ) -> Result<u32, Fault> {
     let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
     if let Some(plugin) = &cluster.plugin {
-        let by = &plugin.name();
         let decided = |choice: &Choice| Decided::of_choice(*choice, view);
-        match asked_plugin(record, Question::Pick, by, || plugin.pick(asked, view), decided) {
+        match note(record, Question::Pick, plugin.name(), plugin.pick(asked, view), decided) {
             Ok(answered) => match answered.value {
                 Choice::Pass => {}
                 Choice::Endpoint(index) if view.available(index) => return Ok(index),
                 Choice::Endpoint(index) => {
                     let reason = format!("endpoint {index} of {} is not available", view.len());
-                    fall_back(by, &plugin.answer_refused(&reason, blame_for(view, index)))?;
+                    fall_back(&plugin.name(), &plugin.answer_refused(&reason, blame_for(view, index)))?;
                 }
                 Choice::Hash(key) => match cluster.maglev.pick_by_hash(view, key) {
                     Some(index) => return Ok(index),
@@ -141,7 +134,7 @@ pub(super) fn pick(
                 },
                 Choice::None => return Err(none("the balancer wants none of the endpoints")),
             },
-            Err(fault) => fall_back(by, &fault)?,
+            Err(fault) => fall_back(&plugin.name(), &fault)?,
         }
     }
     match cluster.balancer.pick(asked, view) {
@@ -184,16 +177,9 @@ pub(super) fn again(
 ) -> Result<Verdict, Fault> {
     use tidegate_policy::Retry;
     if let Some(plugin) = &route.retry_plugin {
-        let by = &plugin.name();
-        match asked_plugin(
-            record,
-            Question::Decide,
-            by,
-            || plugin.decide(asked, attempt, view),
-            |verdict| verdict.into(),
-        ) {
+        match note(record, Question::Decide, plugin.name(), plugin.decide(asked, attempt, view), |verdict| verdict.into()) {
             Ok(answered) => return Ok(answered.value),
-            Err(fault) => fall_back(by, &fault)?,
+            Err(fault) => fall_back(&plugin.name(), &fault)?,
         }
     }
     match route.retry.decide(asked, attempt, view) {

@@ -55,7 +55,7 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     })?;
     linker.func_wrap("set-note", |mut store: Store<'_>, (name, value): (String, String)| {
         // Has no result: what is too much is dropped.
-        let _ = store.data_mut().edits.set_note(&name, &value);
+        let _ = store.data_mut().edits.set_note(name, value);
         Ok(())
     })
 }

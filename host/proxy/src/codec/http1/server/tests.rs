@@ -175,7 +175,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         generation: 1,
         listeners: vec![Arc::new(listener)],
         clusters: vec![cluster.clone()],
-        cluster_by_name: [("o".into(), 0)].into(),
+        cluster_by_name: std::iter::once(("o".into(), 0)).collect(),
         table: RouteTable::new(vec![rule(PathPattern::Prefix("/own".to_owned())), rule(PathPattern::Any)]),
         routes: vec![route("own", RouteAction::Respond(own)), route("o", RouteAction::Cluster(cluster))],
         via: "gw".into(),
