@@ -1,6 +1,5 @@
 //! From a file to tables: read all of it, note all mistakes.
 
-use std::cell::RefCell;
 use std::path::Path;
 
 use toml::de::DeTable;
@@ -32,8 +31,7 @@ pub fn load(path: &Path) -> Result<Config, Errors> {
 
 /// Checks a text as if it were in `file`; relative names start in its folder.
 pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
-    let folder = file.parent().unwrap_or(Path::new(""));
-    let source = Source { file, folder, text, errors: RefCell::default() };
+    let source = Source::new(text, file);
     let (table, mistakes) = DeTable::parse_recoverable(text);
     for mistake in mistakes {
         let at = mistake.span().map_or(0, |span| span.start);

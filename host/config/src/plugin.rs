@@ -24,7 +24,7 @@ pub struct Plugin {
     pub wasi: bool,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum PluginSource {
     File(PathBuf),
     Builtin(String),

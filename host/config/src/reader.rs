@@ -17,13 +17,20 @@ pub(crate) struct Source<'a> {
     pub(crate) file: &'a Path,
     /// Where relative names start.
     pub(crate) folder: &'a Path,
-    pub(crate) text: &'a str,
+    /// Where lines end: every key asks for its own.
+    line_ends: Vec<usize>,
     pub(crate) errors: RefCell<Errors>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    pub(crate) fn new(text: &str, file: &'a Path) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at);
+        let folder = file.parent().unwrap_or(Path::new(""));
+        Self { file, folder, line_ends: ends.collect(), errors: RefCell::default() }
+    }
+
     pub(crate) fn line(&self, at: usize) -> usize {
-        self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|b| **b == b'\n').count() + 1
+        self.line_ends.partition_point(|end| *end < at) + 1
     }
 
     pub(crate) fn error(&self, line: usize, message: impl Into<String>) {

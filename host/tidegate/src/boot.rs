@@ -17,6 +17,7 @@ use tidegate_proxy::snapshot::Snapshot;
 use tidegate_proxy::worker::{Gateway, GatewayOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::compile::{Compiled, Compiler};
 use crate::files::TlsFiles;
@@ -41,6 +42,8 @@ pub(crate) struct Control {
     pub(crate) renewals_refused: AtomicU64,
     /// Files as they were when they were refused.
     refused_files: Mutex<Option<TlsFiles>>,
+    /// Another configuration came into force.
+    swapped: Notify,
     pub(crate) log_dropped: Option<Arc<AtomicU64>>,
     log_writer: Option<Mutex<LogWriter>>,
 }
@@ -112,6 +115,7 @@ impl Control {
                 health: None,
             }),
             refused_files: Mutex::default(),
+            swapped: Notify::new(),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             reloads_ok: AtomicU64::new(0),
@@ -190,6 +194,7 @@ impl Control {
         running.compiled = Arc::new(compiled);
         running.config = config.clone();
         running.tls_files = tls_files;
+        self.swapped.notify_one();
         if let Some(health) = &mut running.health {
             health.apply(&snapshot, Some(&previous.snapshot));
         }
@@ -229,9 +234,10 @@ impl Control {
         }
     }
 
-    /// How often they are looked at; `None` for never.
+    /// How often they are looked at; `None` for never, or where there are none.
     fn tls_files_check(&self) -> Option<Duration> {
-        self.running().config.gateway.tls_files_check
+        let running = self.running();
+        running.config.gateway.tls_files_check.filter(|_| !running.tls_files.is_empty())
     }
 
     /// Health is looked after on this runtime, from now on and over reloads.
@@ -407,12 +413,14 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
 
 /// Looks for renewed certificates for as long as the program runs.
 async fn renew_tls(control: Arc<Control>) {
-    /// Where it is off, a reload may turn it on.
-    const OFF: Duration = Duration::from_secs(10);
     loop {
-        let check = control.tls_files_check();
-        tokio::time::sleep(check.unwrap_or(OFF)).await;
-        if check.is_some() {
+        // A reload may turn it on or off, and begins the time anew.
+        let swapped = control.swapped.notified();
+        let Some(pause) = control.tls_files_check() else {
+            swapped.await;
+            continue;
+        };
+        if tokio::time::timeout(pause, swapped).await.is_err() {
             let control = control.clone();
             // It reads files; a panic in it is logged, and the next look may be better.
             let _ = tokio::task::spawn_blocking(move || control.renew_tls()).await;

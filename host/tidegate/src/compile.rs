@@ -2,14 +2,15 @@
 //! tables; all that is wrong is told at once, and nothing has changed when anything is.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidegate_config::{Config, Errors, OnFailure, PluginIsolation};
+use tidegate_config::{Config, Errors, OnFailure, Plugin as PluginConfig, PluginIsolation, PluginSource};
 use tidegate_proxy::Buffers;
 use tidegate_proxy::snapshot::{Cluster, Snapshot};
-use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
 
 mod clusters;
 mod listeners;
@@ -158,21 +159,15 @@ impl Compiler {
     }
 
     fn load_plugins(&self, scope: &mut Scope<'_>) {
-        for plugin in &scope.config.plugins {
-            let bytes: Arc<[u8]> = match &plugin.source {
-                tidegate_config::PluginSource::File(path) => match scope.read(plugin.source_line, path) {
-                    Some(bytes) => bytes.into(),
-                    None => continue,
-                },
-                tidegate_config::PluginSource::Builtin(name) => match plugins::builtin(name) {
-                    Some(bytes) => bytes.into(),
-                    None => {
-                        let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
-                        scope.error(plugin.source_line, format!("no plugin {name:?} is built in; there are {known}"));
-                        continue;
-                    }
-                },
+        // Each is read and hashed once, however many plugins are made of it.
+        let mut binaries: HashMap<&PluginSource, Option<Binary>> = HashMap::new();
+        let config = scope.config;
+        for plugin in &config.plugins {
+            let binary = match binaries.entry(&plugin.source) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(read_plugin(scope, plugin)),
             };
+            let Some(bytes) = binary.clone() else { continue };
             let spec = PluginSpec {
                 name: plugin.name.as_str().into(),
                 bytes,
@@ -195,6 +190,21 @@ impl Compiler {
                     scope.error(line, format!("plugin {:?}: {error}", plugin.name));
                 }
             }
+        }
+    }
+}
+
+/// The component that a plugin is made of; what is wrong with it is noted.
+fn read_plugin(scope: &mut Scope<'_>, plugin: &PluginConfig) -> Option<Binary> {
+    match &plugin.source {
+        PluginSource::File(path) => scope.read(plugin.source_line, path).map(Binary::from),
+        PluginSource::Builtin(name) => {
+            let found = plugins::builtin(name).map(Binary::from);
+            if found.is_none() {
+                let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
+                scope.error(plugin.source_line, format!("no plugin {name:?} is built in; there are {known}"));
+            }
+            found
         }
     }
 }

@@ -42,6 +42,10 @@ impl TlsFiles {
         Self(config.tls_files().into_iter().map(|path| (path.to_owned(), Stamp::of(path))).collect())
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those that differ from `before`.
     pub(crate) fn differing<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Path> {
         let known = |file: &(PathBuf, Option<Stamp>)| before.0.contains(file);

@@ -15,7 +15,7 @@ use tidegate_policy::native::{
     ValuePattern,
 };
 use tidegate_policy::{Balancer, Cause, EndpointsView, Families, Forwarding, RequestEdits, Retry, Router};
-use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
 
 /// Nanoseconds of one call.
 fn time(mut call: impl FnMut()) -> f64 {
@@ -47,7 +47,7 @@ struct Kinds {
 
 fn kinds(runtime: &Arc<Runtime>, path: &str, settings: serde_json::Value) -> Kinds {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let bytes: Arc<[u8]> = std::fs::read(root.join(path)).expect("a committed component").into();
+    let bytes: Binary = std::fs::read(root.join(path)).expect("a committed component").into();
     let load = |isolation, memoise| {
         let spec = PluginSpec {
             name: "p".into(),

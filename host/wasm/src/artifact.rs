@@ -4,6 +4,7 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
@@ -12,8 +13,24 @@ use wasmtime::component::Component;
 /// SHA-256 of a component's bytes.
 pub(crate) type ComponentDigest = [u8; 32];
 
-pub(crate) fn digest(bytes: &[u8]) -> ComponentDigest {
-    Sha256::digest(bytes).into()
+/// The bytes of a component and their digest, taken once.
+#[derive(Clone)]
+pub struct Binary {
+    bytes: Arc<[u8]>,
+    pub(crate) digest: ComponentDigest,
+}
+
+impl<T: Into<Arc<[u8]>>> From<T> for Binary {
+    fn from(bytes: T) -> Self {
+        let bytes = bytes.into();
+        Self { digest: Sha256::digest(&bytes).into(), bytes }
+    }
+}
+
+impl std::fmt::Debug for Binary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, sha256:{}", self.bytes.len(), hex(&self.digest))
+    }
 }
 
 pub(crate) fn hex(digest: &[u8]) -> String {
@@ -23,8 +40,7 @@ pub(crate) fn hex(digest: &[u8]) -> String {
 /// Compiles `bytes`, or takes what was compiled from them before by this very engine.
 pub(crate) fn component(
     engine: &Engine,
-    bytes: &[u8],
-    digest: &ComponentDigest,
+    Binary { bytes, digest }: &Binary,
     cache: Option<&Path>,
 ) -> wasmtime::Result<Component> {
     let Some(folder) = cache else { return Component::from_binary(engine, bytes) };

@@ -121,9 +121,9 @@ impl Instance {
     pub(crate) fn new(core: &Arc<Core>) -> Result<Self, Failed> {
         let mut store = store(core);
         let counted = Counted::begin(core);
-        let instance = run(&mut store, |store| core.pre.instantiate(store))?;
+        let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
         let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
-        if let Some(index) = &core.exports.configure {
+        if let Some(index) = &core.prepared.exports.configure {
             type Configured = (Result<(), String>,);
             let configure = instance.get_typed_func::<(&str,), Configured>(&mut store, index).map_err(shape)?;
             let (configured,) = run(&mut store, |store| configure.call(store, (&core.settings,)))?;
@@ -132,7 +132,7 @@ impl Instance {
             }
         }
         let mut functions = Functions::default();
-        let [route, pick, identify, decide] = &core.exports.questions;
+        let [route, pick, identify, decide] = &core.prepared.exports.questions;
         if let Some(index) = route {
             functions.route = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
@@ -171,9 +171,9 @@ fn nearly_full(memory: usize, at_start: usize, limit: usize) -> bool {
 
 /// The schema that a component states for its settings, from an instance of its own.
 pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed> {
-    let Some(index) = &core.exports.settings_schema else { return Ok(None) };
+    let Some(index) = &core.prepared.exports.settings_schema else { return Ok(None) };
     let mut store = store(core);
-    let instance = run(&mut store, |store| core.pre.instantiate(store))?;
+    let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
     let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
     let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(shape)?;
     run(&mut store, |store| function.call(store, ())).map(|(schema,)| schema)

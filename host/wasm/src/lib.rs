@@ -10,6 +10,7 @@ mod host;
 mod instances;
 mod memo;
 mod plugin;
+mod prepared;
 mod quarantine;
 mod runtime;
 mod state;
@@ -18,6 +19,7 @@ mod ticker;
 mod types;
 mod wasi;
 
+pub use artifact::Binary;
 pub use instances::{has_instances, retire_stale};
 pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};

@@ -9,16 +9,14 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tidegate_policy::{Balancer, Forwarding, Retry, Router};
-use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
+use crate::artifact::{self, Binary, ComponentDigest};
 use crate::decide::Asker;
-use crate::host::{self, INTERFACES, full_name};
-use crate::instances::Instance;
+use crate::instances::{self, Instance};
+use crate::prepared::Prepared;
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
-use crate::state::State;
 use crate::stats::PluginStats;
-use crate::{artifact, instances, wasi};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Isolation {
@@ -54,7 +52,7 @@ impl Grants {
 #[derive(Clone, Debug)]
 pub struct PluginSpec {
     pub name: ByteString,
-    pub bytes: Arc<[u8]>,
+    pub bytes: Binary,
     pub settings: serde_json::Value,
     /// On failure: refuse the request in place of the native answer.
     pub deny: bool,
@@ -68,7 +66,7 @@ impl PluginSpec {
     /// Of all that a plugin depends on.
     fn identity(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
-        hasher.update(artifact::digest(&self.bytes));
+        hasher.update(self.bytes.digest);
         let rest = (&self.name, self.deny, self.limits, &self.grants, self.isolation, self.memoise);
         hasher.update(format!("{rest:?}"));
         hasher.update(self.settings.to_string());
@@ -112,31 +110,6 @@ impl Questions {
     }
 }
 
-/// Where the functions of a component are.
-pub(crate) struct Exports {
-    pub(crate) configure: Option<ComponentExportIndex>,
-    pub(crate) settings_schema: Option<ComponentExportIndex>,
-    pub(crate) questions: [Option<ComponentExportIndex>; 4],
-}
-
-/// Interface and function of each question.
-const FUNCTIONS: [(&str, &str); 4] =
-    [("router", "route"), ("balancer", "pick"), ("forwarding", "identify"), ("retry", "decide")];
-
-impl Exports {
-    fn of(component: &Component) -> Self {
-        let find = |interface: &str, function: &str| {
-            let instance = component.get_export_index(None, full_name(interface).as_str())?;
-            component.get_export_index(Some(&instance), function)
-        };
-        Self {
-            configure: find("plugin", "configure"),
-            settings_schema: find("plugin", "settings-schema"),
-            questions: FUNCTIONS.map(|(interface, function)| find(interface, function)),
-        }
-    }
-}
-
 /// What instances on all threads share of a plugin.
 pub(crate) struct Core {
     /// Never used twice in a process.
@@ -148,8 +121,7 @@ pub(crate) struct Core {
     pub(crate) memoise: bool,
     pub(crate) deny: bool,
     pub(crate) settings: String,
-    pub(crate) pre: InstancePre<State>,
-    pub(crate) exports: Exports,
+    pub(crate) prepared: Arc<Prepared>,
     pub(crate) stats: Arc<PluginStats>,
     pub(crate) quarantine: Quarantine,
     pub(crate) runtime: Arc<Runtime>,
@@ -170,7 +142,7 @@ impl Drop for Handle {
 pub struct Plugin {
     pub(crate) handle: Arc<Handle>,
     identity: [u8; 32],
-    digest: [u8; 32],
+    digest: ComponentDigest,
     questions: Questions,
 }
 
@@ -182,21 +154,8 @@ impl Runtime {
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
             return Ok(previous.clone());
         }
-        let digest = artifact::digest(&spec.bytes);
-        let component = artifact::component(&self.engine, &spec.bytes, &digest, self.cache.as_deref())
-            .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
-        let exports = Exports::of(&component);
-        let answers = |index: usize| exports.questions[index].is_some();
-        let questions = Questions { route: answers(0), pick: answers(1), identify: answers(2), decide: answers(3) };
-        check_imports(self, &component, questions, spec.grants.wasi)?;
-        if questions == Questions::default() {
-            return Err(LoadError::NoQuestion);
-        }
-        let mut linker = Linker::new(&self.engine);
-        let linked = host::link(&mut linker, questions.list())
-            .and_then(|()| if spec.grants.wasi { wasi::link(&mut linker) } else { Ok(()) });
-        linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
-        let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        let prepared = self.prepare(&spec.bytes, spec.grants.wasi)?;
+        let questions = prepared.questions;
         static IDS: AtomicU64 = AtomicU64::new(0);
         let core = Arc::new(Core {
             id: IDS.fetch_add(1, Ordering::Relaxed),
@@ -208,49 +167,28 @@ impl Runtime {
             memoise: spec.memoise && !spec.grants.wasi,
             deny: spec.deny,
             settings: spec.settings.to_string(),
-            pre,
-            exports,
+            prepared,
             stats: Arc::default(),
             quarantine: Quarantine::default(),
             runtime: self.clone(),
         });
         check_settings(&core, &spec.settings)?;
         Instance::new(&core).map_err(|failed| failed.at_load())?;
-        Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest, questions }))
+        Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest: spec.bytes.digest, questions }))
     }
-}
-
-/// Names the import that is unknown, not granted, or not of this component's questions.
-fn check_imports(runtime: &Runtime, component: &Component, questions: Questions, wasi: bool) -> Result<(), LoadError> {
-    let refuse = |import: &str, why: &str| Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });
-    for (import, _) in component.component_type().imports(&runtime.engine) {
-        if import.starts_with("wasi:") {
-            if !wasi {
-                return refuse(import, "was not granted; set grants.wasi = true, or build it without WASI");
-            }
-            if wasi::known(import) {
-                continue;
-            }
-            return refuse(import, "this gateway does not have");
-        }
-        let known = INTERFACES.iter().find(|interface| full_name(interface.name) == import);
-        match known {
-            Some(interface)
-                if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}
-            Some(_) => return refuse(import, "belongs to a question that it does not answer"),
-            None => return refuse(import, "this gateway does not have"),
-        }
-    }
-    Ok(())
 }
 
 /// Asks for the schema, and holds the settings against it.
 fn check_settings(core: &Arc<Core>, settings: &serde_json::Value) -> Result<(), LoadError> {
-    let schema = instances::settings_schema(core).map_err(|failed| failed.at_load())?;
-    let Some(schema) = schema else { return Ok(()) };
-    let schema: serde_json::Value =
-        serde_json::from_str(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
-    let validator = jsonschema::validator_for(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
+    let known = &core.prepared.schema;
+    let validator = match known.get() {
+        Some(validator) => validator,
+        None => {
+            let validator = validator(core)?;
+            known.get_or_init(|| validator)
+        }
+    };
+    let Some(validator) = validator else { return Ok(()) };
     let complaints: Vec<String> = validator
         .iter_errors(settings)
         .map(|error| {
@@ -259,6 +197,15 @@ fn check_settings(core: &Arc<Core>, settings: &serde_json::Value) -> Result<(), 
         })
         .collect();
     if complaints.is_empty() { Ok(()) } else { Err(LoadError::Settings(complaints.join("; "))) }
+}
+
+/// Of the schema that a component states for its settings.
+fn validator(core: &Arc<Core>) -> Result<Option<jsonschema::Validator>, LoadError> {
+    let schema = instances::settings_schema(core).map_err(|failed| failed.at_load())?;
+    let Some(schema) = schema else { return Ok(None) };
+    let schema: serde_json::Value =
+        serde_json::from_str(&schema).map_err(|error| LoadError::Schema(error.to_string()))?;
+    jsonschema::validator_for(&schema).map(Some).map_err(|error| LoadError::Schema(error.to_string()))
 }
 
 impl Plugin {

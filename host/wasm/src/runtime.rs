@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
+use crate::prepared::Preparations;
 use crate::ticker::Ticker;
 
 /// What the runtime may use.
@@ -29,6 +30,7 @@ pub struct Runtime {
     pub(crate) engine: Engine,
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) cache: Option<PathBuf>,
+    pub(crate) preparations: Preparations,
 }
 
 /// The most memory any plugin may be limited to: the size of a slot's accessible part.
@@ -63,7 +65,7 @@ impl Runtime {
             .consume_fuel(false);
         let engine = Engine::new(&config).map_err(RuntimeError::Engine)?;
         let ticker = Ticker::start(&engine)?;
-        Ok(Arc::new(Self { engine, ticker, cache: options.cache }))
+        Ok(Arc::new(Self { engine, ticker, cache: options.cache, preparations: Preparations::default() }))
     }
 }
 

@@ -10,13 +10,13 @@ use proptest::prelude::*;
 use serde_json::json;
 use tidegate_policy::contract::{self, asked, asked_with};
 use tidegate_policy::{Asked, Blame, Origin, PolicyFaultKind, RequestEdits, RouteAnswer};
-use tidegate_wasm::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions};
 
 fn runtime() -> Arc<Runtime> {
     Runtime::new(RuntimeOptions { cache: None, max_instances: 50 }).expect("an engine")
 }
 
-fn component(path: &str) -> Arc<[u8]> {
+fn component(path: &str) -> Binary {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     std::fs::read(root.join(path)).expect("a committed component").into()
 }

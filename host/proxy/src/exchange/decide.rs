@@ -177,7 +177,9 @@ pub(super) fn again(
 ) -> Result<Verdict, Fault> {
     use tidegate_policy::Retry;
     if let Some(plugin) = &route.retry_plugin {
-        match note(record, Question::Decide, plugin.name(), plugin.decide(asked, attempt, view), |verdict| verdict.into()) {
+        match note(record, Question::Decide, plugin.name(), plugin.decide(asked, attempt, view), |verdict| {
+            verdict.into()
+        }) {
             Ok(answered) => return Ok(answered.value),
             Err(fault) => fall_back(&plugin.name(), &fault)?,
         }

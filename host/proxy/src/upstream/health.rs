@@ -116,8 +116,9 @@ impl HealthChecks {
         }
         // A whole new cluster has nobody warmer to lean on; what awaits its first check warms up when that is good.
         let Some(known) = known else { return };
+        let old: HashSet<_> = known.endpoints.iter().map(|old| Arc::as_ptr(&old.state)).collect();
         for endpoint in set.endpoints.iter().filter(|new| new.state.health.standing() != Standing::Awaited) {
-            if !known.endpoints.iter().any(|old| Arc::ptr_eq(&old.state, &endpoint.state)) {
+            if !old.contains(&Arc::as_ptr(&endpoint.state)) {
                 endpoint.state.health.warm_up(self.zero.elapsed(), set.health.rules.slow_start);
             }
         }
