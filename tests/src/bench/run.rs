@@ -34,7 +34,7 @@ pub async fn measure(
     authority: &Authority,
     times: Times,
 ) -> Result<Option<Sample>, String> {
-    let Some(proxy) = Proxy::start(kind, behind, scenario.decided)? else { return Ok(None) };
+    let Some(proxy) = Proxy::start(kind, behind, scenario.decided).await? else { return Ok(None) };
     let alpn: &[&[u8]] = match scenario.load.front {
         load::Front::Http1 | load::Front::Http1Tls => &[b"http/1.1"],
         load::Front::Http2 => &[b"h2"],

@@ -37,7 +37,7 @@ fn main() {
         tidegate_tests::gateway::set_program(own.with_file_name("tidegate"));
     }
     cpu::raise_files();
-    if let Err(error) = cpu::pin(1) {
+    if let Err(error) = cpu::pin(&[1]) {
         eprintln!("bench: two cores are needed, one for the proxy and one for the load: {error}");
         std::process::exit(1);
     }
@@ -55,9 +55,10 @@ fn main() {
         pair.write(folder.path(), "edge");
         std::fs::write(folder.path().join("edge.both"), format!("{}{}", pair.certificate, pair.key)).expect("written");
         std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
-        let http1 = origin::http1().await.expect("an origin");
+        let alpha = origin::http1("alpha").await.expect("an origin");
+        let beta = origin::http1("beta").await.expect("an origin");
         let http2 = origin::http2(&pair).await.expect("an origin");
-        let behind = Behind { http1, http2, folder: folder.path().to_owned() };
+        let behind = Behind { alpha, beta, http2, folder: folder.path().to_owned() };
         if counting {
             let mut failed = false;
             for path in instructions::PATHS.iter().filter(|path| chosen(path.name)) {
