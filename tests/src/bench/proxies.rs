@@ -11,7 +11,7 @@ use super::load::Front;
 use crate::gateway::{free_address, program, root};
 use crate::peer;
 
-mod check;
+pub(super) mod check;
 pub(super) mod configs;
 
 use configs::{Config, Ports};
@@ -236,11 +236,6 @@ impl Proxy {
 
     pub fn address(&self, front: Front) -> SocketAddr {
         if front == Front::Http1 { self.ports.clear } else { self.ports.tls }
-    }
-
-    /// Of its counts, the sum of those whose line begins so: tidegate's alone.
-    pub(super) async fn metric(&self, begins: &str) -> Result<f64, String> {
-        check::metric(self.ports.admin, begins).await
     }
 }
 

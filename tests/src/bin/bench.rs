@@ -5,11 +5,13 @@ use std::time::Duration;
 use tidegate_tests::bench::proxies::{Behind, Kind};
 use tidegate_tests::bench::report::{Row, table};
 use tidegate_tests::bench::run::{Times, measure};
-use tidegate_tests::bench::{cpu, instructions, origin, scenarios};
+use tidegate_tests::bench::scaling::Around;
+use tidegate_tests::bench::{cpu, instructions, origin, scaling, scenarios};
 use tidegate_tests::certs::Authority;
 
 const USAGE: &str = "usage: bench [--rounds N] [--seconds N] [--only PROXY,...] [SCENARIO...]
        bench --instructions [PATH...]
+       bench --scaling [--rounds N] [--seconds N] [ROW...]
 A scenario is chosen by a part of its name; all run where none is. Proxies: tidegate, nginx, haproxy, envoy, caddy.";
 
 fn main() {
@@ -18,6 +20,7 @@ fn main() {
     let mut only: Option<Vec<String>> = None;
     let mut parts: Vec<String> = Vec::new();
     let mut counting = false;
+    let mut scaling = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| wrong(&argument));
@@ -26,6 +29,7 @@ fn main() {
             "--seconds" => seconds = value().parse().unwrap_or_else(|_| wrong(&argument)),
             "--only" => only = Some(value().split(',').map(str::to_owned).collect()),
             "--instructions" => counting = true,
+            "--scaling" => scaling = true,
             _ if argument.starts_with("--") => wrong(&argument),
             _ => parts.push(argument),
         }
@@ -70,6 +74,12 @@ fn main() {
                     }
                 }
             }
+            return failed;
+        }
+        if scaling {
+            let around = Around { behind: &behind, authority: &authority, times };
+            let (table, failed) = scaling::run(&around, rounds, chosen).await;
+            println!("{table}");
             return failed;
         }
         let mut rows: Vec<Row> = scenarios::all()

@@ -117,7 +117,7 @@ cluster = "beta"
     )
 }
 
-/// Those that answer the other three questions. No pauses before another try, on either side.
+/// Those that answer the other three questions. Pauses before another try are as short as the rules have them.
 const OTHERS: &str = r#"[[plugin]]
 name = "latency"
 source = "builtin:latency-aware"
@@ -128,7 +128,7 @@ settings = { secret = "a benchmark has no secrets" }
 [[plugin]]
 name = "careful"
 source = "builtin:careful-retry"
-settings = { backoff_ms = 0 }
+settings = { backoff_ms = 1 }
 "#;
 
 fn rules(decided: Decided) -> String {
@@ -139,7 +139,7 @@ fn rules(decided: Decided) -> String {
         Decided::Memoised => tenants(true) + BY_PLUGIN,
         Decided::Questions(By::Rules) => {
             RULE.to_owned()
-                + "forwarding = { families = [\"forwarded\"] }\nretry = { on = [\"503\"], attempts = 2, backoff = \"0ms\" }\n"
+                + "forwarding = { families = [\"forwarded\"] }\nretry = { on = [\"503\"], attempts = 2, backoff = \"1ms\" }\n"
         }
         Decided::Questions(By::Plugins) => {
             tenants(false)
