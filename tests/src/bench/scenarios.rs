@@ -52,7 +52,8 @@ pub fn all() -> Vec<Scenario> {
     let decided = |name, decided| Scenario { decided, ..request(name, load(Http1, 64, 1, Ask::get("/api/1k", KIB))) };
     let again = |name, decided| {
         let ask = Ask::get("/api/flaky/1k", KIB);
-        let load = Load { requests: Some(numbered(&ask)), ..load(Http1, 64, 1, ask) };
+        // Most of them are within the pause before another try.
+        let load = Load { requests: Some(numbered(&ask)), ..load(Http1, 400, 1, ask) };
         Scenario { decided, ..request(name, load) }
     };
     let large = Ask::get("/10m", 10 * MIB);

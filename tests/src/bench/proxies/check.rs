@@ -30,6 +30,9 @@ pub(super) async fn decides(proxy: &Proxy, decided: Decided) -> Result<(), Strin
         // The origin answers it the second time it comes, and not before.
         reaches(address, NAME, "/api/flaky/mark", &[other, ("x-number", "check")], "beta").await?;
     }
+    if decided == Decided::Questions(By::Plugins) && asked(proxy, "decide").await? != 1.0 {
+        return Err("not a plugin's to decide whether to try again".to_owned());
+    }
     // As many as went to the other origin.
     asks(proxy, decided, 4).await
 }
@@ -50,7 +53,7 @@ pub(in crate::bench) async fn asks(proxy: &Proxy, decided: Decided, requests: u6
 }
 
 /// How often plugins were asked this question.
-pub(in crate::bench) async fn asked(proxy: &Proxy, question: &str) -> Result<f64, String> {
+async fn asked(proxy: &Proxy, question: &str) -> Result<f64, String> {
     let page = get(proxy.ports.admin, "localhost", "/metrics", &[]).await?;
     let label = format!("question=\"{question}\"");
     let of = |line: &str| line.starts_with("tidegate_plugin_decisions_total{") && line.contains(&label);
@@ -58,14 +61,14 @@ pub(in crate::bench) async fn asked(proxy: &Proxy, question: &str) -> Result<f64
 }
 
 /// No plugin failed.
-pub(in crate::bench) async fn faultless(proxy: &Proxy) -> Result<(), String> {
+async fn faultless(proxy: &Proxy) -> Result<(), String> {
     match metric(proxy.ports.admin, "tidegate_plugin_faults_total").await? {
         0.0 => Ok(()),
         faults => Err(format!("{faults} answers of plugins were faults")),
     }
 }
 
-pub(super) async fn metric(admin: SocketAddr, begins: &str) -> Result<f64, String> {
+async fn metric(admin: SocketAddr, begins: &str) -> Result<f64, String> {
     let page = get(admin, "localhost", "/metrics", &[]).await?;
     Ok(page.lines().filter(|line| line.starts_with(begins)).filter_map(value).sum())
 }

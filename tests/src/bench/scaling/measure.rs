@@ -36,10 +36,9 @@ fn load(setup: &Setup) -> Load {
     Load { requests: Some(setup.requests()), ..Load::of(Front::Http1, setup.connections, 1, ASK) }
 }
 
-/// Microseconds of processor time of a request, and requests a second.
+/// Microseconds of processor time of a request.
 pub(super) async fn cost(around: &Around<'_>, setup: &Setup) -> Result<f64, String> {
-    let cores: &[usize] = if setup.workers > 1 { &[0, 1] } else { &[0] };
-    let proxy = start(around, setup, &around.behind.folder.join("plugins"), cores).await?;
+    let proxy = start(around, setup, &around.behind.folder.join("plugins"), setup.cores).await?;
     for target in [0, setup.targets.len() / 2, setup.targets.len() - 1] {
         reaches(&proxy, &setup.targets[target]).await?;
     }

@@ -15,6 +15,7 @@ pub(super) struct Setup {
     pub(super) targets: Vec<Target>,
     pub(super) connections: usize,
     pub(super) workers: usize,
+    pub(super) cores: &'static [usize],
     /// Plugins that are asked, by one request each.
     pub(super) plugins: usize,
     /// Requests before it counts: connections are open then, instances are there.
@@ -46,7 +47,7 @@ pub(super) const ASK: Ask = Ask { path: "/1k", upload: 0, answer: KIB };
 impl Setup {
     fn of(rest: String, targets: Vec<Target>) -> Self {
         let warm = 3 * targets.len() as u64;
-        Self { rest, targets, connections: 64, workers: 1, plugins: 0, warm }
+        Self { rest, targets, connections: 64, workers: 1, cores: &[0], plugins: 0, warm }
     }
 
     /// A request for each target.
@@ -145,8 +146,13 @@ router = "p{index:05}"
     Setup { plugins: count, ..Setup::of(rest, targets) }
 }
 
-/// Nothing but more threads.
+/// Nothing but more threads, on a core each.
 pub(super) fn workers(behind: &Behind, count: usize) -> Setup {
+    Setup { cores: &[0, 1][..count.min(2)], ..crowded(behind, count) }
+}
+
+/// The same on one core, which no load shares.
+pub(super) fn crowded(behind: &Behind, count: usize) -> Setup {
     let setup = Setup::of(clusters(behind) + "[[route]]\ncluster = \"alpha\"\n", vec![Target::usual("alpha")]);
     Setup { workers: count, ..setup }
 }
