@@ -10,4 +10,5 @@ pub mod origin;
 pub mod proxies;
 pub mod report;
 pub mod run;
+pub mod scaling;
 pub mod scenarios;

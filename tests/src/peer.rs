@@ -27,10 +27,7 @@ impl Peer {
     /// `blocks` are `http { .. }` or `stream { .. }` and get the port to listen on. `None` if nginx is not there.
     pub async fn nginx(blocks: impl Fn(u16) -> String) -> Option<Self> {
         let program = find("nginx")?;
-        let module = ["target/peers/usr/lib/nginx/modules", "/usr/lib/nginx/modules"]
-            .map(|folder| crate::gateway::root().join(folder).join("ngx_stream_module.so"))
-            .into_iter()
-            .find(|module| module.exists());
+        let module = nginx_module("ngx_stream_module.so");
         let module = module.map(|module| format!("load_module {};\n", module.display())).unwrap_or_default();
         let address = free_port();
         // SAFETY: it takes nothing and cannot fail.
@@ -92,6 +89,13 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
         eprintln!("skipped: no {name} here; tests/setup fetches it");
     }
     found
+}
+
+/// A module of nginx's that was unpacked, or is the system's.
+pub(crate) fn nginx_module(file: &str) -> Option<PathBuf> {
+    let folders = ["target/peers/usr/lib/nginx/modules", "/usr/lib/nginx/modules"];
+    let mut found = folders.into_iter().map(|folder| crate::gateway::root().join(folder).join(file));
+    found.find(|module| module.exists())
 }
 
 pub(crate) fn libraries() -> String {

@@ -3,12 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
-/// Binds the calling thread, and what it starts, to one core.
-pub fn pin(core: usize) -> std::io::Result<()> {
+/// Binds the calling thread, and what it starts, to these cores.
+pub fn pin(cores: &[usize]) -> std::io::Result<()> {
     // SAFETY: a zeroed set is an empty one; the set outlives the call.
     let bound = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
+        for core in cores {
+            libc::CPU_SET(*core, &mut set);
+        }
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
     if bound == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }

@@ -43,18 +43,10 @@ pub async fn count(path: &Counted, behind: &Behind, authority: &Authority) -> Re
 
 async fn total(path: &Counted, requests: u64, behind: &Behind, authority: &Authority) -> Result<u64, String> {
     let counts = behind.folder.join("callgrind.out");
-    let proxy = Proxy::start_counted(Kind::Tidegate, behind, path.decided, &counts)?;
+    let proxy = Proxy::start_counted(Kind::Tidegate, behind, path.decided, &counts).await?;
     let proxy = proxy.ok_or("tidegate is not there")?;
     let alpn: &[u8] = if path.front == Front::Http2 { b"h2" } else { b"http/1.1" };
-    let load = Load {
-        front: path.front,
-        connections: 1,
-        streams: 1,
-        ask: Ask::get(path.path, KIB),
-        fresh: false,
-        rate: None,
-        count: Some(requests),
-    };
+    let load = Load { count: Some(requests), ..Load::of(path.front, 1, 1, Ask::get(path.path, KIB)) };
     Running::start(load, proxy.address(path.front), authority.client(&[alpn], None)).end().await?;
     // Writes its counts as it ends.
     proxy.end();

@@ -16,9 +16,6 @@ mod http1;
 mod http2;
 mod http3;
 
-/// The server name that all ask for.
-pub const NAME: &str = "bench.test";
-
 /// How clients speak to the proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Front {
@@ -36,12 +33,21 @@ pub struct Load {
     /// On each connection at once; 1 for HTTP/1.1.
     pub streams: usize,
     pub ask: Ask,
+    /// In HTTP/1.1 these, in turn over all connections, in place of the one request that `ask` makes.
+    pub requests: Option<Rc<[Vec<u8>]>>,
     /// A new connection for every request.
     pub fresh: bool,
     /// Requests a second over all, or as many as go.
     pub rate: Option<u32>,
     /// Ends by itself after so many.
     pub count: Option<u64>,
+}
+
+impl Load {
+    /// The same request again and again, as fast as it is answered.
+    pub fn of(front: Front, connections: usize, streams: usize, ask: Ask) -> Self {
+        Self { front, connections, streams, ask, requests: None, fresh: false, rate: None, count: None }
+    }
 }
 
 /// What all clients of a load share.
@@ -53,6 +59,10 @@ pub struct Shared {
     /// Requests that may begin.
     left: Cell<u64>,
     done: Cell<u64>,
+    /// Of the requests that are asked in turn, the next.
+    next: Cell<usize>,
+    /// Connections opened.
+    opened: Cell<usize>,
     failed: RefCell<Option<String>>,
     /// Nanoseconds each, while they are recorded.
     times: RefCell<Option<Vec<u64>>>,
@@ -67,6 +77,8 @@ impl Shared {
             stop: Cell::new(false),
             left: Cell::new(load.count.unwrap_or(u64::MAX)),
             done: Cell::new(0),
+            next: Cell::new(0),
+            opened: Cell::new(0),
             failed: RefCell::default(),
             times: RefCell::new(None),
             turns: load.rate.map(|_| Rc::new(Semaphore::new(0))),
@@ -93,6 +105,13 @@ impl Shared {
             permit.forget();
         }
         Instant::now()
+    }
+
+    /// Where the next connection comes from: an address of loopback has some 28,000 ports, and closed ones rest for a while.
+    fn source(&self) -> SocketAddr {
+        let opened = self.opened.get();
+        self.opened.set(opened + 1);
+        SocketAddr::from(([127, 0, 0, 1 + (opened / 4000 % 200) as u8], 0))
     }
 
     fn answered(&self, begun: Instant) {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 pub const KIB: usize = 1024;
 pub const MIB: usize = 1024 * KIB;
+/// The server name that all ask for.
+pub const NAME: &str = "bench.test";
 const LONGEST: usize = 10 * MIB;
 
 /// The first `length` bytes of what every body is made of.
@@ -41,6 +43,19 @@ pub const FIELDS: [(&str, &str); 4] = [
     ("x-tenant", "t42"),
     ("cookie", "session=2f8a1c9e4b7d6035; theme=dark"),
 ];
+
+/// An HTTP/1.1 request, whole but for its content: with the usual fields and some more.
+pub fn head(ask: &Ask, host: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let mut head = format!("{} {path} HTTP/1.1\r\nhost: {host}\r\n", ask.method());
+    for (name, value) in FIELDS.iter().chain(more) {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if ask.upload > 0 {
+        head.push_str(&format!("content-length: {}\r\n", ask.upload));
+    }
+    head.push_str("\r\n");
+    head.into_bytes()
+}
 
 /// Checks a body as it comes.
 pub struct Check {

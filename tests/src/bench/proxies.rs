@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::cpu;
 use super::load::Front;
 use crate::gateway::{free_address, program, root};
 use crate::peer;
 
-mod configs;
+pub(super) mod check;
+pub(super) mod configs;
+
+use configs::{Config, Ports};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
@@ -44,6 +48,15 @@ impl Kind {
         self != Self::Nginx
     }
 
+    /// Whether it has this way to decide.
+    pub fn decides(self, decided: Decided) -> bool {
+        match decided {
+            Decided::No | Decided::Native | Decided::Plugin => true,
+            Decided::Memoised | Decided::Questions(_) => self == Self::Tidegate,
+            Decided::Script => self == Self::Envoy,
+        }
+    }
+
     /// The program, where it is there.
     fn program(self) -> Option<PathBuf> {
         let python = root().join("target/bench-peers");
@@ -62,7 +75,10 @@ impl Kind {
 
 /// Where the origins are, and what the proxies show to clients.
 pub struct Behind {
-    pub http1: SocketAddr,
+    /// Where all goes by default.
+    pub alpha: SocketAddr,
+    /// Where it is decided that a request goes.
+    pub beta: SocketAddr,
     pub http2: SocketAddr,
     /// Has `edge.pem`, `edge.key`, both in `edge.both`, and the roots in `ca.pem`.
     pub folder: PathBuf,
@@ -76,43 +92,103 @@ pub enum Decided {
     No,
     /// A rule of the proxy's own, on the path and a field.
     Native,
-    /// The same rule in the proxy's extension language: a component, Wasm, Lua.
+    /// The same rule by what extends the proxy: a component, njs, Lua, Wasm, CEL.
     Plugin,
     /// The same, and answers may be remembered.
     Memoised,
+    /// By a script, where plugins are something else.
+    Script,
+    /// All that can be asked: where to, to which of two endpoints, with what about the client, and whether to try again.
+    Questions(By),
+}
+
+/// Who answers all questions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum By {
+    Rules,
+    Plugins,
 }
 
 /// A proxy that runs. Killed when dropped.
 pub struct Proxy {
     pub kind: Kind,
     child: Child,
-    clear: SocketAddr,
-    tls: SocketAddr,
-    _folder: tempfile::TempDir,
+    ports: Ports,
+    /// Its configuration and its log.
+    folder: tempfile::TempDir,
+}
+
+/// How one is started.
+pub(super) struct Launch<'a> {
+    pub(super) cores: &'a [usize],
+    /// Under callgrind, which writes here when the proxy ends.
+    pub(super) counts: Option<&'a Path>,
+}
+
+impl Launch<'_> {
+    /// Alone on a core.
+    pub(super) const USUAL: Self = Self { cores: &[0], counts: None };
+}
+
+impl Ports {
+    pub(super) fn free() -> Self {
+        Self { clear: free_address(), tls: free_address(), admin: free_address() }
+    }
 }
 
 impl Proxy {
-    /// Starts it on core 0, and waits until it takes connections. `None` if it is not installed, or knows no such thing.
-    pub fn start(kind: Kind, behind: &Behind, decided: Decided) -> Result<Option<Self>, String> {
-        Self::start_as(kind, behind, decided, None)
+    /// Starts it on core 0, waits until it takes connections, and sees that it decides as it is to. `None` if it is not
+    /// installed, or knows no such thing.
+    pub async fn start(kind: Kind, behind: &Behind, decided: Decided) -> Result<Option<Self>, String> {
+        Self::start_as(kind, behind, decided, Launch::USUAL).await
     }
 
     /// The same under callgrind, which writes into `counts` when the proxy ends.
-    pub fn start_counted(kind: Kind, behind: &Behind, decided: Decided, counts: &Path) -> Result<Option<Self>, String> {
-        Self::start_as(kind, behind, decided, Some(counts))
+    pub async fn start_counted(
+        kind: Kind,
+        behind: &Behind,
+        decided: Decided,
+        counts: &Path,
+    ) -> Result<Option<Self>, String> {
+        Self::start_as(kind, behind, decided, Launch { counts: Some(counts), ..Launch::USUAL }).await
     }
 
-    fn start_as(kind: Kind, behind: &Behind, decided: Decided, counts: Option<&Path>) -> Result<Option<Self>, String> {
+    async fn start_as(
+        kind: Kind,
+        behind: &Behind,
+        decided: Decided,
+        launch: Launch<'_>,
+    ) -> Result<Option<Self>, String> {
         let Some(program) = kind.program() else { return Ok(None) };
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let (clear, tls) = (free_address(), free_address());
-        let ports = configs::Ports { clear, tls };
+        let ports = Ports::free();
         let Some(config) = configs::config(kind, behind, ports, decided, folder.path()) else { return Ok(None) };
+        let proxy = Self::launch(kind, &program, &config, ports, folder, launch).await?;
+        check::decides(&proxy, decided)
+            .await
+            .map_err(|error| format!("{} is not set up right: {error}", kind.name()))?;
+        Ok(Some(proxy))
+    }
+
+    /// Starts tidegate with a configuration of its own.
+    pub(super) async fn tidegate(config: &Config, ports: Ports, launch: Launch<'_>) -> Result<Self, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        Self::launch(Kind::Tidegate, program(), config, ports, folder, launch).await
+    }
+
+    async fn launch(
+        kind: Kind,
+        program: &Path,
+        config: &Config,
+        ports: Ports,
+        folder: tempfile::TempDir,
+        launch: Launch<'_>,
+    ) -> Result<Self, String> {
         let file = folder.path().join(config.name);
-        std::fs::write(&file, config.text).map_err(|error| error.to_string())?;
+        std::fs::write(&file, &config.text).map_err(|error| error.to_string())?;
         let log = std::fs::File::create(folder.path().join("log")).map_err(|error| error.to_string())?;
         let said = log.try_clone().map_err(|error| error.to_string())?;
-        let mut command = match counts {
+        let mut command = match launch.counts {
             None => Command::new(program),
             Some(counts) => {
                 let mut command = Command::new("valgrind");
@@ -128,24 +204,30 @@ impl Proxy {
             command.env("LD_LIBRARY_PATH", peer::libraries());
         }
         command.stdin(Stdio::null()).stdout(said).stderr(log).current_dir(folder.path());
-        // The new process inherits the core of the thread that starts it.
-        super::cpu::pin(0).map_err(|error| format!("cannot pin to core 0: {error}"))?;
+        // The new process inherits the cores of the thread that starts it.
+        cpu::pin(launch.cores).map_err(|error| format!("cannot pin to cores {:?}: {error}", launch.cores))?;
         let child = command.spawn();
-        super::cpu::pin(1).map_err(|error| format!("cannot pin to core 1: {error}"))?;
-        let mut child = child.map_err(|error| format!("{}: {error}", kind.name()))?;
+        cpu::pin(&[1]).map_err(|error| format!("cannot pin to core 1: {error}"))?;
+        let child = child.map_err(|error| format!("{}: {error}", kind.name()))?;
+        let mut proxy = Self { kind, child, ports, folder };
+        proxy.ready().await?;
+        Ok(proxy)
+    }
+
+    /// Waits until it takes connections.
+    async fn ready(&mut self) -> Result<(), String> {
         let begun = Instant::now();
-        for address in [clear, tls] {
-            while std::net::TcpStream::connect(address).is_err() {
-                let ended = child.try_wait().ok().flatten();
-                if ended.is_some() || begun.elapsed() > Duration::from_secs(120) {
-                    let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-                    let _ = child.kill();
-                    return Err(format!("{} does not get ready ({ended:?}):\n{log}", kind.name()));
+        for address in [self.ports.clear, self.ports.tls] {
+            while tokio::net::TcpStream::connect(address).await.is_err() {
+                let ended = self.child.try_wait().ok().flatten();
+                if ended.is_some() || begun.elapsed() > Duration::from_secs(300) {
+                    let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+                    return Err(format!("{} does not get ready ({ended:?}):\n{log}", self.kind.name()));
                 }
-                std::thread::sleep(Duration::from_millis(20));
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
-        Ok(Some(Self { kind, child, clear, tls, _folder: folder }))
+        Ok(())
     }
 
     pub fn pid(&self) -> u32 {
@@ -153,7 +235,7 @@ impl Proxy {
     }
 
     pub fn address(&self, front: Front) -> SocketAddr {
-        if front == Front::Http1 { self.clear } else { self.tls }
+        if front == Front::Http1 { self.ports.clear } else { self.ports.tls }
     }
 }
 

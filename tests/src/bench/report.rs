@@ -12,7 +12,7 @@ pub struct Row {
     pub samples: Vec<(Kind, Vec<Sample>)>,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -1,8 +1,8 @@
 //! What is measured.
 
 use super::load::{Front, Load};
-use super::message::{Ask, KIB, MIB};
-use super::proxies::{Decided, Kind};
+use super::message::{Ask, KIB, MIB, NAME, head};
+use super::proxies::{By, Decided, Kind};
 
 /// One row of the table.
 #[derive(Clone, Debug)]
@@ -25,7 +25,9 @@ pub enum Measure {
 
 impl Scenario {
     pub fn fits(&self, kind: Kind) -> bool {
-        kind.speaks(self.load.front) && (!self.load.ask.path.starts_with("/h2/") || kind.speaks_http2_upstream())
+        kind.decides(self.decided)
+            && kind.speaks(self.load.front)
+            && (!self.load.ask.path.starts_with("/h2/") || kind.speaks_http2_upstream())
     }
 
     /// Bytes of content that a request moves.
@@ -37,15 +39,7 @@ impl Scenario {
 pub fn all() -> Vec<Scenario> {
     use Front::{Http1, Http1Tls, Http2, Http3};
     let small = Ask::get("/1k", KIB);
-    let load = |front, connections, streams, ask| Load {
-        front,
-        connections,
-        streams,
-        ask,
-        fresh: false,
-        rate: None,
-        count: None,
-    };
+    let load = Load::of;
     let request = |name, load| Scenario { name, load, decided: Decided::No, measure: Measure::Request };
     let bytes = |name, load| Scenario { name, load, decided: Decided::No, measure: Measure::Bytes };
     let idle = |name, front, connections| Scenario {
@@ -56,6 +50,12 @@ pub fn all() -> Vec<Scenario> {
     };
     let fresh = |front, connections| Load { fresh: true, ..load(front, connections, 1, small) };
     let decided = |name, decided| Scenario { decided, ..request(name, load(Http1, 64, 1, Ask::get("/api/1k", KIB))) };
+    let again = |name, decided| {
+        let ask = Ask::get("/api/flaky/1k", KIB);
+        // Most of them are within the pause before another try.
+        let load = Load { requests: Some(numbered(&ask)), ..load(Http1, 400, 1, ask) };
+        Scenario { decided, ..request(name, load) }
+    };
     let large = Ask::get("/10m", 10 * MIB);
     vec![
         request("HTTP/1.1, 1 KiB", load(Http1, 64, 1, small)),
@@ -70,6 +70,11 @@ pub fn all() -> Vec<Scenario> {
         decided("routed by a native rule", Decided::Native),
         decided("routed by a plugin", Decided::Plugin),
         decided("routed by a plugin, memoised", Decided::Memoised),
+        decided("routed by a script", Decided::Script),
+        decided("three questions, native", Decided::Questions(By::Rules)),
+        decided("three questions, by plugins", Decided::Questions(By::Plugins)),
+        again("four questions and a second try, native", Decided::Questions(By::Rules)),
+        again("four questions and a second try, by plugins", Decided::Questions(By::Plugins)),
         bytes("HTTP/1.1, 100 KiB", load(Http1, 16, 1, Ask::get("/100k", 100 * KIB))),
         bytes("HTTP/1.1, 10 MiB", load(Http1, 4, 1, large)),
         bytes("HTTP/1.1 over TLS, 10 MiB", load(Http1Tls, 4, 1, large)),
@@ -81,4 +86,9 @@ pub fn all() -> Vec<Scenario> {
         idle("idle HTTP/2", Http2, 5000),
         idle("idle HTTP/3", Http3, 1000),
     ]
+}
+
+/// Requests with a number each, so that an origin knows which came before. As many as are never under way at once.
+fn numbered(ask: &Ask) -> std::rc::Rc<[Vec<u8>]> {
+    (1000..9000).map(|number: u32| head(ask, NAME, ask.path, &[("x-number", &number.to_string())])).collect()
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use tidegate_tests::bench::proxies::{Behind, Kind};
 use tidegate_tests::bench::report::{Row, table};
 use tidegate_tests::bench::run::{Times, measure};
-use tidegate_tests::bench::{cpu, instructions, origin, scenarios};
+use tidegate_tests::bench::scaling::Around;
+use tidegate_tests::bench::{cpu, instructions, origin, scaling, scenarios};
 use tidegate_tests::certs::Authority;
 
 const USAGE: &str = "usage: bench [--rounds N] [--seconds N] [--only PROXY,...] [SCENARIO...]
        bench --instructions [PATH...]
+       bench --scaling [--rounds N] [--seconds N] [ROW...]
 A scenario is chosen by a part of its name; all run where none is. Proxies: tidegate, nginx, haproxy, envoy, caddy.";
 
 fn main() {
@@ -18,6 +20,7 @@ fn main() {
     let mut only: Option<Vec<String>> = None;
     let mut parts: Vec<String> = Vec::new();
     let mut counting = false;
+    let mut scaling = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| wrong(&argument));
@@ -26,6 +29,7 @@ fn main() {
             "--seconds" => seconds = value().parse().unwrap_or_else(|_| wrong(&argument)),
             "--only" => only = Some(value().split(',').map(str::to_owned).collect()),
             "--instructions" => counting = true,
+            "--scaling" => scaling = true,
             _ if argument.starts_with("--") => wrong(&argument),
             _ => parts.push(argument),
         }
@@ -37,7 +41,7 @@ fn main() {
         tidegate_tests::gateway::set_program(own.with_file_name("tidegate"));
     }
     cpu::raise_files();
-    if let Err(error) = cpu::pin(1) {
+    if let Err(error) = cpu::pin(&[1]) {
         eprintln!("bench: two cores are needed, one for the proxy and one for the load: {error}");
         std::process::exit(1);
     }
@@ -55,9 +59,10 @@ fn main() {
         pair.write(folder.path(), "edge");
         std::fs::write(folder.path().join("edge.both"), format!("{}{}", pair.certificate, pair.key)).expect("written");
         std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
-        let http1 = origin::http1().await.expect("an origin");
+        let alpha = origin::http1("alpha").await.expect("an origin");
+        let beta = origin::http1("beta").await.expect("an origin");
         let http2 = origin::http2(&pair).await.expect("an origin");
-        let behind = Behind { http1, http2, folder: folder.path().to_owned() };
+        let behind = Behind { alpha, beta, http2, folder: folder.path().to_owned() };
         if counting {
             let mut failed = false;
             for path in instructions::PATHS.iter().filter(|path| chosen(path.name)) {
@@ -69,6 +74,12 @@ fn main() {
                     }
                 }
             }
+            return failed;
+        }
+        if scaling {
+            let around = Around { behind: &behind, authority: &authority, times };
+            let (table, failed) = scaling::run(&around, rounds, chosen).await;
+            println!("{table}");
             return failed;
         }
         let mut rows: Vec<Row> = scenarios::all()

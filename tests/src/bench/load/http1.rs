@@ -4,11 +4,11 @@ use std::pin::Pin;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
-use super::{Front, NAME, Shared};
-use crate::bench::message::{Ask, Check, FIELDS, KIB, pattern};
+use super::{Front, Shared};
+use crate::bench::message::{Check, KIB, NAME, head, pattern};
 
 pub(super) trait Both: AsyncRead + AsyncWrite {}
 impl<T: AsyncRead + AsyncWrite> Both for T {}
@@ -21,7 +21,9 @@ fn io(error: std::io::Error) -> String {
 
 /// A connection, over TLS where the load has that; `alpn` is checked then.
 pub(super) async fn connect(shared: &Shared, alpn: &[u8]) -> Result<Stream, String> {
-    let tcp = TcpStream::connect(shared.address).await.map_err(io)?;
+    let socket = TcpSocket::new_v4().map_err(io)?;
+    socket.bind(shared.source()).map_err(io)?;
+    let tcp = socket.connect(shared.address).await.map_err(io)?;
     tcp.set_nodelay(true).map_err(io)?;
     if shared.load.front == Front::Http1 {
         return Ok(Box::pin(tcp));
@@ -40,27 +42,23 @@ struct Client {
     request: Vec<u8>,
 }
 
-fn request(ask: &Ask) -> Vec<u8> {
-    let mut head = format!("{} {} HTTP/1.1\r\nhost: {NAME}\r\n", ask.method(), ask.path);
-    for (name, value) in FIELDS {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    if ask.upload > 0 {
-        head.push_str(&format!("content-length: {}\r\n", ask.upload));
-    }
-    head.push_str("\r\n");
-    head.into_bytes()
-}
-
 impl Client {
     async fn open(shared: &Shared) -> Result<Self, String> {
         let stream = connect(shared, b"http/1.1").await?;
         let room = if shared.load.ask.answer > KIB { 256 * KIB } else { 4 * KIB };
-        Ok(Self { stream, buffer: vec![0; room], request: request(&shared.load.ask) })
+        Ok(Self { stream, buffer: vec![0; room], request: head(&shared.load.ask, NAME, shared.load.ask.path, &[]) })
     }
 
-    async fn ask(&mut self, ask: &Ask) -> Result<(), String> {
-        self.stream.write_all(&self.request).await.map_err(io)?;
+    async fn ask(&mut self, shared: &Shared) -> Result<(), String> {
+        let ask = &shared.load.ask;
+        match &shared.load.requests {
+            None => self.stream.write_all(&self.request).await.map_err(io)?,
+            Some(requests) => {
+                let next = shared.next.get();
+                shared.next.set((next + 1) % requests.len());
+                self.stream.write_all(&requests[next]).await.map_err(io)?;
+            }
+        }
         if ask.upload > 0 {
             self.stream.write_all(&pattern(ask.upload)).await.map_err(io)?;
         }
@@ -91,12 +89,11 @@ impl Client {
 }
 
 pub(super) async fn client(shared: &Shared) -> Result<(), String> {
-    let ask = shared.load.ask;
     if shared.load.fresh {
         while shared.another() {
             let begun = shared.turn().await;
             let mut client = Client::open(shared).await?;
-            client.ask(&ask).await?;
+            client.ask(shared).await?;
             shared.answered(begun);
         }
         return Ok(());
@@ -104,7 +101,7 @@ pub(super) async fn client(shared: &Shared) -> Result<(), String> {
     let mut client = Client::open(shared).await?;
     while shared.another() {
         let begun = shared.turn().await;
-        client.ask(&ask).await?;
+        client.ask(shared).await?;
         shared.answered(begun);
     }
     Ok(())
@@ -113,6 +110,6 @@ pub(super) async fn client(shared: &Shared) -> Result<(), String> {
 /// A connection that had one answer.
 pub(super) async fn once(shared: &Shared) -> Result<impl Sized + use<>, String> {
     let mut client = Client::open(shared).await?;
-    client.ask(&shared.load.ask).await?;
+    client.ask(shared).await?;
     Ok(client.stream)
 }

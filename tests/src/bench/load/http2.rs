@@ -4,9 +4,9 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
 
+use super::Shared;
 use super::http1::connect;
-use super::{NAME, Shared};
-use crate::bench::message::{Ask, Check, FIELDS, MIB, pattern};
+use crate::bench::message::{Ask, Check, FIELDS, MIB, NAME, pattern};
 
 struct Open {
     send: SendRequest<Bytes>,

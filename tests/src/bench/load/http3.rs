@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::{Buf, BytesMut};
 use quinn::{Connection, Endpoint, TransportConfig, VarInt};
 
-use super::{NAME, Shared};
-use crate::bench::message::{Ask, Check, FIELDS, KIB, MIB, pattern};
+use super::Shared;
+use crate::bench::message::{Ask, Check, FIELDS, KIB, MIB, NAME, pattern};
 use crate::quic;
 
 struct Open {
