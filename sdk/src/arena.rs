@@ -72,10 +72,7 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     pub(crate) const fn new() -> Self {
-        Self {
-            piece: UnsafeCell::new(Piece([0; SIZE])),
-            marks: UnsafeCell::new(Marks { next: 0, floor: 0, live: 0 }),
-        }
+        Self { piece: UnsafeCell::new(Piece([0; SIZE])), marks: UnsafeCell::new(Marks { next: 0, floor: 0, live: 0 }) }
     }
 
     /// What is allocated now stays: the policy is configured.

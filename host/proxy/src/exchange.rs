@@ -191,8 +191,8 @@ impl Exchange<'_> {
                 Step::Failed(fault) => return Err(fault),
                 Step::Again(pause) => {
                     if !pause.is_zero() {
-                        let mut wait = Deadline::after(&self.served.worker.timers, Some(pause));
-                        Box::pin(self.while_wanted(plan, reply, wait.elapsed())).await?;
+                        // Of the runtime: the worker's own wheel is too coarse for pauses of a millisecond.
+                        Box::pin(self.while_wanted(plan, reply, tokio::time::sleep(pause))).await?;
                     }
                     self.served.worker.metrics.retries.add(1);
                 }

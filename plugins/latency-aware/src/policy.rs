@@ -1,5 +1,7 @@
 //! The endpoint that would answer soonest, of two drawn at random, outliers left out.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::json;
 use tidegate_sdk::{Balancer, Choice, Endpoints, Policy, Request, random};
@@ -23,8 +25,19 @@ fn assume_ms() -> f64 {
     1.0
 }
 
+/// Picks between looks at all endpoints: what an outlier is changes slowly.
+const PICKS_BETWEEN_LOOKS: u32 = 32;
+
 /// The policy.
-pub struct LatencyAware(Settings);
+pub struct LatencyAware {
+    settings: Settings,
+    /// Of the generation below, by index.
+    weights: Vec<u32>,
+    generation: Option<u64>,
+    /// Seconds above which an endpoint is an outlier.
+    bound: f64,
+    picks_left: u32,
+}
 
 impl Policy for LatencyAware {
     type Settings = Settings;
@@ -33,7 +46,7 @@ impl Policy for LatencyAware {
         if settings.outlier < 1.0 {
             return Err(format!("outlier = {} is below 1: every endpoint would be one", settings.outlier));
         }
-        Ok(Self(settings))
+        Ok(Self { settings, weights: Vec::new(), generation: None, bound: 0.0, picks_left: 0 })
     }
 
     fn settings_schema() -> Option<String> {
@@ -45,43 +58,79 @@ impl Policy for LatencyAware {
     }
 }
 
-impl Balancer for LatencyAware {
-    fn pick(&mut self, _: &Request, endpoints: &Endpoints) -> Choice {
+impl LatencyAware {
+    fn seconds(&self, latency: Duration) -> f64 {
+        if latency.is_zero() { self.settings.assume_ms / 1e3 } else { latency.as_secs_f64() }
+    }
+
+    fn cost(&self, seconds: f64, index: u32, endpoints: &Endpoints) -> f64 {
+        let weight = self.weights.get(index as usize).copied().unwrap_or(1).max(1);
+        seconds * f64::from(endpoints.in_flight(index) + 1) / f64::from(weight)
+    }
+
+    /// The cheaper of the two, if both can be drawn.
+    fn of_two(&self, first: u32, second: u32, endpoints: &Endpoints) -> Option<Choice> {
+        let fit = |index: u32| {
+            let seconds = self.seconds(endpoints.latency(index));
+            (seconds <= self.bound && endpoints.available(index)).then_some(seconds)
+        };
+        let (one, other) = (fit(first)?, fit(second)?);
+        let second_wins = self.cost(other, second, endpoints) < self.cost(one, first, endpoints);
+        Some(Choice::Endpoint(if second_wins { second } else { first }))
+    }
+
+    /// Looks at all, and draws from those that are fit.
+    fn look(&mut self, drawn: u64, generation: u64, endpoints: &Endpoints) -> Choice {
+        if self.generation != Some(generation) {
+            self.weights = (0..endpoints.size()).map(|index| endpoints.weight(index)).collect();
+            self.generation = Some(generation);
+        }
         let available = endpoints.availables();
-        match available.as_slice() {
-            [] => return Choice::None,
-            [only] => return Choice::Endpoint(*only),
-            _ => {}
+        if available.is_empty() {
+            return Choice::None;
         }
         let latencies = endpoints.latencies();
-        let in_flights = endpoints.in_flights();
-        let latency = |index: u32| match latencies.get(index as usize).map(std::time::Duration::as_secs_f64) {
-            Some(seconds) if seconds > 0.0 => seconds,
-            _ => self.0.assume_ms / 1e3,
-        };
+        let latency = |index: u32| self.seconds(latencies.get(index as usize).copied().unwrap_or_default());
         // The median over those that can be drawn: one slow endpoint does not move it.
         let mut sorted: Vec<f64> = available.iter().map(|index| latency(*index)).collect();
-        sorted.sort_by(f64::total_cmp);
-        let bound = sorted[(sorted.len() - 1) / 2] * self.0.outlier;
+        let middle = (sorted.len() - 1) / 2;
+        let bound = *sorted.select_nth_unstable_by(middle, f64::total_cmp).1 * self.settings.outlier;
         let fit: Vec<u32> = available.iter().copied().filter(|index| latency(*index) <= bound).collect();
-        // Two different ones, where there are two.
-        let drawn = random();
-        let (low, high) = ((drawn & 0xffff_ffff) as usize, (drawn >> 32) as usize);
-        let place = low % fit.len();
-        let step = if fit.len() > 1 { 1 + high % (fit.len() - 1) } else { 0 };
-        let (first, second) = (fit[place], fit[(place + step) % fit.len()]);
-        let cost = |index: u32| {
-            let queue = in_flights.get(index as usize).copied().unwrap_or(0) + 1;
-            latency(index) * f64::from(queue) / f64::from(endpoints.weight(index).max(1))
-        };
-        Choice::Endpoint(if cost(second) < cost(first) { second } else { first })
+        let (first, second) = two(drawn, fit.len());
+        let (first, second) = (fit[first], fit[second]);
+        let second_wins = self.cost(latency(second), second, endpoints) < self.cost(latency(first), first, endpoints);
+        (self.bound, self.picks_left) = (bound, PICKS_BETWEEN_LOOKS);
+        Choice::Endpoint(if second_wins { second } else { first })
+    }
+}
+
+/// Two places below `length`, which is not zero: different ones where there are two.
+fn two(drawn: u64, length: usize) -> (usize, usize) {
+    let (low, high) = ((drawn & 0xffff_ffff) as usize, (drawn >> 32) as usize);
+    let first = low % length;
+    let step = if length > 1 { 1 + high % (length - 1) } else { 0 };
+    (first, (first + step) % length)
+}
+
+impl Balancer for LatencyAware {
+    fn pick(&mut self, _: &Request, endpoints: &Endpoints) -> Choice {
+        let (drawn, generation) = (random(), endpoints.generation());
+        // Between looks two of all are drawn. Where one of them is not fit, a look draws among those that are: each pair
+        // that is fit stays as likely as any other.
+        if self.picks_left > 0 && self.generation == Some(generation) && self.weights.len() > 1 {
+            self.picks_left -= 1;
+            let (first, second) = two(drawn, self.weights.len());
+            if let Some(choice) = self.of_two(first as u32, second as u32, endpoints) {
+                return choice;
+            }
+        }
+        // What was drawn led to what is not fit: draw anew.
+        self.look(random(), generation, endpoints)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tidegate_sdk::testing::{Endpoint, Question, configure};
 
     use super::*;

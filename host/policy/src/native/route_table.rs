@@ -2,7 +2,7 @@
 //!
 //! An exact host beats a wildcard, a longer wildcard a shorter one, any host comes last; within a host an exact path
 //! beats a longer prefix, that a shorter one; what is left is tried in the order of the file. Where all rows of a host
-//! fail, the next wider host has its say. Look-ups are by hash, so ten thousand routes cost what ten do.
+//! fail, the next wider host has its say. Look-ups are by hash, of fields' values too, so ten thousand routes cost what ten do.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,13 +61,52 @@ impl RouteRule {
     }
 }
 
+/// Rows of one host and path, which methods and fields tell apart. The first that matches counts.
+#[derive(Debug, Default)]
+struct Rows {
+    /// Those that want no field to have a certain value.
+    plain: Vec<u32>,
+    /// The others, by the first field that they want so, and that value.
+    by_field: Vec<(HeaderName, FxHashMap<Box<[u8]>, Vec<u32>>)>,
+}
+
+impl Rows {
+    fn add(&mut self, rule: &RouteRule, row: u32) {
+        let certain = rule.headers.iter().find_map(|(name, wanted)| match wanted {
+            ValuePattern::Exact(value) => Some((name, value)),
+            ValuePattern::Present => None,
+        });
+        let Some((name, value)) = certain else { return self.plain.push(row) };
+        let at = self.by_field.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+            self.by_field.push((name.clone(), FxHashMap::default()));
+            self.by_field.len() - 1
+        });
+        self.by_field[at].1.entry(value.as_slice().into()).or_default().push(row);
+    }
+
+    fn first(&self, rules: &[RouteRule], request: &RequestHead) -> Option<usize> {
+        let matching = |rows: &[u32], before: u32| {
+            let mut rows = rows.iter().copied().take_while(|row| *row < before);
+            rows.find(|row| rules[*row as usize].matches(request))
+        };
+        let mut first = matching(&self.plain, u32::MAX);
+        for (name, by_value) in &self.by_field {
+            for value in request.headers.get_all(name) {
+                let rows = by_value.get(value.as_bytes());
+                first = rows.and_then(|rows| matching(rows, first.unwrap_or(u32::MAX))).or(first);
+            }
+        }
+        first.map(|row| row as usize)
+    }
+}
+
 /// The rows of one host, by path.
 #[derive(Debug, Default)]
 struct Paths {
-    exact: FxHashMap<Box<str>, Vec<u32>>,
-    prefixes: FxHashMap<Box<str>, Vec<u32>>,
+    exact: FxHashMap<Box<str>, Rows>,
+    prefixes: FxHashMap<Box<str>, Rows>,
     prefix_lengths: Lengths,
-    any: Vec<u32>,
+    any: Rows,
 }
 
 /// The lengths that the keys of a table have, the greatest first. Only parts of these lengths are looked up: what a client
@@ -117,7 +156,7 @@ impl RouteTable {
         for (index, rule) in rules.iter().enumerate() {
             let index = index as u32;
             if rule.hosts.is_empty() {
-                table.any.add(&rule.path, index);
+                table.any.add(rule, index);
             }
             for host in &rule.hosts {
                 let paths = match host {
@@ -128,7 +167,7 @@ impl RouteTable {
                         table.wildcards.entry(suffix.as_str().into()).or_default()
                     }
                 };
-                paths.add(&rule.path, index);
+                paths.add(rule, index);
             }
         }
         table.rules = rules;
@@ -157,10 +196,7 @@ impl RouteTable {
     }
 
     fn within(&self, paths: &Paths, request: &RequestHead) -> Option<usize> {
-        let first = |rows: &Vec<u32>| {
-            let row = rows.iter().copied().find(|row| self.rules[*row as usize].matches(request));
-            row.map(|row| row as usize)
-        };
+        let first = |rows: &Rows| rows.first(&self.rules, request);
         let path = request.target.path();
         if let Some(found) = paths.exact.get(path).and_then(first) {
             return Some(found);
@@ -175,15 +211,15 @@ impl RouteTable {
 }
 
 impl Paths {
-    fn add(&mut self, path: &PathPattern, row: u32) {
-        match path {
-            PathPattern::Any => self.any.push(row),
-            PathPattern::Exact(path) => self.exact.entry(path.as_str().into()).or_default().push(row),
+    fn add(&mut self, rule: &RouteRule, row: u32) {
+        match &rule.path {
+            PathPattern::Any => self.any.add(rule, row),
+            PathPattern::Exact(path) => self.exact.entry(path.as_str().into()).or_default().add(rule, row),
             // `/*` is kept as the empty prefix, the head of every path.
             PathPattern::Prefix(path) => {
                 let path = path.trim_end_matches('/');
                 self.prefix_lengths.add(path.len());
-                self.prefixes.entry(path.into()).or_default().push(row);
+                self.prefixes.entry(path.into()).or_default().add(rule, row);
             }
         }
     }
@@ -314,6 +350,39 @@ mod tests {
         request.headers.append("x-env", http::HeaderValue::from_static("alpha"));
         request.headers.append("x-env", http::HeaderValue::from_static("beta"));
         assert_eq!(table.find(&request), Some(0));
+    }
+
+    /// Rows are found by a field's value; which of them comes first still counts, whatever else they want.
+    #[test]
+    fn the_order_holds_between_rows_of_different_fields() {
+        let row = |fields: &[(&'static str, &str)], method: &str| RouteRule {
+            headers: fields
+                .iter()
+                .map(|(name, value)| {
+                    let wanted =
+                        if *value == "*" { ValuePattern::Present } else { ValuePattern::Exact((*value).into()) };
+                    (HeaderName::from_static(name), wanted)
+                })
+                .collect(),
+            ..rule("*", "*", method)
+        };
+        let rows = [
+            row(&[("x-a", "1"), ("x-b", "1")], ""),
+            row(&[("x-b", "*"), ("x-a", "2")], ""),
+            row(&[("x-b", "2")], "POST"),
+            row(&[("x-b", "2")], ""),
+            row(&[("x-a", "*")], ""),
+            row(&[("x-a", "1")], ""),
+        ];
+        let table = RouteTable::new(rows.to_vec());
+        let find = |fields: &[(&str, &str)]| table.find(&crate::contract::asked_with("GET", "/", fields).request);
+        assert_eq!(find(&[("x-b", "1"), ("x-a", "1")]), Some(0));
+        assert_eq!(find(&[("x-a", "2")]), Some(4));
+        assert_eq!(find(&[("x-a", "2"), ("x-b", "2")]), Some(1));
+        assert_eq!(find(&[("x-a", "1"), ("x-b", "2")]), Some(3));
+        assert_eq!(find(&[("x-a", "1"), ("x-a", "2"), ("x-b", "3")]), Some(1));
+        assert_eq!(find(&[("x-a", "1")]), Some(4));
+        assert_eq!(find(&[("x-c", "1")]), None);
     }
 
     #[test]
