@@ -67,8 +67,10 @@ struct Rows {
     /// Those that want no field to have a certain value.
     plain: Vec<u32>,
     /// The others, by the first field that they want so, and that value.
-    by_field: Vec<(HeaderName, FxHashMap<Box<[u8]>, Vec<u32>>)>,
+    by_field: Vec<(HeaderName, ByValue)>,
 }
+
+type ByValue = FxHashMap<Box<[u8]>, Vec<u32>>;
 
 impl Rows {
     fn add(&mut self, rule: &RouteRule, row: u32) {
@@ -78,7 +80,7 @@ impl Rows {
         });
         let Some((name, value)) = certain else { return self.plain.push(row) };
         let at = self.by_field.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
-            self.by_field.push((name.clone(), FxHashMap::default()));
+            self.by_field.push((name.clone(), ByValue::default()));
             self.by_field.len() - 1
         });
         self.by_field[at].1.entry(value.as_slice().into()).or_default().push(row);
