@@ -172,19 +172,28 @@ pub struct Plugin {
     identity: [u8; 32],
     digest: [u8; 32],
     questions: Questions,
+    memory: usize,
 }
 
 impl Runtime {
     /// Compiles, links, checks the settings and configures an instance once, so that what is wrong shows now. Where
-    /// `previous` is the same in every respect it is taken over, with its instances and counts.
+    /// `previous` is the same in every respect it is taken over, with its instances and counts; where the component is the
+    /// same, it is not compiled again.
     pub fn load(self: &Arc<Self>, spec: &PluginSpec, previous: Option<&Arc<Plugin>>) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
             return Ok(previous.clone());
         }
         let digest = artifact::digest(&spec.bytes);
-        let component = artifact::component(&self.engine, &spec.bytes, &digest, self.cache.as_deref())
-            .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
+        // Other settings for the same bytes: the machine code is there.
+        let compiled = previous
+            .filter(|plugin| plugin.digest == digest && Arc::ptr_eq(&plugin.handle.core.runtime, self))
+            .map(|plugin| plugin.handle.core.pre.component().clone());
+        let component = match compiled {
+            Some(component) => component,
+            None => artifact::component(&self.engine, &spec.bytes, &digest, self.cache.as_deref())
+                .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?,
+        };
         let exports = Exports::of(&component);
         let answers = |index: usize| exports.questions[index].is_some();
         let questions = Questions { route: answers(0), pick: answers(1), identify: answers(2), decide: answers(3) };
@@ -215,8 +224,8 @@ impl Runtime {
             runtime: self.clone(),
         });
         check_settings(&core, &spec.settings)?;
-        Instance::new(&core).map_err(|failed| failed.at_load())?;
-        Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest, questions }))
+        let memory = Instance::new(&core).map_err(|failed| failed.at_load())?.at_start;
+        Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest, questions, memory }))
     }
 }
 
@@ -269,6 +278,11 @@ impl Plugin {
     /// SHA-256 of the component, in hexadecimal.
     pub fn digest(&self) -> String {
         artifact::hex(&self.digest)
+    }
+
+    /// Bytes of linear memory that an instance has once it is configured.
+    pub fn memory_at_start(&self) -> usize {
+        self.memory
     }
 
     pub fn questions(&self) -> Questions {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
+use crate::simulation::Simulation;
 use crate::ticker::Ticker;
 
 /// What the runtime may use.
@@ -29,6 +30,7 @@ pub struct Runtime {
     pub(crate) engine: Engine,
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) cache: Option<PathBuf>,
+    pub(crate) simulation: Option<Arc<Simulation>>,
 }
 
 /// The most memory any plugin may be limited to: the size of a slot's accessible part.
@@ -38,6 +40,15 @@ const MAPPINGS: u32 = 4;
 
 impl Runtime {
     pub fn new(options: RuntimeOptions) -> Result<Arc<Self>, RuntimeError> {
+        Self::build(options, None)
+    }
+
+    /// One whose components are told the time, and chance, by `simulation`.
+    pub fn simulated(options: RuntimeOptions, simulation: Arc<Simulation>) -> Result<Arc<Self>, RuntimeError> {
+        Self::build(options, Some(simulation))
+    }
+
+    fn build(options: RuntimeOptions, simulation: Option<Arc<Simulation>>) -> Result<Arc<Self>, RuntimeError> {
         let instances = options.max_instances.clamp(1, mappings_allow());
         let mut pool = PoolingAllocationConfig::default();
         pool.total_component_instances(instances)
@@ -63,7 +74,7 @@ impl Runtime {
             .consume_fuel(false);
         let engine = Engine::new(&config).map_err(RuntimeError::Engine)?;
         let ticker = Ticker::start(&engine)?;
-        Ok(Arc::new(Self { engine, ticker, cache: options.cache }))
+        Ok(Arc::new(Self { engine, ticker, cache: options.cache, simulation }))
     }
 }
 
