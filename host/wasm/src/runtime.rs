@@ -35,6 +35,9 @@ pub struct Runtime {
 
 /// The most memory any plugin may be limited to: the size of a slot's accessible part.
 const MAX_MEMORY: usize = 1 << 30;
+/// Core modules of one component. CPython comes as shared libraries, 38 of them with what links them. Their number is all that
+/// the pool counts: nothing is set aside for one.
+const MAX_CORE_INSTANCES: u32 = 64;
 /// An instance needs this many mappings; the process aborts when the kernel's limit is reached.
 const MAPPINGS: u32 = 4;
 
@@ -53,9 +56,9 @@ impl Runtime {
         let mut pool = PoolingAllocationConfig::default();
         pool.total_component_instances(instances)
             .total_memories(instances)
-            .total_core_instances(instances.saturating_mul(4))
+            .total_core_instances(instances.saturating_mul(MAX_CORE_INSTANCES))
             .total_tables(instances.saturating_mul(4))
-            .max_core_instances_per_component(8)
+            .max_core_instances_per_component(MAX_CORE_INSTANCES)
             .max_memories_per_component(1)
             .max_tables_per_component(8)
             .table_elements(20_000)

@@ -23,7 +23,12 @@ pub(super) fn build(project: &Project) -> anyhow::Result<Vec<u8>> {
     let mut compiler = compiler(folder)?;
     compiler.current_dir(folder).args(["-std=c11", "-Os", "-Wall", "-Wextra", "-mexec-model=reactor", "-I"]);
     // The bindings have parameters that they do not use.
-    compiler.arg(&bindings).args(["-Wno-unused-parameter", "-Wl,--strip-all"]).args(sources).arg("-o").arg(&core);
+    compiler
+        .arg(&bindings)
+        .args(["-Wno-unused-parameter", "-Wl,--strip-all", "-Wl,-z,stack-size=65536"])
+        .args(sources)
+        .arg("-o")
+        .arg(&core);
     run(&mut compiler)?;
     component::from_module(&result(&core)?)
 }
