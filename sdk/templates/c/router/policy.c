@@ -197,5 +197,6 @@ void exports_tidegate_policy_router_route(exports_tidegate_policy_router_answer_
     edited(tidegate_policy_forward_remove_header(&name, &error), &error);
     forward_to(answer, settings.fallback);
   }
-  free((void *)tenant.at);
+  // The bindings give no memory for what is empty.
+  if (tenant.len > 0) free((void *)tenant.at);
 }
