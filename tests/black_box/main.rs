@@ -23,6 +23,7 @@ mod http3;
 mod http3_loss;
 mod http3_upstream;
 mod matrix;
+mod plugin_toolkit;
 mod plugins;
 mod pooling;
 mod proxy_peers;

@@ -47,6 +47,9 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
         admin: String,
     },
+    /// Write, build and test a plugin in Rust, Go, C, JavaScript or Python
+    #[command(subcommand)]
+    Plugin(tidegate_toolkit::PluginCommand),
     /// Print the reference of the configuration file as Markdown, or its JSON Schema
     Reference {
         /// Print the JSON Schema
@@ -84,6 +87,7 @@ impl Cli {
             Command::Check { config } => check(&config),
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
+            Command::Plugin(command) => tidegate_toolkit::run(command),
             Command::Reference { schema } => {
                 if schema {
                     say(&format!("{:#}\n", tidegate_config::json_schema()))?;

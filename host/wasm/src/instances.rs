@@ -48,7 +48,7 @@ pub(crate) struct Instance {
     pub(crate) store: Store<State>,
     pub(crate) functions: Functions,
     /// Bytes of memory when it was configured.
-    at_start: usize,
+    pub(crate) at_start: usize,
     counted: Counted,
 }
 

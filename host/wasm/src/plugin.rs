@@ -144,11 +144,13 @@ pub struct Plugin {
     identity: [u8; 32],
     digest: ComponentDigest,
     questions: Questions,
+    memory: usize,
 }
 
 impl Runtime {
     /// Compiles, links, checks the settings and configures an instance once, so that what is wrong shows now. Where
-    /// `previous` is the same in every respect it is taken over, with its instances and counts.
+    /// `previous` is the same in every respect it is taken over, with its instances and counts; where the component is the
+    /// same, it is not compiled again.
     pub fn load(self: &Arc<Self>, spec: &PluginSpec, previous: Option<&Arc<Plugin>>) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
@@ -173,8 +175,9 @@ impl Runtime {
             runtime: self.clone(),
         });
         check_settings(&core, &spec.settings)?;
-        Instance::new(&core).map_err(|failed| failed.at_load())?;
-        Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest: spec.bytes.digest, questions }))
+        let memory = Instance::new(&core).map_err(|failed| failed.at_load())?.at_start;
+        let handle = Arc::new(Handle { core });
+        Ok(Arc::new(Plugin { handle, identity, digest: spec.bytes.digest, questions, memory }))
     }
 }
 
@@ -216,6 +219,11 @@ impl Plugin {
     /// SHA-256 of the component, in hexadecimal.
     pub fn digest(&self) -> String {
         artifact::hex(&self.digest)
+    }
+
+    /// Bytes of linear memory that an instance has once it is configured.
+    pub fn memory_at_start(&self) -> usize {
+        self.memory
     }
 
     pub fn questions(&self) -> Questions {

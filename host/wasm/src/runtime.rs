@@ -7,6 +7,7 @@ use thiserror::Error;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 use crate::prepared::Preparations;
+use crate::simulation::Simulation;
 use crate::ticker::Ticker;
 
 /// What the runtime may use.
@@ -31,22 +32,35 @@ pub struct Runtime {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) cache: Option<PathBuf>,
     pub(crate) preparations: Preparations,
+    pub(crate) simulation: Option<Arc<Simulation>>,
 }
 
 /// The most memory any plugin may be limited to: the size of a slot's accessible part.
 const MAX_MEMORY: usize = 1 << 30;
+/// Core modules of one component. CPython comes as shared libraries, 38 of them with what links them. Their number is all that
+/// the pool counts: nothing is set aside for one.
+const MAX_CORE_INSTANCES: u32 = 64;
 /// An instance needs this many mappings; the process aborts when the kernel's limit is reached.
 const MAPPINGS: u32 = 4;
 
 impl Runtime {
     pub fn new(options: RuntimeOptions) -> Result<Arc<Self>, RuntimeError> {
+        Self::build(options, None)
+    }
+
+    /// One whose components are told the time, and chance, by `simulation`.
+    pub fn simulated(options: RuntimeOptions, simulation: Arc<Simulation>) -> Result<Arc<Self>, RuntimeError> {
+        Self::build(options, Some(simulation))
+    }
+
+    fn build(options: RuntimeOptions, simulation: Option<Arc<Simulation>>) -> Result<Arc<Self>, RuntimeError> {
         let instances = options.max_instances.clamp(1, mappings_allow());
         let mut pool = PoolingAllocationConfig::default();
         pool.total_component_instances(instances)
             .total_memories(instances)
-            .total_core_instances(instances.saturating_mul(4))
+            .total_core_instances(instances.saturating_mul(MAX_CORE_INSTANCES))
             .total_tables(instances.saturating_mul(4))
-            .max_core_instances_per_component(8)
+            .max_core_instances_per_component(MAX_CORE_INSTANCES)
             .max_memories_per_component(1)
             .max_tables_per_component(8)
             .table_elements(20_000)
@@ -65,7 +79,8 @@ impl Runtime {
             .consume_fuel(false);
         let engine = Engine::new(&config).map_err(RuntimeError::Engine)?;
         let ticker = Ticker::start(&engine)?;
-        Ok(Arc::new(Self { engine, ticker, cache: options.cache, preparations: Preparations::default() }))
+        let preparations = Preparations::default();
+        Ok(Arc::new(Self { engine, ticker, cache: options.cache, preparations, simulation }))
     }
 }
 

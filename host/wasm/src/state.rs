@@ -56,6 +56,7 @@ unsafe impl Send for State {}
 impl State {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         let limits = core.limits;
+        let random = core.runtime.simulation.as_ref().map_or_else(fastrand::Rng::new, |simulation| simulation.random());
         let wasi = core.grants.wasi.then(crate::wasi::context);
         Self {
             core,
@@ -63,7 +64,7 @@ impl State {
             edits: RequestEdits::default(),
             identity: IdentityEdits::default(),
             trace: Trace::default(),
-            random: fastrand::Rng::new(),
+            random,
             deadline: Deadline::begin(),
             limits,
             refused_growth: false,

@@ -1,0 +1,45 @@
+//! Time and chance that are given, not found: for asking a component questions whose answers can be known beforehand.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What components of a runtime take for the time and for chance. What bounds them runs by the real clock.
+#[derive(Debug)]
+pub struct Simulation {
+    monotonic: AtomicU64,
+    wall: AtomicU64,
+    seed: AtomicU64,
+}
+
+impl Simulation {
+    /// Time stands still at `monotonic`, and at `wall` since 1970. Instances made from now on draw from generators that begin
+    /// with `seed`.
+    pub fn new(monotonic: Duration, wall: Duration, seed: u64) -> Self {
+        let simulation = Self { monotonic: AtomicU64::new(0), wall: AtomicU64::new(0), seed: AtomicU64::new(0) };
+        simulation.set(monotonic, wall, seed);
+        simulation
+    }
+
+    /// As of [`Self::new`], for what is asked from now on.
+    pub fn set(&self, monotonic: Duration, wall: Duration, seed: u64) {
+        self.monotonic.store(nanos(monotonic), Ordering::Relaxed);
+        self.wall.store(nanos(wall), Ordering::Relaxed);
+        self.seed.store(seed, Ordering::Relaxed);
+    }
+
+    pub(crate) fn monotonic(&self) -> u64 {
+        self.monotonic.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wall(&self) -> u64 {
+        self.wall.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn random(&self) -> fastrand::Rng {
+        fastrand::Rng::with_seed(self.seed.load(Ordering::Relaxed))
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
