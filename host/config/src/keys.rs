@@ -557,7 +557,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "auto",
                 "A file in the form of Docker's `config.json`, or `off`. `auto`: `REGISTRY_AUTH_FILE`, else `containers/auth.json` in `XDG_RUNTIME_DIR`, then `config.json` in `DOCKER_CONFIG` or `~/.docker`.",
             ),
-            key("signed_by", TextList, "[]", "PEM files of public keys, for plugins that name none. Default: none are asked for."),
+            key(
+                "signed_by",
+                TextList,
+                "[]",
+                "PEM files of public keys, for plugins that name none. Default: none are asked for.",
+            ),
             optional(
                 "revoked",
                 Text,

@@ -19,6 +19,6 @@ mod types;
 mod wasi;
 
 pub use instances::{has_instances, retire_stale};
-pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};
+pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions, check_component};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
 pub use stats::{CustomMetric, PluginStats, QUESTIONS, QuestionStats};
