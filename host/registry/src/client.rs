@@ -260,22 +260,4 @@ fn expect(answer: Answer, what: &str, statuses: &[StatusCode]) -> Result<Answer,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_http_is_for_those_it_was_granted() {
-        let granted = |names: &[&str]| PlainHttp::new(names.iter().map(|name| (*name).to_owned()).collect());
-        let loopback = granted(&["loopback"]).expect("names");
-        for host in ["localhost", "127.0.0.1", "127.9.9.9", "[::1]"] {
-            assert!(loopback.allows(host, Some(5000)), "{host}");
-        }
-        for host in ["registry.example", "10.0.0.1", "127.0.0.1.example", "localhost.example", "[::2]"] {
-            assert!(!loopback.allows(host, None), "{host}");
-        }
-        let named = granted(&["mirror.example:5000", "Cache.example"]).expect("names");
-        assert!(named.allows("mirror.example", Some(5000)) && !named.allows("mirror.example", None));
-        assert!(named.allows("cache.example", Some(1)) && !named.allows("localhost", None));
-        assert!(granted(&["http://cache.example"]).is_err());
-    }
-}
+mod tests;
