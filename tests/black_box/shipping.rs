@@ -420,6 +420,22 @@ async fn a_revoked_version_is_asked_no_more() {
     assert!(code == Some(2) && said.contains(&format!("{third} is revoked")), "{said}");
 }
 
+/// The list is looked at where nothing else is: a digest never means anything new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_list_of_what_is_revoked_is_looked_at_by_itself() {
+    let Some(scene) = Scene::new().await else { return };
+    let first = scene.push(&scene.version("v1"));
+    scene.write("revoked.toml", b"revoked = []\n");
+    let config = scene.config("on_failure = \"deny\"", &format!("revoked = \"{}\"", scene.file("revoked.toml")));
+    let gateway = Gateway::start(&config.replace("team/router:1\"", &format!("team/router@{first}\""))).await;
+    assert_eq!(routed(&gateway).await, "blue");
+    scene.write("revoked.toml", format!("revoked = [\"{first}\"]\n").as_bytes());
+    eventually("requests are denied", async || (routed(&gateway).await != "blue").then_some(())).await;
+    let answer = Client::http1(gateway.edge()).get("/").await.expect("an answer");
+    assert_eq!(answer.status, 503);
+    assert_eq!(gateway.metric("tidegate_plugin_withdrawn{plugin=\"router\"}").await, 1.0);
+}
+
 /// A digest, and a tag with `pull = "if_absent"`, ask no registry once a version has served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_served_is_not_asked_for_again_where_nobody_wants_it() {

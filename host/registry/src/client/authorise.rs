@@ -229,7 +229,16 @@ fn value_of(text: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_challenge_makes_it_panic(field in "([A-Za-z]{1,6}|[ ,=\\t\"\\\\ü]|realm=\"x\"){0,20}") {
+            challenges(&field);
+        }
+    }
 
     #[test]
     fn challenges_as_registries_send_them() {
