@@ -31,6 +31,7 @@ mod proxy_protocol;
 mod proxy_upstream;
 mod reload;
 mod retry;
+mod shipping;
 mod soak;
 mod streaming;
 mod timeouts;

@@ -11,6 +11,7 @@ pub mod origin;
 pub mod peer;
 pub mod peers;
 pub mod quic;
+pub mod registry;
 pub mod soak;
 pub mod tunnel;
 
@@ -20,3 +21,4 @@ pub use gateway::{Gateway, program};
 pub use link::{Link, Way};
 pub use origin::{Origin, RawOrigin, Recorded};
 pub use peer::Peer;
+pub use registry::Registry;

@@ -80,11 +80,10 @@ impl Drop for Peer {
 
 /// What `tests/setup` unpacked, else the system's.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
-    let unpacked = crate::gateway::root().join("target/peers/usr/sbin").join(name);
-    let mut folders: Vec<PathBuf> = vec!["/usr/local/sbin".into(), "/usr/sbin".into()];
+    let unpacked = crate::gateway::root().join("target/peers/usr");
+    let mut folders = vec![unpacked.join("sbin"), unpacked.join("bin"), "/usr/local/sbin".into(), "/usr/sbin".into()];
     folders.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
-    let found =
-        std::iter::once(unpacked).chain(folders.iter().map(|folder| folder.join(name))).find(|path| path.exists());
+    let found = folders.iter().map(|folder| folder.join(name)).find(|path| path.exists());
     if found.is_none() {
         eprintln!("skipped: no {name} here; tests/setup fetches it");
     }

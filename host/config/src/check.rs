@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::cluster::ProxyProtocol;
 use crate::error::{ConfigError, nearest};
 use crate::file::Config;
+use crate::plugin::PluginSource;
 use crate::reader::Source;
 use crate::route::{Destination, HeaderMatch, HostMatch, PathMatch};
 
@@ -17,6 +18,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     let mut used = HashSet::new();
     references(config, source, &mut used);
     udp(config, source);
+    shipped(config, source);
     shadows(config, source);
     warn(config, &used);
 }
@@ -121,6 +123,17 @@ fn udp(config: &Config, source: &Source<'_>) {
     }
 }
 
+/// A plugin from a registry needs somewhere to be kept.
+fn shipped(config: &Config, source: &Source<'_>) {
+    let from_registry = |source: &PluginSource| matches!(source, PluginSource::Registry(_));
+    if config.gateway.plugin_store.is_none()
+        && let Some(plugin) = config.plugins.iter().find(|plugin| from_registry(&plugin.source))
+    {
+        let message = format!("plugin {:?} comes from a registry: set gateway.plugin_store", plugin.name);
+        source.error(plugin.source_line, message);
+    }
+}
+
 /// A route that can never match because an earlier one takes all it would.
 fn shadows(config: &Config, source: &Source<'_>) {
     type Rest<'a> = (Vec<String>, &'a [(String, HeaderMatch)]);
@@ -171,6 +184,16 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
         }
     }
     for plugin in &config.plugins {
+        if let PluginSource::Registry(shipped) = &plugin.source
+            && shipped.signed_by.is_empty()
+            && !shipped.reference.contains('@')
+        {
+            let message = format!(
+                "plugin {:?} is whatever its registry says: nobody has to sign it (signed_by), and no digest is named",
+                plugin.name
+            );
+            warn(plugin.source_line, message);
+        }
         if !used.contains(&format!("plugin:{}", plugin.name)) {
             warn(plugin.line, format!("plugin {:?} is never used", plugin.name));
         }

@@ -7,6 +7,7 @@ use crate::error::{ConfigError, Errors};
 use crate::gateway::Gateway;
 use crate::listener::Listener;
 use crate::plugin::Plugin;
+use crate::registry::Registry;
 use crate::route::Route;
 
 /// A configuration that is whole in itself: every name in it is defined. Whether its files can be read and its plugins
@@ -18,6 +19,7 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     pub clusters: Vec<Cluster>,
     pub plugins: Vec<Plugin>,
+    pub registry: Registry,
     pub routes: Vec<Route>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<ConfigError>,

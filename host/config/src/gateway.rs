@@ -25,6 +25,10 @@ pub struct Gateway {
     pub log_line: usize,
     /// `None`: off.
     pub plugin_cache: Option<PathBuf>,
+    /// `None`: the user has no folder for state, and none is named.
+    pub plugin_store: Option<PathBuf>,
+    /// Bytes.
+    pub plugin_store_limit: u64,
     pub max_plugin_instances: u32,
     /// `None`: only a reload reads them again.
     pub tls_files_check: Option<Duration>,
@@ -68,6 +72,8 @@ impl Gateway {
             log: section.text("log").unwrap_or_default(),
             log_line: section.line_of("log"),
             plugin_cache,
+            plugin_store: section.path("plugin_store").or_else(default_store),
+            plugin_store_limit: section.size("plugin_store_limit", 0, u64::MAX),
             max_plugin_instances: section.number("max_plugin_instances", 1, 100_000).unwrap_or(1000) as u32,
             tls_files_check: section.time_or_off("tls_files_check"),
             buffer_memory: section.size("buffer_memory", 0, u64::MAX),
@@ -97,9 +103,17 @@ impl Gateway {
 }
 
 fn default_cache() -> Option<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    base.map(|base| base.join("tidegate"))
+    user_folder("XDG_CACHE_HOME", ".cache").map(|base| base.join("tidegate"))
+}
+
+fn default_store() -> Option<PathBuf> {
+    user_folder("XDG_STATE_HOME", ".local/state").map(|base| base.join("tidegate/plugins"))
+}
+
+/// The folder that a variable names, else this one below the user's own (XDG base directories).
+fn user_folder(variable: &str, below: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    named.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(below)))
 }
 
 #[cfg(test)]

@@ -70,12 +70,13 @@ pub(crate) const TABLES: &[Table] = &[
             required("listener", Tables("listener"), "Where clients connect; one at least."),
             optional("cluster", Tables("cluster"), "Where requests can go."),
             optional("plugin", Tables("plugin"), "WebAssembly components that answer questions."),
+            optional("registry", Table("registry"), "Where plugins with a source `oci://` come from."),
             required("route", Tables("route"), "Which requests go where; one at least."),
         ],
     },
     Table {
         name: "gateway",
-        doc: "What concerns the process. Of these only `via` and `tls_files_check` follow a reload; a change to any other needs a restart, and is warned about.",
+        doc: "What concerns the process. Of these only `via`, `tls_files_check`, `plugin_store` and `plugin_store_limit` follow a reload; a change to any other needs a restart, and is warned about.",
         keys: &[
             optional(
                 "workers",
@@ -96,6 +97,17 @@ pub(crate) const TABLES: &[Table] = &[
                 "plugin_cache",
                 Text,
                 "Folder for compiled plugins, `off` for none. Default: `tidegate` in the user's cache folder.",
+            ),
+            optional(
+                "plugin_store",
+                Text,
+                "Folder for plugins from registries, and for what is known of the versions that served. Several processes may share it. Default: `tidegate/plugins` in the user's folder for state.",
+            ),
+            key(
+                "plugin_store_limit",
+                Size,
+                "1GiB",
+                "Disk that it may take. The versions that served last stay, whatever they take.",
             ),
             key(
                 "tls_files_check",
@@ -462,7 +474,7 @@ pub(crate) const TABLES: &[Table] = &[
             required(
                 "source",
                 Text,
-                "A file, or `builtin:` and one of `tenant-canary`, `latency-aware`, `private-forwarding`, `careful-retry`.",
+                "A file; `builtin:` and one of `tenant-canary`, `latency-aware`, `private-forwarding`, `careful-retry`; or an artifact in a registry, `oci://HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST]`, with the keys from `signed_by` on.",
             ),
             key("settings", Free, "{}", "The plugin's own table, checked against its schema."),
             key(
@@ -485,6 +497,79 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             key("limits", Table("limits"), "{}", "What a decision may take."),
             key("grants", Table("grants"), "{}", "What it may see and do."),
+            optional(
+                "signed_by",
+                TextList,
+                "PEM files of public keys (ECDSA over P-256): the artifact must be signed with one of them, as `tidegate plugin sign` and cosign do it. Default: the registry's.",
+            ),
+            key("signatures", OneOf(&["any", "all"]), "any", "Whether one of those keys is enough."),
+            optional(
+                "signed_as",
+                Text,
+                "`HOST/REPOSITORY` that signatures are for, where it is a copy. Default: where it comes from.",
+            ),
+            key(
+                "pull",
+                OneOf(&["always", "if_absent"]),
+                "always",
+                "At a start and at a reload: ask the registry what a tag means now, or only where no version has served yet. A digest that has served is never asked for.",
+            ),
+            key(
+                "refresh",
+                TimeOrOff,
+                "off",
+                "How often a tag is looked up while the gateway runs. What it means now is compiled, configured and swapped in as by a reload, without the rest of the configuration.",
+            ),
+            key(
+                "on_fetch_failure",
+                OneOf(&["last_good", "refuse"]),
+                "last_good",
+                "When it cannot be had, is damaged, unsigned or revoked: go on with the version that served last, or refuse the start or reload. Where no version served, it is refused.",
+            ),
+            key(
+                "on_compile_failure",
+                OneOf(&["last_good", "refuse"]),
+                "last_good",
+                "The same when it is no component of this gateway's contract.",
+            ),
+            key(
+                "on_configure_failure",
+                OneOf(&["last_good", "refuse"]),
+                "last_good",
+                "The same when it refuses its settings, or fails as it starts.",
+            ),
+        ],
+    },
+    Table {
+        name: "registry",
+        doc: "How registries are spoken to, and what is taken from them. Names and passwords are those of `docker login` and `podman login`, helpers included.",
+        keys: &[
+            key(
+                "plain_http",
+                TextList,
+                "[\"loopback\"]",
+                "Registries that are spoken to without TLS: `HOST`, `HOST:PORT`, or `loopback` for `localhost` and its addresses.",
+            ),
+            optional("ca", Text, "File of roots. Default: the system's."),
+            key(
+                "credentials",
+                Text,
+                "auto",
+                "A file in the form of Docker's `config.json`, or `off`. `auto`: `REGISTRY_AUTH_FILE`, else `containers/auth.json` in `XDG_RUNTIME_DIR`, then `config.json` in `DOCKER_CONFIG` or `~/.docker`.",
+            ),
+            key(
+                "signed_by",
+                TextList,
+                "[]",
+                "PEM files of public keys, for plugins that name none. Default: none are asked for.",
+            ),
+            optional(
+                "revoked",
+                Text,
+                "File of digests, of manifests or components, that are refused, kept ones too: one a line, or `revoked = [..]` in a `.toml`. It is looked at every ten seconds; a version that serves and is revoked is asked no more, and `on_failure` says what becomes of its questions until another serves.",
+            ),
+            key("timeout", Time, "30s", "All that a start, a reload or a refresh fetches must be here within this."),
+            key("max_component", Size, "64MiB", "A larger one is refused."),
         ],
     },
     Table {

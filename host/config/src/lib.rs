@@ -14,6 +14,7 @@ mod listener;
 mod load;
 mod plugin;
 mod reader;
+mod registry;
 mod route;
 mod units;
 
@@ -30,6 +31,7 @@ pub use listener::{
 };
 pub use load::{load, parse};
 pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
+pub use registry::{OnLoadFailure, Pull, Registry, RegistryCredentials, Shipped};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,

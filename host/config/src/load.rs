@@ -12,6 +12,7 @@ use crate::gateway::Gateway;
 use crate::listener::Listener;
 use crate::plugin::Plugin;
 use crate::reader::{Section, Source};
+use crate::registry::Registry;
 use crate::route::Route;
 
 /// Reads and checks a file.
@@ -45,11 +46,12 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
     let gateway = Gateway::read(&root.section("gateway"));
     let listeners = root.sections("listener").iter().map(Listener::read).collect();
     let clusters = root.sections("cluster").iter().map(Cluster::read).collect();
-    let plugins = root.sections("plugin").iter().map(Plugin::read).collect();
+    let registry = Registry::read(&root.section("registry"));
+    let plugins = root.sections("plugin").iter().map(|plugin| Plugin::read(plugin, &registry)).collect();
     let routes =
         root.sections("route").iter().enumerate().map(|(index, route)| Route::read(route, index + 1)).collect();
     let mut config =
-        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, routes, warnings: Vec::new() };
+        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, registry, routes, warnings: Vec::new() };
     check(&mut config, &source);
     if source.errors.borrow().is_empty() { Ok(config) } else { Err(finish(source)) }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cluster::is_token;
 use crate::reader::Section;
+use crate::registry::{Registry, Shipped};
 
 #[derive(Clone, Debug)]
 pub struct Plugin {
@@ -28,6 +29,7 @@ pub struct Plugin {
 pub enum PluginSource {
     File(PathBuf),
     Builtin(String),
+    Registry(Box<Shipped>),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,10 +45,16 @@ pub enum PluginIsolation {
 }
 
 impl Plugin {
-    pub(crate) fn read(section: &Section<'_>) -> Self {
-        let source = match section.text("source").as_deref().and_then(|text| text.strip_prefix("builtin:")) {
-            Some(name) => PluginSource::Builtin(name.to_owned()),
-            None => PluginSource::File(section.path("source").unwrap_or_default()),
+    pub(crate) fn read(section: &Section<'_>, registry: &Registry) -> Self {
+        let text = section.text("source").unwrap_or_default();
+        let source = if text.starts_with(Shipped::SCHEME) {
+            PluginSource::Registry(Box::new(Shipped::read(section, text, registry)))
+        } else {
+            Shipped::refuse_keys(section);
+            match text.strip_prefix("builtin:") {
+                Some(name) => PluginSource::Builtin(name.to_owned()),
+                None => PluginSource::File(section.path("source").unwrap_or_default()),
+            }
         };
         let limits = section.section("limits");
         let grants = section.section("grants");

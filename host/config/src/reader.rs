@@ -153,6 +153,11 @@ impl<'a> Section<'a> {
         self.text(name).map(|text| self.source.folder.join(text))
     }
 
+    /// A list of files.
+    pub(crate) fn paths(&self, name: &str) -> Vec<PathBuf> {
+        self.texts(name).into_iter().map(|(text, _)| self.source.folder.join(text)).collect()
+    }
+
     pub(crate) fn bool(&self, name: &str) -> bool {
         match self.find(name) {
             Some((DeValue::Boolean(value), _)) => return *value,

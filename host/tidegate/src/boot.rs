@@ -17,12 +17,13 @@ use tidegate_proxy::snapshot::Snapshot;
 use tidegate_proxy::worker::{Gateway, GatewayOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
-use crate::compile::{Compiled, Compiler};
+use crate::compile::{Compiled, Compiler, Fresh};
 use crate::files::TlsFiles;
+use crate::shipping::Shipping;
 use crate::telemetry::{self, AccessLog, LogWriter};
-use crate::{admin, cli};
+use crate::{admin, cli, refresh};
 
 /// What the control thread knows: the running gateway, the compiler, what serves now.
 pub(crate) struct Control {
@@ -42,8 +43,8 @@ pub(crate) struct Control {
     pub(crate) renewals_refused: AtomicU64,
     /// Files as they were when they were refused.
     refused_files: Mutex<Option<TlsFiles>>,
-    /// Another configuration came into force.
-    swapped: Notify,
+    /// The generation in force, told to all who wait for another.
+    swapped: watch::Sender<u64>,
     pub(crate) log_dropped: Option<Arc<AtomicU64>>,
     log_writer: Option<Mutex<LogWriter>>,
 }
@@ -82,7 +83,7 @@ impl Control {
     pub(crate) fn start(path: Option<&Path>, config: &Config, sinks: Vec<Arc<dyn RecordSink>>) -> anyhow::Result<Self> {
         let compiler = Compiler::new(config).map_err(refused)?;
         let tls_files = TlsFiles::of(config);
-        let compiled = compiler.compile(config, None).map_err(refused)?;
+        let mut compiled = compiler.compile(config, None).map_err(refused)?;
         let mut sinks = sinks;
         let opened = match &config.gateway.access_log {
             AccessLogTarget::Off => None,
@@ -102,6 +103,7 @@ impl Control {
             on_apply: Some(Arc::new(sweep_instances)),
         };
         let gateway = Gateway::start(compiled.snapshot.clone(), options)?;
+        settle(&mut compiled).iter().for_each(Fresh::remember);
         Ok(Self {
             path: path.map(Path::to_owned),
             compiler,
@@ -115,7 +117,7 @@ impl Control {
                 health: None,
             }),
             refused_files: Mutex::default(),
-            swapped: Notify::new(),
+            swapped: watch::Sender::new(0),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             reloads_ok: AtomicU64::new(0),
@@ -179,7 +181,7 @@ impl Control {
     fn swap(
         &self,
         config: &Arc<Config>,
-        compiled: Compiled,
+        mut compiled: Compiled,
         tls_files: TlsFiles,
         previous: &Compiled,
     ) -> Result<u64, ReloadRefused> {
@@ -191,13 +193,17 @@ impl Control {
         }
         let applied = running.gateway.apply(snapshot.clone());
         applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
+        let fresh = settle(&mut compiled);
         running.compiled = Arc::new(compiled);
         running.config = config.clone();
         running.tls_files = tls_files;
-        self.swapped.notify_one();
         if let Some(health) = &mut running.health {
             health.apply(&snapshot, Some(&previous.snapshot));
         }
+        drop(running);
+        // It writes to disk: whoever looks through `running` does not wait for that.
+        fresh.iter().for_each(Fresh::remember);
+        self.swapped.send_replace(snapshot.generation);
         Ok(snapshot.generation)
     }
 
@@ -232,6 +238,41 @@ impl Control {
                 tracing::error!(changed, "certificates not renewed: {reasons}");
             }
         }
+    }
+
+    /// Looks up what the tags of these plugins mean now, and takes what means something else than what serves, as a reload
+    /// does but with the configuration that was loaded. Any error keeps what serves.
+    pub(crate) fn refresh_plugins(&self, names: &[String]) {
+        let _one_at_a_time = lock(&self.reloading);
+        if self.draining() {
+            return;
+        }
+        let (config, previous) = self.serves();
+        let tls_files = TlsFiles::of(&config);
+        let Some(compiled) = self.compiler.refresh(&config, &previous, names) else { return };
+        let compiled = compiled.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+        let swapped = compiled.and_then(|compiled| {
+            self.swap(&config, compiled, tls_files, &previous).map_err(|refused| refused.reasons().join("; "))
+        });
+        match swapped {
+            Ok(generation) => tracing::info!(generation, "plugins refreshed"),
+            Err(reasons) => tracing::error!("plugins not refreshed: {reasons}"),
+        }
+    }
+
+    /// The configuration in force, and what it became.
+    pub(crate) fn serves(&self) -> (Arc<Config>, Arc<Compiled>) {
+        let running = self.running();
+        (running.config.clone(), running.compiled.clone())
+    }
+
+    /// Changes when another configuration has come into force.
+    pub(crate) fn swaps(&self) -> watch::Receiver<u64> {
+        self.swapped.subscribe()
+    }
+
+    pub(crate) fn shipping(&self) -> &Shipping {
+        &self.compiler.shipping
     }
 
     /// How often they are looked at; `None` for never, or where there are none.
@@ -284,7 +325,7 @@ impl Control {
             .map(|(name, address)| json!({ "name": *name, "address": address }))
             .collect();
         let clusters: Vec<_> = snapshot.clusters.iter().map(|cluster| cluster_status(cluster)).collect();
-        let plugins: Vec<_> = running.compiled.plugins.iter().map(|(_, plugin)| plugin.status()).collect();
+        let plugins: Vec<_> = running.compiled.plugins.status();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "generation": snapshot.generation,
@@ -301,6 +342,14 @@ impl Control {
         let running = self.running();
         (running.gateway.metrics().to_vec(), running.compiled.clone())
     }
+}
+
+/// Tells of a configuration in force what is not as it should be in it. Returns the versions to remember.
+fn settle(compiled: &mut Compiled) -> Vec<Fresh> {
+    for note in std::mem::take(&mut compiled.plugins.notes) {
+        tracing::error!("{note}");
+    }
+    compiled.take_fresh()
 }
 
 const DRAINING: &str = "the gateway is draining: it takes no new configuration";
@@ -388,6 +437,7 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
             tokio::spawn(admin::serve(listener, control.clone()));
         }
         tokio::spawn(renew_tls(control.clone()));
+        tokio::spawn(refresh::run(control.clone()));
         // Heard from before anybody is told that this process serves.
         let (mut stop, hangup) = (Stop::new()?, signal(SignalKind::hangup())?);
         if let Some(file) = addresses {
@@ -413,14 +463,14 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
 
 /// Looks for renewed certificates for as long as the program runs.
 async fn renew_tls(control: Arc<Control>) {
+    let mut swaps = control.swaps();
     loop {
-        // A reload may turn it on or off, and begins the time anew.
-        let swapped = control.swapped.notified();
+        // A reload may turn it on or off, and begins the time anew. `control` holds the sender: there is always another.
         let Some(pause) = control.tls_files_check() else {
-            swapped.await;
+            let _ = swaps.changed().await;
             continue;
         };
-        if tokio::time::timeout(pause, swapped).await.is_err() {
+        if tokio::time::timeout(pause, swaps.changed()).await.is_err() {
             let control = control.clone();
             // It reads files; a panic in it is logged, and the next look may be better.
             let _ = tokio::task::spawn_blocking(move || control.renew_tls()).await;

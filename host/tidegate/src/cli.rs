@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tidegate_config::Config;
 
 use crate::compile::Compiler;
-use crate::{boot, demo, reload};
+use crate::{boot, demo, plugin_shipping, reload};
 
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
@@ -47,15 +47,23 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
         admin: String,
     },
-    /// Write, build and test a plugin in Rust, Go, C, JavaScript or Python
+    /// Write, build, test, measure and ship plugins
     #[command(subcommand)]
-    Plugin(tidegate_toolkit::PluginCommand),
+    Plugin(PluginCommand),
     /// Print the reference of the configuration file as Markdown, or its JSON Schema
     Reference {
         /// Print the JSON Schema
         #[arg(long)]
         schema: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum PluginCommand {
+    #[command(flatten)]
+    Making(tidegate_toolkit::PluginCommand),
+    #[command(flatten)]
+    Shipping(plugin_shipping::Command),
 }
 
 /// A configuration that cannot be served, with all that is wrong with it.
@@ -87,7 +95,8 @@ impl Cli {
             Command::Check { config } => check(&config),
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
-            Command::Plugin(command) => tidegate_toolkit::run(command),
+            Command::Plugin(PluginCommand::Shipping(command)) => command.run(),
+            Command::Plugin(PluginCommand::Making(command)) => tidegate_toolkit::run(command),
             Command::Reference { schema } => {
                 if schema {
                     say(&format!("{:#}\n", tidegate_config::json_schema()))?;
@@ -136,13 +145,16 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
     match Compiler::new(&config).and_then(|compiler| compiler.compile(&config, None)) {
         Ok(compiled) => {
             let snapshot = &compiled.snapshot;
+            for note in &compiled.plugins.notes {
+                eprintln!("tidegate: warning: {note}");
+            }
             say(&format!(
                 "{}: ok: {} listeners, {} clusters, {} routes, {} plugins\n",
                 path.display(),
                 snapshot.listeners.len(),
                 snapshot.clusters.len(),
                 snapshot.routes.len(),
-                compiled.plugins.len(),
+                compiled.plugins.list.len(),
             ))?;
             Ok(ExitCode::SUCCESS)
         }

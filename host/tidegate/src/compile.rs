@@ -2,32 +2,109 @@
 //! tables; all that is wrong is told at once, and nothing has changed when anything is.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidegate_config::{Config, Errors, OnFailure, Plugin as PluginConfig, PluginIsolation, PluginSource};
+use tidegate_config::{Config, Errors};
 use tidegate_proxy::Buffers;
 use tidegate_proxy::snapshot::{Cluster, Snapshot};
-use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_registry::{Component, Revoked, RevokedError, Store, Version};
+use tidegate_wasm::{Plugin, Runtime, RuntimeOptions};
 
 mod clusters;
 mod listeners;
+mod plugins;
 mod routes;
 
-use crate::{plugins, telemetry};
+use crate::shipping::Shipping;
+use crate::telemetry;
+pub(crate) use clusters::system_roots;
+
+/// Which plugins a configuration gets.
+enum PluginsFrom {
+    /// Those that it names.
+    Sources,
+    /// These, which are loaded.
+    Before(Loaded),
+}
 
 /// What a configuration became, and what the next one may take over.
 pub(crate) struct Compiled {
     pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) plugins: Vec<(String, Arc<Plugin>)>,
+    pub(crate) plugins: Loaded,
     clusters: HashMap<String, clusters::Kept>,
 }
 
+/// The plugins of a configuration.
+#[derive(Default)]
+pub(crate) struct Loaded {
+    /// In the order of the file.
+    pub(crate) list: Vec<(String, Arc<Plugin>)>,
+    /// The versions of those from registries, by plugin.
+    pub(crate) served: HashMap<String, Served>,
+    /// Versions that did not do, where another goes on.
+    pub(crate) notes: Vec<String>,
+    /// Versions to be remembered once they serve.
+    fresh: Vec<Fresh>,
+}
+
+impl Loaded {
+    fn again(&self) -> Self {
+        Self { list: self.list.clone(), served: self.served.clone(), ..Self::default() }
+    }
+
+    /// For the status page: what each says of itself, and which version it is.
+    pub(crate) fn status(&self) -> Vec<serde_json::Value> {
+        let one = |(name, plugin): &(String, Arc<Plugin>)| {
+            let mut status = plugin.status();
+            if let Some(served) = self.served.get(name) {
+                status["reference"] = served.reference.as_str().into();
+                status["manifest"] = served.version.manifest.to_string().into();
+            }
+            status
+        };
+        self.list.iter().map(one).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<&Arc<Plugin>> {
+        self.list.iter().find(|(known, _)| known == name).map(|(_, plugin)| plugin)
+    }
+}
+
+/// A plugin's version.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) reference: String,
+    pub(crate) version: Version,
+}
+
+impl Served {
+    pub(crate) fn revoked(&self, revoked: &Revoked) -> bool {
+        revoked.contains(self.version.manifest) || revoked.contains(self.version.component)
+    }
+}
+
+/// A version that is new to this configuration, with what the store needs of it.
+pub(crate) struct Fresh {
+    used_as: String,
+    store: Store,
+    component: Component,
+}
+
+impl Fresh {
+    /// It serves: the next time this is where to fall back to.
+    pub(crate) fn remember(&self) {
+        let Self { used_as, store, component } = self;
+        if let Err(error) = store.keep(used_as, &component.version, &component.bytes) {
+            tracing::warn!(used_as, "a version that serves cannot be kept: {error}");
+        }
+    }
+}
+
 impl Compiled {
-    fn plugin(&self, name: &str) -> Option<&Arc<Plugin>> {
-        self.plugins.iter().find(|(known, _)| known == name).map(|(_, plugin)| plugin)
+    pub(crate) fn take_fresh(&mut self) -> Vec<Fresh> {
+        std::mem::take(&mut self.plugins.fresh)
     }
 }
 
@@ -36,24 +113,29 @@ pub(crate) struct Compiler {
     runtime: Arc<Runtime>,
     generation: AtomicU64,
     buffers: Arc<Buffers>,
+    pub(crate) shipping: Shipping,
 }
 
 /// What the parts of the compile step share.
-struct Scope<'a> {
-    config: &'a Config,
+pub(crate) struct Scope<'a> {
+    pub(crate) config: &'a Config,
     previous: Option<&'a Compiled>,
     errors: Errors,
-    plugins: Vec<(String, Arc<Plugin>)>,
+    plugins: Loaded,
     generation: u64,
 }
 
-impl Scope<'_> {
-    fn error(&mut self, line: usize, message: impl Into<String>) {
+impl<'a> Scope<'a> {
+    fn new(config: &'a Config, previous: Option<&'a Compiled>, generation: u64) -> Self {
+        Self { config, previous, errors: Errors::default(), plugins: Loaded::default(), generation }
+    }
+
+    pub(crate) fn error(&mut self, line: usize, message: impl Into<String>) {
         self.config.error_at(&mut self.errors, line, message);
     }
 
     /// A file the configuration names; noted where it cannot be read.
-    fn read(&mut self, line: usize, path: &Path) -> Option<Vec<u8>> {
+    pub(crate) fn read(&mut self, line: usize, path: &Path) -> Option<Vec<u8>> {
         match std::fs::read(path) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
@@ -72,7 +154,7 @@ impl Scope<'_> {
         answer: impl Fn(&Plugin) -> Option<T>,
     ) -> Option<T> {
         let name = name?;
-        let (_, plugin) = self.plugins.iter().find(|(known, _)| known == name)?;
+        let plugin = self.plugins.get(name)?;
         let found = answer(plugin);
         if found.is_none() {
             self.error(line, format!("plugin {name:?} does not answer {question:?}"));
@@ -96,37 +178,68 @@ impl Compiler {
         })?;
         let gateway = &config.gateway;
         let buffers = Buffers::new(gateway.buffer_memory, gateway.spool_limit, gateway.spool_directory.clone());
-        Ok(Self { runtime, generation: AtomicU64::new(0), buffers })
+        Ok(Self { runtime, generation: AtomicU64::new(0), buffers, shipping: Shipping::default() })
     }
 
     /// Compiles `config`. What is unchanged since `previous` is taken over: plugins with their instances, endpoints with
     /// their load and health, clusters with their connections.
     pub(crate) fn compile(&self, config: &Config, previous: Option<&Compiled>) -> Result<Compiled, Errors> {
-        self.compile_with(config, previous, false)
+        self.compile_with(config, previous, PluginsFrom::Sources)
     }
 
     /// The same configuration again, with its files of certificates and keys as they are now. Plugins stay as they are.
     pub(crate) fn compile_tls(&self, config: &Config, previous: &Compiled) -> Result<Compiled, Errors> {
-        self.compile_with(config, Some(previous), true)
+        self.compile_with(config, Some(previous), PluginsFrom::Before(previous.plugins.again()))
+    }
+
+    /// The same configuration again, with these plugins looked up anew.
+    ///
+    /// # Returns
+    /// `None` where all that serves goes on; what went wrong was logged.
+    pub(crate) fn refresh(
+        &self,
+        config: &Config,
+        previous: &Compiled,
+        names: &[String],
+    ) -> Option<Result<Compiled, Errors>> {
+        let mut scope = Scope::new(config, Some(previous), 0);
+        plugins::refresh(&mut scope, &self.runtime, &self.shipping, names);
+        // A key or a list that cannot be read.
+        if !scope.errors.is_empty() {
+            return Some(Err(scope.errors));
+        }
+        if scope.plugins.fresh.is_empty() {
+            scope.plugins.notes.iter().for_each(|note| tracing::error!("{note}"));
+            return None;
+        }
+        Some(self.compile_with(config, Some(previous), PluginsFrom::Before(scope.plugins)))
+    }
+
+    /// The plugins whose version serves and is revoked by now.
+    pub(crate) fn revoked(config: &Config, serves: &Compiled) -> Result<Vec<String>, RevokedError> {
+        let Some(file) = &config.registry.revoked else { return Ok(Vec::new()) };
+        let revoked = Revoked::read(file)?;
+        let served = serves.plugins.served.iter().filter(|(_, served)| served.revoked(&revoked));
+        Ok(served.map(|(name, _)| name.clone()).collect())
     }
 
     fn compile_with(
         &self,
         config: &Config,
         previous: Option<&Compiled>,
-        same_plugins: bool,
+        plugins_from: PluginsFrom,
     ) -> Result<Compiled, Errors> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut scope = Scope { config, previous, errors: Errors::default(), plugins: Vec::new(), generation };
+        let mut scope = Scope::new(config, previous, generation);
         if let Err(error) = telemetry::filter(&config.gateway.log) {
             scope.error(
                 config.gateway.log_line,
                 format!("gateway: log = {:?} is no filter: {error}", config.gateway.log),
             );
         }
-        match previous.filter(|_| same_plugins) {
-            Some(previous) => scope.plugins.clone_from(&previous.plugins),
-            None => self.load_plugins(&mut scope),
+        match plugins_from {
+            PluginsFrom::Sources => plugins::load(&mut scope, &self.runtime, &self.shipping),
+            PluginsFrom::Before(loaded) => scope.plugins = loaded,
         }
         let listeners = listeners::compile(&mut scope);
         let clusters = clusters::compile(&mut scope);
@@ -156,56 +269,6 @@ impl Compiler {
             buffers: self.buffers.clone(),
         };
         Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters })
-    }
-
-    fn load_plugins(&self, scope: &mut Scope<'_>) {
-        // Each is read and hashed once, however many plugins are made of it.
-        let mut binaries: HashMap<&PluginSource, Option<Binary>> = HashMap::new();
-        let config = scope.config;
-        for plugin in &config.plugins {
-            let binary = match binaries.entry(&plugin.source) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => new.insert(read_plugin(scope, plugin)),
-            };
-            let Some(bytes) = binary.clone() else { continue };
-            let spec = PluginSpec {
-                name: plugin.name.as_str().into(),
-                bytes,
-                settings: plugin.settings.clone(),
-                deny: plugin.on_failure == OnFailure::Deny,
-                limits: Limits { time: plugin.time, memory: plugin.memory as usize },
-                grants: Grants { headers: plugin.headers.clone(), wasi: plugin.wasi },
-                isolation: match plugin.isolation {
-                    PluginIsolation::Worker => Isolation::Worker,
-                    PluginIsolation::Request => Isolation::Request,
-                },
-                memoise: plugin.memoise,
-            };
-            let previous = scope.previous.and_then(|previous| previous.plugin(&plugin.name));
-            match self.runtime.load(&spec, previous) {
-                Ok(loaded) => scope.plugins.push((plugin.name.clone(), loaded)),
-                Err(error) => {
-                    let settings = matches!(error, tidegate_wasm::LoadError::Settings(_));
-                    let line = if settings { plugin.settings_line } else { plugin.source_line };
-                    scope.error(line, format!("plugin {:?}: {error}", plugin.name));
-                }
-            }
-        }
-    }
-}
-
-/// The component that a plugin is made of; what is wrong with it is noted.
-fn read_plugin(scope: &mut Scope<'_>, plugin: &PluginConfig) -> Option<Binary> {
-    match &plugin.source {
-        PluginSource::File(path) => scope.read(plugin.source_line, path).map(Binary::from),
-        PluginSource::Builtin(name) => {
-            let found = plugins::builtin(name).map(Binary::from);
-            if found.is_none() {
-                let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
-                scope.error(plugin.source_line, format!("no plugin {name:?} is built in; there are {known}"));
-            }
-            found
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use tidegate_config::Config;
 
 /// What a file is known by without being read.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Stamp {
+pub(crate) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -20,7 +20,7 @@ struct Stamp {
 
 impl Stamp {
     /// `None` where there is no such file now: half of a replacement.
-    fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let data = std::fs::metadata(path).ok()?;
         Some(Self {
             device: data.dev(),

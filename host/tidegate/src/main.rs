@@ -14,8 +14,11 @@ mod compile;
 mod demo;
 mod files;
 mod metrics_page;
+mod plugin_shipping;
 mod plugins;
+mod refresh;
 mod reload;
+mod shipping;
 mod telemetry;
 
 #[global_allocator]

@@ -8,6 +8,7 @@ use tidegate_proxy::observe::{names, render as render_workers};
 use tidegate_wasm::{CustomMetric, Plugin, QUESTIONS, QuestionStats};
 
 use crate::boot::Control;
+use crate::compile::Loaded;
 
 // Writing to a String cannot fail.
 pub(crate) fn render(control: &Control, out: &mut String) {
@@ -44,9 +45,10 @@ pub(crate) fn render(control: &Control, out: &mut String) {
         head(out, names::LOG_DROPPED, "counter", "access log lines dropped");
         let _ = writeln!(out, "{} {}", names::LOG_DROPPED, dropped.load(Ordering::Relaxed));
     }
-    let plugins: Vec<&Plugin> = compiled.plugins.iter().map(|(_, plugin)| &**plugin).collect();
+    let plugins: Vec<&Plugin> = compiled.plugins.list.iter().map(|(_, plugin)| &**plugin).collect();
     if !plugins.is_empty() {
         of_plugins(out, &plugins);
+        of_versions(out, control, &compiled.plugins);
     }
 }
 
@@ -86,6 +88,7 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     by_plugin(out, plugins, names::PLUGIN_INSTANCES, "gauge", "live instances", |p| p.stats().live_instances());
     by_plugin(out, plugins, names::PLUGIN_INSTANTIATIONS, "counter", "instances made", |p| p.stats().instantiations());
     by_plugin(out, plugins, names::PLUGIN_QUARANTINED, "gauge", "1 while left alone", |p| p.quarantined().into());
+    by_plugin(out, plugins, names::PLUGIN_WITHDRAWN, "gauge", "1 when revoked", |p| p.withdrawn().into());
     let name = names::PLUGIN_CUSTOM;
     head(out, name, "untyped", "what guests count themselves");
     for plugin in plugins {
@@ -98,6 +101,36 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
                     writeln!(out, "{name}{{{labels},of=\"count\"}} {count}\n{name}{{{labels},of=\"sum\"}} {sum}")
                 }
             };
+        }
+    }
+}
+
+fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {
+    let name = names::PLUGIN_VERSION;
+    head(out, name, "gauge", "the version that serves");
+    for (plugin, loaded) in &plugins.list {
+        let labels = format!("plugin=\"{}\",component=\"sha256:{}\"", label(plugin), loaded.digest());
+        let shipped = plugins.served.get(plugin).map(|served| {
+            format!(",manifest=\"{}\",reference=\"{}\"", served.version.manifest, label(&served.reference))
+        });
+        let _ = writeln!(out, "{name}{{{labels}{}}} 1", shipped.unwrap_or_default());
+    }
+    let counts = control.shipping().counts();
+    if counts.is_empty() {
+        return;
+    }
+    head(out, names::PLUGIN_FETCHES, "counter", "looks at registries, by outcome");
+    for (plugin, counts) in &counts {
+        for (outcome, count) in &counts.fetches {
+            let labels = format!("plugin=\"{}\",outcome=\"{outcome}\"", label(plugin));
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::PLUGIN_FETCHES);
+        }
+    }
+    head(out, names::PLUGIN_REFUSALS, "counter", "versions that were not taken, by stage");
+    for (plugin, counts) in &counts {
+        for (stage, count) in &counts.refusals {
+            let labels = format!("plugin=\"{}\",stage=\"{stage}\"", label(plugin));
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::PLUGIN_REFUSALS);
         }
     }
 }

@@ -48,7 +48,8 @@ impl Asker {
         let begun = Instant::now();
         if !core.quarantine.open() {
             stats.failed(PolicyFaultKind::Quarantined);
-            return Err(self.fault(PolicyFaultKind::Quarantined, "it failed too often lately".to_owned()));
+            let why = if core.quarantine.withdrawn() { "it was withdrawn" } else { "it failed too often lately" };
+            return Err(self.fault(PolicyFaultKind::Quarantined, why.to_owned()));
         }
         let asked = with_slot(&self.0, |slot| {
             let granted = |name: &str| core.grants.field(name);

@@ -22,7 +22,7 @@ mod wasi;
 
 pub use artifact::Binary;
 pub use instances::{has_instances, retire_stale};
-pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};
+pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions, check_component};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
 pub use simulation::Simulation;
 pub use stats::{CustomMetric, PluginStats, QUESTIONS, QuestionStats};

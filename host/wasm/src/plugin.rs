@@ -95,6 +95,30 @@ pub enum LoadError {
     Start(String),
 }
 
+impl LoadError {
+    /// Whether the component is right as such, and only refuses its settings or fails as it starts with them.
+    pub fn of_settings(&self) -> bool {
+        matches!(self, Self::Schema(_) | Self::Settings(_) | Self::Start(_))
+    }
+}
+
+/// Whether these bytes are a valid component, without compiling them.
+///
+/// # Errors
+/// What they are in its place.
+pub fn check_component(bytes: &[u8]) -> Result<(), LoadError> {
+    if !wasmparser::Parser::is_component(bytes) {
+        let why = if wasmparser::Parser::is_core_wasm(bytes) {
+            "it is a core module; see `wasm-tools component new`"
+        } else {
+            "it does not begin as one"
+        };
+        return Err(LoadError::NotAComponent(why.to_owned()));
+    }
+    let checked = wasmparser::Validator::new().validate_all(bytes);
+    checked.map(drop).map_err(|error| LoadError::NotAComponent(error.to_string()))
+}
+
 /// Which questions a component answers.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Questions {
@@ -153,7 +177,7 @@ impl Runtime {
     /// same, it is not compiled again.
     pub fn load(self: &Arc<Self>, spec: &PluginSpec, previous: Option<&Arc<Plugin>>) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
-        if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
+        if let Some(previous) = previous.filter(|plugin| plugin.identity == identity && !plugin.withdrawn()) {
             return Ok(previous.clone());
         }
         let prepared = self.prepare(&spec.bytes, spec.grants.wasi)?;
@@ -240,6 +264,16 @@ impl Plugin {
         !self.handle.core.quarantine.open()
     }
 
+    /// Never to be asked again, from the next question on, by any worker: `on_failure` decides in its place. For a version
+    /// that must not run a moment longer, while nothing is there to replace it.
+    pub fn withdraw(&self) {
+        self.handle.core.quarantine.withdraw();
+    }
+
+    pub fn withdrawn(&self) -> bool {
+        self.handle.core.quarantine.withdrawn()
+    }
+
     pub fn router(&self) -> Option<Arc<dyn Router>> {
         self.questions.route.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Router>)
     }
@@ -280,6 +314,7 @@ impl Plugin {
             "name": **self.name(),
             "digest": self.digest(),
             "quarantined": self.quarantined(),
+            "withdrawn": self.withdrawn(),
             "instances": stats.live_instances(),
             "questions": questions,
         })

@@ -11,6 +11,8 @@ const FAULTS: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(10);
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
+/// In `until`: for good.
+const WITHDRAWN: u64 = u64::MAX;
 /// Decisions in a row that clear the record.
 const CLEAN: u32 = 20;
 
@@ -49,11 +51,25 @@ impl Quarantine {
 
     /// An answer that could be used.
     pub(crate) fn succeeded(&self) {
-        if self.until.load(Ordering::Relaxed) != 0 && self.clean.fetch_add(1, Ordering::Relaxed) + 1 >= u64::from(CLEAN)
-        {
-            self.until.store(0, Ordering::Relaxed);
+        let until = self.until.load(Ordering::Relaxed);
+        if until == 0 || self.clean.fetch_add(1, Ordering::Relaxed) + 1 < u64::from(CLEAN) {
+            return;
+        }
+        // An answer that was asked for before the plugin was withdrawn does not bring it back.
+        let cleared = |until| (until != WITHDRAWN).then_some(0);
+        if self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, cleared).is_ok() {
             *self.lock() = Record::default();
         }
+    }
+
+    /// Never to be asked again.
+    pub(crate) fn withdraw(&self) {
+        let _record = self.lock();
+        self.until.store(WITHDRAWN, Ordering::Relaxed);
+    }
+
+    pub(crate) fn withdrawn(&self) -> bool {
+        self.until.load(Ordering::Relaxed) == WITHDRAWN
     }
 
     /// Counts a fault; true when it begins a quarantine.
@@ -115,6 +131,16 @@ mod tests {
         let later = Duration::from_secs(5);
         assert!(quarantine.failed_at(PolicyFaultKind::Trap, later), "on probation one is enough");
         assert_eq!(until(&quarantine), Duration::from_secs(7));
+    }
+
+    #[test]
+    fn what_is_withdrawn_stays_so() {
+        let quarantine = Quarantine::default();
+        quarantine.withdraw();
+        assert!(quarantine.withdrawn() && !quarantine.open());
+        (0..2 * CLEAN).for_each(|_| quarantine.succeeded());
+        (0..10).for_each(|_| assert!(!quarantine.failed(PolicyFaultKind::Trap)));
+        assert!(quarantine.withdrawn() && !quarantine.open());
     }
 
     #[test]

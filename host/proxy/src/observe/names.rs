@@ -109,6 +109,15 @@ pub const PLUGIN_INSTANCES: &str = "tidegate_plugin_instances";
 pub const PLUGIN_INSTANTIATIONS: &str = "tidegate_plugin_instantiations_total";
 /// 1 while a plugin is quarantined. From the plugin's statistics.
 pub const PLUGIN_QUARANTINED: &str = "tidegate_plugin_quarantined";
+/// Looks at registries, by plugin and outcome (`fetched`, `unchanged`, `refused`: what was refused before, and the kinds of
+/// failure). From shipping.
+pub const PLUGIN_FETCHES: &str = "tidegate_plugin_fetches_total";
+/// Versions that were not taken, by plugin and stage (`fetch`, `compile`, `configure`). From shipping.
+pub const PLUGIN_REFUSALS: &str = "tidegate_plugin_version_refusals_total";
+/// 1, with the version that serves as labels, by plugin. From the compile step.
+pub const PLUGIN_VERSION: &str = "tidegate_plugin_version_info";
+/// 1 where the version was withdrawn, because it is revoked and none took its place. From the plugin.
+pub const PLUGIN_WITHDRAWN: &str = "tidegate_plugin_withdrawn";
 /// What guests count themselves, by plugin and name. From the plugin's statistics.
 pub const PLUGIN_CUSTOM: &str = "tidegate_plugin_custom";
 /// Requests from trusted peers whose `Forwarded` and `X-Forwarded-For` named different clients. From `received_identity`.

@@ -247,7 +247,7 @@ fn client_tls(
 }
 
 /// The operating system's, read once.
-fn system_roots() -> Arc<rustls::RootCertStore> {
+pub(crate) fn system_roots() -> Arc<rustls::RootCertStore> {
     static ROOTS: std::sync::OnceLock<Arc<rustls::RootCertStore>> = std::sync::OnceLock::new();
     let load = || {
         let mut roots = rustls::RootCertStore::empty();
