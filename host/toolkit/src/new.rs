@@ -195,7 +195,9 @@ mod tests {
                 no_word_is_left(&path);
             } else {
                 let text = fs::read_to_string(&path).expect("text");
-                assert!(!text.contains("{{"), "{}: {text}", path.display());
+                // Languages have braces in pairs of their own; a word begins with a small letter.
+                let word = |rest: &str| rest.starts_with(|c: char| c.is_ascii_lowercase());
+                assert!(!text.split("{{").skip(1).any(word), "{}: {text}", path.display());
             }
         }
     }
