@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tidegate_config::Config;
 
 use crate::compile::Compiler;
-use crate::{boot, demo, reload};
+use crate::{boot, demo, reload, shadow};
 
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
@@ -47,6 +47,15 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
         admin: String,
     },
+    /// Show how the answers of shadows differ from those that stood in a running gateway
+    Shadow {
+        /// The admin listener of the gateway
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
+        admin: String,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the reference of the configuration file as Markdown, or its JSON Schema
     Reference {
         /// Print the JSON Schema
@@ -84,6 +93,7 @@ impl Cli {
             Command::Check { config } => check(&config),
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
+            Command::Shadow { admin, json } => shadow::ask(&admin, json),
             Command::Reference { schema } => {
                 if schema {
                     say(&format!("{:#}\n", tidegate_config::json_schema()))?;
@@ -138,7 +148,7 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
                 snapshot.listeners.len(),
                 snapshot.clusters.len(),
                 snapshot.routes.len(),
-                compiled.plugins.len(),
+                compiled.deployments.len(),
             ))?;
             Ok(ExitCode::SUCCESS)
         }

@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_config::{Config, Errors, OnFailure, Plugin as PluginConfig, PluginIsolation, PluginSource};
 use tidegate_proxy::Buffers;
 use tidegate_proxy::snapshot::{Cluster, Snapshot};
-use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{
+    Binary, Deployment, Grants, Isolation, Limits, Plugin, PluginSpec, Rollout, Runtime, RuntimeOptions, Shadow,
+};
 
 mod clusters;
 mod listeners;
+mod rollouts;
 mod routes;
 
 use crate::{plugins, telemetry};
@@ -21,13 +24,24 @@ use crate::{plugins, telemetry};
 /// What a configuration became, and what the next one may take over.
 pub(crate) struct Compiled {
     pub(crate) snapshot: Arc<Snapshot>,
+    /// All versions, by name.
     pub(crate) plugins: Vec<(String, Arc<Plugin>)>,
+    /// What routes and clusters name.
+    pub(crate) deployments: Vec<(String, Deployment)>,
     clusters: HashMap<String, clusters::Kept>,
 }
 
 impl Compiled {
     fn plugin(&self, name: &str) -> Option<&Arc<Plugin>> {
         self.plugins.iter().find(|(known, _)| known == name).map(|(_, plugin)| plugin)
+    }
+
+    pub(crate) fn rollouts(&self) -> impl Iterator<Item = &Arc<Rollout>> {
+        self.deployments.iter().filter_map(|(_, deployment)| deployment.rollout.as_ref()).map(|(_, rollout)| rollout)
+    }
+
+    pub(crate) fn shadows(&self) -> impl Iterator<Item = &Arc<Shadow>> {
+        self.deployments.iter().filter_map(|(_, deployment)| deployment.shadow.as_ref())
     }
 }
 
@@ -44,6 +58,7 @@ struct Scope<'a> {
     previous: Option<&'a Compiled>,
     errors: Errors,
     plugins: Vec<(String, Arc<Plugin>)>,
+    deployments: Vec<(String, Deployment)>,
     generation: u64,
 }
 
@@ -69,11 +84,11 @@ impl Scope<'_> {
         name: Option<&str>,
         line: usize,
         question: &str,
-        answer: impl Fn(&Plugin) -> Option<T>,
+        answer: impl Fn(&Deployment) -> Option<T>,
     ) -> Option<T> {
         let name = name?;
-        let (_, plugin) = self.plugins.iter().find(|(known, _)| known == name)?;
-        let found = answer(plugin);
+        let (_, deployment) = self.deployments.iter().find(|(known, _)| known == name)?;
+        let found = answer(deployment);
         if found.is_none() {
             self.error(line, format!("plugin {name:?} does not answer {question:?}"));
         }
@@ -117,7 +132,14 @@ impl Compiler {
         same_plugins: bool,
     ) -> Result<Compiled, Errors> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut scope = Scope { config, previous, errors: Errors::default(), plugins: Vec::new(), generation };
+        let mut scope = Scope {
+            config,
+            previous,
+            errors: Errors::default(),
+            plugins: Vec::new(),
+            deployments: Vec::new(),
+            generation,
+        };
         if let Err(error) = telemetry::filter(&config.gateway.log) {
             scope.error(
                 config.gateway.log_line,
@@ -125,7 +147,10 @@ impl Compiler {
             );
         }
         match previous.filter(|_| same_plugins) {
-            Some(previous) => scope.plugins.clone_from(&previous.plugins),
+            Some(previous) => {
+                scope.plugins.clone_from(&previous.plugins);
+                scope.deployments.clone_from(&previous.deployments);
+            }
             None => self.load_plugins(&mut scope),
         }
         let listeners = listeners::compile(&mut scope);
@@ -155,58 +180,75 @@ impl Compiler {
             via: config.gateway.via.as_str().into(),
             buffers: self.buffers.clone(),
         };
-        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters })
+        let Scope { plugins, deployments, .. } = scope;
+        Ok(Compiled { snapshot: Arc::new(snapshot), plugins, deployments, clusters })
     }
 
     fn load_plugins(&self, scope: &mut Scope<'_>) {
-        // Each is read and hashed once, however many plugins are made of it.
-        let mut binaries: HashMap<&PluginSource, Option<Binary>> = HashMap::new();
+        let mut binaries = Binaries::new();
         let config = scope.config;
         for plugin in &config.plugins {
-            let binary = match binaries.entry(&plugin.source) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => new.insert(read_plugin(scope, plugin)),
-            };
-            let Some(bytes) = binary.clone() else { continue };
-            let spec = PluginSpec {
-                name: plugin.name.as_str().into(),
-                bytes,
-                settings: plugin.settings.clone(),
-                deny: plugin.on_failure == OnFailure::Deny,
-                limits: Limits { time: plugin.time, memory: plugin.memory as usize },
-                grants: Grants { headers: plugin.headers.clone(), wasi: plugin.wasi },
-                isolation: match plugin.isolation {
-                    PluginIsolation::Worker => Isolation::Worker,
-                    PluginIsolation::Request => Isolation::Request,
-                },
-                memoise: plugin.memoise,
-            };
+            let Some(bytes) = read_plugin(scope, &mut binaries, &plugin.source, plugin.source_line) else { continue };
             let previous = scope.previous.and_then(|previous| previous.plugin(&plugin.name));
-            match self.runtime.load(&spec, previous) {
+            match self.runtime.load(&plugin_spec(plugin, bytes), previous) {
                 Ok(loaded) => scope.plugins.push((plugin.name.clone(), loaded)),
                 Err(error) => {
                     let settings = matches!(error, tidegate_wasm::LoadError::Settings(_));
                     let line = if settings { plugin.settings_line } else { plugin.source_line };
-                    scope.error(line, format!("plugin {:?}: {error}", plugin.name));
+                    scope.error(line, explain(&plugin.name, &error));
                 }
             }
         }
+        rollouts::deploy(scope, &self.runtime, &mut binaries);
     }
 }
 
+fn explain(name: &str, error: &tidegate_wasm::LoadError) -> String {
+    format!("plugin {name:?}: {error}")
+}
+
+fn plugin_spec(plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
+    PluginSpec {
+        name: plugin.name.as_str().into(),
+        bytes,
+        settings: plugin.settings.clone(),
+        deny: plugin.on_failure == OnFailure::Deny,
+        limits: Limits { time: plugin.time, memory: plugin.memory as usize },
+        grants: Grants { headers: plugin.headers.clone(), wasi: plugin.wasi },
+        isolation: match plugin.isolation {
+            PluginIsolation::Worker => Isolation::Worker,
+            PluginIsolation::Request => Isolation::Request,
+        },
+        memoise: plugin.memoise,
+    }
+}
+
+/// Each is read and hashed once, however many plugins are made of it.
+type Binaries<'a> = HashMap<&'a PluginSource, Option<Binary>>;
+
 /// The component that a plugin is made of; what is wrong with it is noted.
-fn read_plugin(scope: &mut Scope<'_>, plugin: &PluginConfig) -> Option<Binary> {
-    match &plugin.source {
-        PluginSource::File(path) => scope.read(plugin.source_line, path).map(Binary::from),
+fn read_plugin<'a>(
+    scope: &mut Scope<'a>,
+    binaries: &mut Binaries<'a>,
+    source: &'a PluginSource,
+    line: usize,
+) -> Option<Binary> {
+    let new = match binaries.entry(source) {
+        Entry::Occupied(known) => return known.get().clone(),
+        Entry::Vacant(new) => new,
+    };
+    let read = match source {
+        PluginSource::File(path) => scope.read(line, path).map(Binary::from),
         PluginSource::Builtin(name) => {
             let found = plugins::builtin(name).map(Binary::from);
             if found.is_none() {
                 let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
-                scope.error(plugin.source_line, format!("no plugin {name:?} is built in; there are {known}"));
+                scope.error(line, format!("no plugin {name:?} is built in; there are {known}"));
             }
             found
         }
-    }
+    };
+    new.insert(read).clone()
 }
 
 /// Files by path and content, to tell whether something made of them is still the same.

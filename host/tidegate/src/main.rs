@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod admin;
+mod admin_client;
 mod allocator;
 mod boot;
 mod cli;
@@ -16,6 +17,7 @@ mod files;
 mod metrics_page;
 mod plugins;
 mod reload;
+mod shadow;
 mod telemetry;
 
 #[global_allocator]

@@ -93,6 +93,8 @@ pub enum LoadError {
     Settings(String),
     #[error("it fails when it is started: {0}")]
     Start(String),
+    #[error("asked {question:?} of a plain request it fails: {why}")]
+    Rehearsal { question: &'static str, why: String },
 }
 
 /// Which questions a component answers.
@@ -119,6 +121,8 @@ pub(crate) struct Core {
     pub(crate) grants: Grants,
     pub(crate) isolation: Isolation,
     pub(crate) memoise: bool,
+    /// What it reads is looked at, and no answer of it remembered.
+    pub(crate) observed: bool,
     pub(crate) deny: bool,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
@@ -141,7 +145,7 @@ impl Drop for Handle {
 /// A loaded plugin.
 pub struct Plugin {
     pub(crate) handle: Arc<Handle>,
-    identity: [u8; 32],
+    pub(crate) identity: [u8; 32],
     digest: ComponentDigest,
     questions: Questions,
 }
@@ -150,6 +154,24 @@ impl Runtime {
     /// Compiles, links, checks the settings and configures an instance once, so that what is wrong shows now. Where
     /// `previous` is the same in every respect it is taken over, with its instances and counts.
     pub fn load(self: &Arc<Self>, spec: &PluginSpec, previous: Option<&Arc<Plugin>>) -> Result<Arc<Plugin>, LoadError> {
+        self.load_as(spec, previous, false)
+    }
+
+    /// The same for a [`crate::Shadow`]: what it reads is shown with the differences, so nothing of it is remembered.
+    pub fn load_shadow(
+        self: &Arc<Self>,
+        spec: &PluginSpec,
+        previous: Option<&Arc<Plugin>>,
+    ) -> Result<Arc<Plugin>, LoadError> {
+        self.load_as(spec, previous.filter(|plugin| plugin.handle.core.observed), true)
+    }
+
+    fn load_as(
+        self: &Arc<Self>,
+        spec: &PluginSpec,
+        previous: Option<&Arc<Plugin>>,
+        observed: bool,
+    ) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
             return Ok(previous.clone());
@@ -164,7 +186,8 @@ impl Runtime {
             grants: spec.grants.clone(),
             isolation: spec.isolation,
             // What a guest learns through WASI is in no trace.
-            memoise: spec.memoise && !spec.grants.wasi,
+            memoise: spec.memoise && !spec.grants.wasi && !observed,
+            observed,
             deny: spec.deny,
             settings: spec.settings.to_string(),
             prepared,
