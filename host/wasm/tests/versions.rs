@@ -126,7 +126,8 @@ fn failed_exchanges_roll_back_unless_both_versions_have_them() {
     let now = Duration::from_secs(100);
     // The origin fails for everybody.
     for index in 0..100 {
-        ask(&*pair.router, &user(index, "/"), now, true);
+        let (_, decision) = ask(&*pair.router, &user(index, "/"), now, true);
+        decision.expect("an answer");
     }
     assert_eq!(pair.rollout.share(), 0.5);
     // In the next window for the next version only.
@@ -135,7 +136,8 @@ fn failed_exchanges_roll_back_unless_both_versions_have_them() {
     for index in 0..100 {
         let next = pair.router.version(&user(index, "/")).expect("two").watched.version == Version::Next;
         failed += u32::from(next);
-        ask(&*pair.router, &user(index, "/"), later, next);
+        let (_, decision) = ask(&*pair.router, &user(index, "/"), later, next);
+        decision.expect("an answer");
     }
     assert_eq!((pair.rollout.share(), pair.rollout.rollbacks(Reason::ErrorRate)), (0.0, 1));
     assert_eq!(failed, 2, "two of twenty are more than a twentieth, whatever comes after them");
