@@ -538,6 +538,16 @@ pub(crate) const TABLES: &[Table] = &[
                 "last_good",
                 "The same when it refuses its settings, or fails as it starts.",
             ),
+            optional(
+                "rollout",
+                Table("rollout"),
+                "A next version for part of the exchanges, which goes back by itself when it does worse. Default: none.",
+            ),
+            optional(
+                "shadow",
+                Table("shadow"),
+                "Another version that is asked too and whose answers are compared, not used; `tidegate shadow` shows how they differ. Default: none.",
+            ),
         ],
     },
     Table {
@@ -570,6 +580,62 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             key("timeout", Time, "30s", "All that a start, a reload or a refresh fetches must be here within this."),
             key("max_component", Size, "64MiB", "A larger one is refused."),
+        ],
+    },
+    Table {
+        name: "rollout",
+        doc: "A next version of a plugin, with its limits, grants and the rest, named `NAME@next` in logs and metrics. It is compiled, configured and asked once of a plain request before anything changes. Where it gives no answer, the current version is asked after it. All questions of one exchange go to one version.",
+        keys: &[
+            required("source", Text, "Its component, as `source` of the plugin."),
+            optional("settings", Free, "Its own table. Default: the plugin's."),
+            required(
+                "share",
+                Share,
+                "Of the exchanges, up to `100%`. A larger one only adds subjects: nobody goes back.",
+            ),
+            key(
+                "sticky_by",
+                Text,
+                "client_ip",
+                "What is hashed to tell who has which version: `client_ip`, so that a page and its parts agree, `header:NAME` or `cookie:NAME` (where absent, the address), or `random` for each exchange by chance.",
+            ),
+            key("guard", Table("guard"), "{}", "When it is rolled back."),
+        ],
+    },
+    Table {
+        name: "guard",
+        doc: "When a rollout is ended, at once and by each process for itself. The next version then has no share until a configuration changes the rollout: its source, settings, share or guard.",
+        keys: &[
+            key("faults", Number, "5", "Traps, deadlines, memory and answers that cannot be used, within the window."),
+            key(
+                "error_rate",
+                Share,
+                "5%",
+                "How much larger its share of failed exchanges (5xx, or no answer) may be than the current version's. It does not wait for `min` exchanges where too many have failed already.",
+            ),
+            key(
+                "latency",
+                Share,
+                "200%",
+                "How long its decisions may take, of the current version's: the time that three of four take at most, memoised answers apart, and only where the difference is more than 100us.",
+            ),
+            key("window", Time, "30s", "What is counted is forgotten after this."),
+            key(
+                "min",
+                Number,
+                "50",
+                "Exchanges of the next version, or answers of each, within the window before shares and times are compared: fewer would be chance.",
+            ),
+        ],
+    },
+    Table {
+        name: "shadow",
+        doc: "A version that is asked beside a plugin, with its limits, grants and the rest, named `NAME@shadow` in logs and metrics. It is asked after the answer that stands, costs a request the time of its own decision, may run for 50ms a second over all workers, and is left alone in quarantine. Not memoised: what it reads is shown.",
+        keys: &[
+            required("source", Text, "Its component, as `source` of the plugin."),
+            optional("settings", Free, "Its own table. Default: the plugin's."),
+            key("share", Share, "100%", "Of the exchanges, by chance."),
+            key("rate", Number, "1000", "Most questions a second, over all workers."),
         ],
     },
     Table {

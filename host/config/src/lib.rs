@@ -30,7 +30,7 @@ pub use listener::{
     AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
 };
 pub use load::{load, parse};
-pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
+pub use plugin::{OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
 pub use registry::{OnLoadFailure, Pull, Registry, RegistryCredentials, Shipped};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,

@@ -23,6 +23,50 @@ pub struct Plugin {
     /// `None`: all.
     pub headers: Option<Vec<String>>,
     pub wasi: bool,
+    pub rollout: Option<Rollout>,
+    pub shadow: Option<Shadow>,
+}
+
+/// Another version of a plugin: all but this is the plugin's.
+#[derive(Clone, Debug)]
+pub struct OtherVersion {
+    pub line: usize,
+    pub source_line: usize,
+    pub source: PluginSource,
+    /// `None`: the plugin's.
+    pub settings: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Rollout {
+    pub next: OtherVersion,
+    /// From 0 to 1.
+    pub share: f64,
+    pub sticky_by: StickyBy,
+    pub faults: u64,
+    /// From 0 to 1.
+    pub error_rate: f64,
+    /// Times the current version's.
+    pub latency: f64,
+    pub window: Duration,
+    pub min: u64,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum StickyBy {
+    ClientIp,
+    Header(String),
+    Cookie(String),
+    Random,
+}
+
+#[derive(Clone, Debug)]
+pub struct Shadow {
+    pub version: OtherVersion,
+    /// From 0 to 1.
+    pub share: f64,
+    /// Questions a second.
+    pub rate: u64,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -46,16 +90,7 @@ pub enum PluginIsolation {
 
 impl Plugin {
     pub(crate) fn read(section: &Section<'_>, registry: &Registry) -> Self {
-        let text = section.text("source").unwrap_or_default();
-        let source = if text.starts_with(Shipped::SCHEME) {
-            PluginSource::Registry(Box::new(Shipped::read(section, text, registry)))
-        } else {
-            Shipped::refuse_keys(section);
-            match text.strip_prefix("builtin:") {
-                Some(name) => PluginSource::Builtin(name.to_owned()),
-                None => PluginSource::File(section.path("source").unwrap_or_default()),
-            }
-        };
+        let source = PluginSource::read(section, registry);
         let limits = section.section("limits");
         let grants = section.section("grants");
         let mut names = Vec::new();
@@ -88,6 +123,98 @@ impl Plugin {
             memory: limits.size("memory", 64 * 1024, 1 << 30),
             headers: if names.iter().any(|name| name == "*") { None } else { Some(names) },
             wasi,
+            rollout: section.optional_section("rollout").map(|rollout| Rollout::read(&rollout)),
+            shadow: section.optional_section("shadow").map(|shadow| Shadow::read(&shadow)),
+        }
+    }
+}
+
+impl PluginSource {
+    fn read(section: &Section<'_>, registry: &Registry) -> Self {
+        let text = section.text("source").unwrap_or_default();
+        if text.starts_with(Shipped::SCHEME) {
+            return Self::Registry(Box::new(Shipped::read(section, text, registry)));
+        }
+        Shipped::refuse_keys(section);
+        Self::local(section)
+    }
+
+    /// A file, or what comes with the program.
+    fn local(section: &Section<'_>) -> Self {
+        let text = section.text("source").unwrap_or_default();
+        if text.starts_with(Shipped::SCHEME) {
+            let message = "source: another version comes from a file: `tidegate plugin pull` makes one of what a \
+                           registry has, and checks who signed it";
+            section.error(section.line_of("source"), message);
+        }
+        match text.strip_prefix("builtin:") {
+            Some(name) => Self::Builtin(name.to_owned()),
+            None => Self::File(section.path("source").unwrap_or_default()),
+        }
+    }
+}
+
+impl OtherVersion {
+    fn read(section: &Section<'_>) -> Self {
+        Self {
+            line: section.line,
+            source_line: section.line_of("source"),
+            source: PluginSource::local(section),
+            settings: section.has("settings").then(|| section.free("settings")),
+        }
+    }
+}
+
+/// A share of a whole.
+fn part(section: &Section<'_>, table: &str, key: &str) -> f64 {
+    let share = section.share(key);
+    if share > 1.0 {
+        section.error(section.line_of(key), format!("{table}: {key} is more than \"100%\""));
+    }
+    share.min(1.0)
+}
+
+impl Rollout {
+    fn read(section: &Section<'_>) -> Self {
+        let guard = section.section("guard");
+        let text = section.text("sticky_by").unwrap_or_default();
+        let sticky_by = match text.split_once(':') {
+            None if text == "client_ip" => StickyBy::ClientIp,
+            None if text == "random" => StickyBy::Random,
+            Some(("header", name)) if is_token(name) => StickyBy::Header(name.to_ascii_lowercase()),
+            Some(("cookie", name)) if is_token(name) => StickyBy::Cookie(name.to_owned()),
+            _ => {
+                let wanted = "\"client_ip\", \"random\", \"header:NAME\" or \"cookie:NAME\"";
+                section
+                    .error(section.line_of("sticky_by"), format!("rollout: sticky_by = {text:?} is none of {wanted}"));
+                StickyBy::ClientIp
+            }
+        };
+        let latency = guard.share("latency");
+        if latency < 1.0 {
+            let message =
+                "guard: latency is less than \"100%\": a version as fast as the current one would be rolled back";
+            guard.error(guard.line_of("latency"), message);
+        }
+        Self {
+            next: OtherVersion::read(section),
+            share: part(section, "rollout", "share"),
+            sticky_by,
+            faults: guard.number("faults", 1, u64::from(u32::MAX)).unwrap_or(1),
+            error_rate: part(&guard, "guard", "error_rate"),
+            latency,
+            window: guard.time("window"),
+            min: guard.number("min", 1, u64::from(u32::MAX)).unwrap_or(1),
+        }
+    }
+}
+
+impl Shadow {
+    fn read(section: &Section<'_>) -> Self {
+        Self {
+            version: OtherVersion::read(section),
+            share: part(section, "shadow", "share"),
+            rate: section.number("rate", 1, u64::from(u32::MAX)).unwrap_or(1),
         }
     }
 }

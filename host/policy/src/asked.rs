@@ -19,6 +19,8 @@ pub struct Asked {
     pub received: Vec<Element>,
     /// What routers left for later questions.
     pub notes: RefCell<Vec<(String, String)>>,
+    /// Drawn for this exchange: what is left to chance and must be the same for all its questions goes by it.
+    pub draw: u64,
 }
 
 impl Asked {
@@ -28,12 +30,17 @@ impl Asked {
 
     /// The value of the first cookie of this name, over all `Cookie` fields (RFC 6265, section 4.2).
     pub fn cookie(&self, name: &str) -> Option<Bytes> {
+        self.cookie_bytes(name).map(Bytes::copy_from_slice)
+    }
+
+    /// The same, where it lies.
+    pub fn cookie_bytes(&self, name: &str) -> Option<&[u8]> {
         for field in self.request.headers.get_all(http::header::COOKIE) {
             for pair in field.as_bytes().split(|b| *b == b';') {
                 let pair = pair.trim_ascii();
                 let Some(at) = pair.iter().position(|b| *b == b'=') else { continue };
                 if &pair[..at] == name.as_bytes() {
-                    return Some(Bytes::copy_from_slice(&pair[at + 1..]));
+                    return Some(&pair[at + 1..]);
                 }
             }
         }

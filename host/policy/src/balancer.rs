@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytestring::ByteString;
 
-use crate::{Asked, Blame, Decision, EndpointsView, PolicyFault};
+use crate::{Asked, Blame, Decision, EndpointsView, PolicyFault, Versioned};
 
 /// Picks an endpoint of a cluster. Asked for every attempt of an exchange.
 pub trait Balancer: Send + Sync {
@@ -18,6 +18,12 @@ pub trait Balancer: Send + Sync {
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         let _ = blame;
         PolicyFault::invalid(reason)
+    }
+
+    /// As of [`crate::Router::version`].
+    fn version(&self, asked: &Asked) -> Option<Versioned<'_, dyn Balancer>> {
+        let _ = asked;
+        None
     }
 }
 

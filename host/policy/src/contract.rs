@@ -57,6 +57,7 @@ pub fn asked_with(method: &str, target: &str, fields: &[(&str, &str)]) -> Rc<Ask
         },
         received: Vec::new(),
         notes: RefCell::default(),
+        draw: 0,
     })
 }
 
@@ -112,6 +113,7 @@ pub fn questions() -> Vec<Rc<Asked>> {
         client: "2001:db8::9".parse().expect("an address"),
         received: vec![Element { r#for: Some(Node::Unknown), ..Element::default() }],
         notes: RefCell::default(),
+        draw: 0,
     }));
     all
 }

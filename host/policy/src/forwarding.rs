@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytestring::ByteString;
 
-use crate::{Asked, Blame, Decision, Identity, PolicyFault};
+use crate::{Asked, Blame, Decision, Identity, PolicyFault, Versioned};
 
 /// Decides the identity fields of the upstream request. Asked once per exchange, after routing.
 pub trait Forwarding: Send + Sync {
@@ -18,5 +18,11 @@ pub trait Forwarding: Send + Sync {
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         let _ = blame;
         PolicyFault::invalid(reason)
+    }
+
+    /// As of [`crate::Router::version`].
+    fn version(&self, asked: &Asked) -> Option<Versioned<'_, dyn Forwarding>> {
+        let _ = asked;
+        None
     }
 }

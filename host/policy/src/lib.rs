@@ -28,6 +28,7 @@ pub mod native;
 mod proxy_tlvs;
 mod retry;
 mod router;
+mod version;
 
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
@@ -50,3 +51,4 @@ pub use identity::{Element, Families, Identity, Node};
 pub use proxy_tlvs::{ProxyTlvs, Tlv, TlvError, tlv, walk as walk_tlvs};
 pub use retry::{Retry, Verdict};
 pub use router::{DirectResponse, RouteAnswer, Router};
+pub use version::{Version, Versioned, Watch, Watched};

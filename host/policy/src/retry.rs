@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 
-use crate::{Asked, AttemptFacts, Blame, Decision, EndpointsView, PolicyFault};
+use crate::{Asked, AttemptFacts, Blame, Decision, EndpointsView, PolicyFault, Versioned};
 
 /// Decides whether a failed attempt is followed by another. Asked while nothing has been sent to the client, and only
 /// when the core could try again at all (attempts, time, budget and a replayable body are left).
@@ -19,6 +19,12 @@ pub trait Retry: Send + Sync {
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         let _ = blame;
         PolicyFault::invalid(reason)
+    }
+
+    /// As of [`crate::Router::version`].
+    fn version(&self, asked: &Asked) -> Option<Versioned<'_, dyn Retry>> {
+        let _ = asked;
+        None
     }
 }
 

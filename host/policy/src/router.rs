@@ -7,7 +7,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 
-use crate::{Asked, Blame, Decision, PolicyFault, RequestEdits};
+use crate::{Asked, Blame, Decision, PolicyFault, RequestEdits, Versioned};
 
 /// Answers where a request goes. Asked once per exchange, at its head, before any upstream is touched.
 pub trait Router: Send + Sync {
@@ -22,6 +22,13 @@ pub trait Router: Send + Sync {
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         let _ = blame;
         PolicyFault::invalid(reason)
+    }
+
+    /// Where this stands for two versions of a policy: the one that this exchange has, to be asked in its place. Asked before
+    /// each question; the default is one version.
+    fn version(&self, asked: &Asked) -> Option<Versioned<'_, dyn Router>> {
+        let _ = asked;
+        None
     }
 }
 

@@ -85,7 +85,8 @@ async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply)
     let (client, received) =
         received_identity(&head.headers, &served.connection, &listener.trusted_proxies, listener.trusted_family);
     let connection = served.connection.clone();
-    let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default() });
+    let draw = fastrand::u64(..);
+    let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default(), draw });
     let record = Record::begin(&served.worker, &asked);
     let mut exchange = Exchange { served, snapshot, asked, record, retrying: None, within_bound: None };
     let mut reply = Some(reply);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate_policy::{Asked, Cause, HttpVersion};
+use tidegate_policy::{Asked, Cause, HttpVersion, Side};
 
 mod access_log;
 mod decision;
@@ -76,6 +76,26 @@ impl Record {
         }
     }
 
+    /// It ended badly, and not by the client's doing.
+    fn failed(&self) -> bool {
+        let cause = self.cause.map(Cause::side);
+        self.status >= 500
+            || cause.is_some_and(|side| side == Side::Upstream)
+            || (self.status == 0 && !self.cancelled())
+    }
+
+    /// Tells whoever compares versions of plugins. Each is told once: where one version stepped in for the other, the
+    /// exchange is that of the first.
+    fn tell_watches(&self) {
+        for (index, decision) in self.decisions.iter().enumerate() {
+            let Some(watched) = &decision.watched else { continue };
+            let earlier = self.decisions[..index].iter().filter_map(|decision| decision.watched.as_ref());
+            if !earlier.into_iter().any(|known| Arc::ptr_eq(&known.watch, &watched.watch)) {
+                watched.watch.ended(watched.version, self.failed(), self.worker.now());
+            }
+        }
+    }
+
     /// The client left before the whole response was its.
     pub fn cancelled(&self) -> bool {
         !self.complete && matches!(self.cause, None | Some(Cause::ClientGone))
@@ -102,6 +122,7 @@ impl Drop for Record {
                 "exchange failed"
             );
         }
+        self.tell_watches();
         for sink in &self.worker.sinks {
             sink.write(self);
         }

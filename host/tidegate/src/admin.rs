@@ -1,4 +1,4 @@
-//! The admin listener: metrics, health, readiness, status, reload. On the control thread, never on a worker.
+//! The admin listener: metrics, health, readiness, status, shadows, reload. On the control thread, never on a worker.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -52,12 +52,14 @@ async fn answer(control: Arc<Control>, request: Request<Incoming>) -> Result<Res
         "/readyz" if get && control.draining() => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n"),
         "/readyz" if get => respond(StatusCode::OK, "text/plain", "ready\n"),
         "/status" if get => respond(StatusCode::OK, "application/json", format!("{:#}\n", control.status())),
+        "/shadow" if get => respond(StatusCode::OK, "application/json", format!("{:#}\n", control.shadows())),
         "/reload" if request.method() == Method::POST => reload(control).await,
-        "/metrics" | "/healthz" | "/readyz" | "/status" | "/reload" => {
+        "/metrics" | "/healthz" | "/readyz" | "/status" | "/shadow" | "/reload" => {
             respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "method not allowed\n")
         }
         _ => {
-            respond(StatusCode::NOT_FOUND, "text/plain", "try /metrics, /healthz, /readyz, /status, or POST /reload\n")
+            let paths = "try /metrics, /healthz, /readyz, /status, /shadow, or POST /reload\n";
+            respond(StatusCode::NOT_FOUND, "text/plain", paths)
         }
     })
 }

@@ -326,6 +326,7 @@ impl Control {
             .collect();
         let clusters: Vec<_> = snapshot.clusters.iter().map(|cluster| cluster_status(cluster)).collect();
         let plugins: Vec<_> = running.compiled.plugins.status();
+        let rollouts: Vec<_> = running.compiled.rollouts().map(|rollout| rollout.status()).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "generation": snapshot.generation,
@@ -335,7 +336,15 @@ impl Control {
             "listeners": listeners,
             "clusters": clusters,
             "plugins": plugins,
+            "rollouts": rollouts,
         })
+    }
+
+    /// What `/shadow` shows.
+    pub(crate) fn shadows(&self) -> serde_json::Value {
+        let compiled = self.running().compiled.clone();
+        let shadows: Vec<_> = compiled.shadows().map(|shadow| shadow.report()).collect();
+        json!({ "shadows": shadows })
     }
 
     pub(crate) fn metrics(&self) -> (Vec<Arc<WorkerMetrics>>, Arc<Compiled>) {

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tidegate_config::Config;
 
 use crate::compile::Compiler;
-use crate::{boot, demo, plugin_shipping, reload};
+use crate::{boot, demo, plugin_shipping, reload, shadow};
 
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
@@ -46,6 +46,15 @@ enum Command {
         /// The admin listener of the gateway
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
         admin: String,
+    },
+    /// Show how the answers of shadows differ from those that stood in a running gateway
+    Shadow {
+        /// The admin listener of the gateway
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
+        admin: String,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Write, build, test, measure and ship plugins
     #[command(subcommand)]
@@ -95,6 +104,7 @@ impl Cli {
             Command::Check { config } => check(&config),
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
+            Command::Shadow { admin, json } => shadow::ask(&admin, json),
             Command::Plugin(PluginCommand::Shipping(command)) => command.run(),
             Command::Plugin(PluginCommand::Making(command)) => tidegate_toolkit::run(command),
             Command::Reference { schema } => {
@@ -154,7 +164,7 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
                 snapshot.listeners.len(),
                 snapshot.clusters.len(),
                 snapshot.routes.len(),
-                compiled.plugins.list.len(),
+                compiled.plugins.deployments.len(),
             ))?;
             Ok(ExitCode::SUCCESS)
         }

@@ -10,11 +10,12 @@ use tidegate_config::{Config, Errors};
 use tidegate_proxy::Buffers;
 use tidegate_proxy::snapshot::{Cluster, Snapshot};
 use tidegate_registry::{Component, Revoked, RevokedError, Store, Version};
-use tidegate_wasm::{Plugin, Runtime, RuntimeOptions};
+use tidegate_wasm::{Deployment, Plugin, Rollout, Runtime, RuntimeOptions, Shadow};
 
 mod clusters;
 mod listeners;
 mod plugins;
+mod rollouts;
 mod routes;
 
 use crate::shipping::Shipping;
@@ -39,8 +40,10 @@ pub(crate) struct Compiled {
 /// The plugins of a configuration.
 #[derive(Default)]
 pub(crate) struct Loaded {
-    /// In the order of the file.
+    /// All versions, by name.
     pub(crate) list: Vec<(String, Arc<Plugin>)>,
+    /// What routes and clusters name.
+    pub(crate) deployments: Vec<(String, Deployment)>,
     /// The versions of those from registries, by plugin.
     pub(crate) served: HashMap<String, Served>,
     /// Versions that did not do, where another goes on.
@@ -51,7 +54,12 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     fn again(&self) -> Self {
-        Self { list: self.list.clone(), served: self.served.clone(), ..Self::default() }
+        Self {
+            list: self.list.clone(),
+            deployments: self.deployments.clone(),
+            served: self.served.clone(),
+            ..Self::default()
+        }
     }
 
     /// For the status page: what each says of itself, and which version it is.
@@ -69,6 +77,10 @@ impl Loaded {
 
     fn get(&self, name: &str) -> Option<&Arc<Plugin>> {
         self.list.iter().find(|(known, _)| known == name).map(|(_, plugin)| plugin)
+    }
+
+    fn deployment(&self, name: &str) -> Option<&Deployment> {
+        self.deployments.iter().find(|(known, _)| known == name).map(|(_, deployment)| deployment)
     }
 }
 
@@ -105,6 +117,18 @@ impl Fresh {
 impl Compiled {
     pub(crate) fn take_fresh(&mut self) -> Vec<Fresh> {
         std::mem::take(&mut self.plugins.fresh)
+    }
+
+    pub(crate) fn rollouts(&self) -> impl Iterator<Item = &Arc<Rollout>> {
+        self.plugins
+            .deployments
+            .iter()
+            .filter_map(|(_, deployment)| deployment.rollout.as_ref())
+            .map(|(_, rollout)| rollout)
+    }
+
+    pub(crate) fn shadows(&self) -> impl Iterator<Item = &Arc<Shadow>> {
+        self.plugins.deployments.iter().filter_map(|(_, deployment)| deployment.shadow.as_ref())
     }
 }
 
@@ -151,11 +175,11 @@ impl<'a> Scope<'a> {
         name: Option<&str>,
         line: usize,
         question: &str,
-        answer: impl Fn(&Plugin) -> Option<T>,
+        answer: impl Fn(&Deployment) -> Option<T>,
     ) -> Option<T> {
         let name = name?;
-        let plugin = self.plugins.get(name)?;
-        let found = answer(plugin);
+        let deployment = self.plugins.deployment(name)?;
+        let found = answer(deployment);
         if found.is_none() {
             self.error(line, format!("plugin {name:?} does not answer {question:?}"));
         }

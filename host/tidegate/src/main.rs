@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod admin;
+mod admin_client;
 mod allocator;
 mod boot;
 mod cli;
@@ -18,6 +19,7 @@ mod plugin_shipping;
 mod plugins;
 mod refresh;
 mod reload;
+mod shadow;
 mod shipping;
 mod telemetry;
 

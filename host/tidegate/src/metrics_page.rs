@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
+use tidegate_policy::Version;
 use tidegate_proxy::observe::{names, render as render_workers};
-use tidegate_wasm::{CustomMetric, Plugin, QUESTIONS, QuestionStats};
+use tidegate_wasm::{CustomMetric, Plugin, QUESTIONS, QuestionStats, Reason};
 
 use crate::boot::Control;
-use crate::compile::Loaded;
+use crate::compile::{Compiled, Loaded};
 
 // Writing to a String cannot fail.
 pub(crate) fn render(control: &Control, out: &mut String) {
@@ -49,6 +50,53 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     if !plugins.is_empty() {
         of_plugins(out, &plugins);
         of_versions(out, control, &compiled.plugins);
+    }
+    of_rollouts(out, &compiled);
+    of_shadows(out, &compiled);
+}
+
+fn of_rollouts(out: &mut String, compiled: &Compiled) {
+    if compiled.rollouts().next().is_none() {
+        return;
+    }
+    head(out, names::ROLLOUT_SHARE, "gauge", "share of exchanges that the next version has");
+    for rollout in compiled.rollouts() {
+        let _ = writeln!(out, "{}{{plugin=\"{}\"}} {}", names::ROLLOUT_SHARE, label(rollout.plugin()), rollout.share());
+    }
+    head(out, names::ROLLOUT_DECISIONS, "counter", "questions asked, by version");
+    for (rollout, version) in compiled.rollouts().flat_map(|rollout| Version::ALL.map(|version| (rollout, version))) {
+        let labels = format!("plugin=\"{}\",version=\"{}\"", label(rollout.plugin()), version.name());
+        let _ = writeln!(out, "{}{{{labels}}} {}", names::ROLLOUT_DECISIONS, rollout.decisions(version));
+    }
+    head(out, names::ROLLOUT_ROLLBACKS, "counter", "rollouts that were ended, by reason");
+    for (rollout, reason) in compiled.rollouts().flat_map(|rollout| Reason::ALL.map(|reason| (rollout, reason))) {
+        let labels = format!("plugin=\"{}\",reason=\"{}\"", label(rollout.plugin()), reason.name());
+        let _ = writeln!(out, "{}{{{labels}}} {}", names::ROLLOUT_ROLLBACKS, rollout.rollbacks(reason));
+    }
+}
+
+fn of_shadows(out: &mut String, compiled: &Compiled) {
+    if compiled.shadows().next().is_none() {
+        return;
+    }
+    let questions = |out: &mut String, name: &str, of: fn((&'static str, u64, u64)) -> u64| {
+        for shadow in compiled.shadows() {
+            for row in shadow.compared() {
+                let labels = format!("plugin=\"{}\",question=\"{}\"", label(shadow.plugin()), row.0);
+                let _ = writeln!(out, "{name}{{{labels}}} {}", of(row));
+            }
+        }
+    };
+    head(out, names::SHADOW_COMPARED, "counter", "answers compared with a shadow's");
+    questions(out, names::SHADOW_COMPARED, |(_, compared, _)| compared);
+    head(out, names::SHADOW_DIFFERENCES, "counter", "of those, the ones that differed");
+    questions(out, names::SHADOW_DIFFERENCES, |(_, _, differ)| differ);
+    head(out, names::SHADOW_SKIPPED, "counter", "questions that a shadow was not asked, by reason");
+    for shadow in compiled.shadows() {
+        for (reason, count) in shadow.skipped() {
+            let labels = format!("plugin=\"{}\",reason=\"{reason}\"", label(shadow.plugin()));
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::SHADOW_SKIPPED);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use tidegate_policy::{
 };
 
 use crate::instances::{Failed, Instance, run, with_slot};
-use crate::memo::{Going, Remembered};
+use crate::memo::{Going, Read, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
 use crate::state::{Facts, IdentityEdits};
 use crate::types::{Choice, Response, RouteAnswer, Verdict};
@@ -21,7 +21,7 @@ use crate::types::{Choice, Response, RouteAnswer, Verdict};
 pub(crate) struct Asker(pub(crate) Arc<Handle>);
 
 #[derive(Clone, Copy)]
-enum Question {
+pub(crate) enum Question {
     Route,
     Pick,
     Identify,
@@ -29,7 +29,7 @@ enum Question {
 }
 
 /// One question being asked: how a guest is called, and what a memo keeps of its answer.
-trait Asking {
+pub(crate) trait Asking {
     type Answer;
     const QUESTION: Question;
 
@@ -74,13 +74,20 @@ impl Asker {
             };
             let state = instance.store.data_mut();
             state.facts = facts;
-            state.trace.begin(learns);
+            if core.observed {
+                state.trace.begin_to_show();
+            } else {
+                state.trace.begin(learns);
+            }
             let answered = asking.call(instance);
             let state = instance.store.data_mut();
             if let Ok(answer) = &answered
                 && learns
             {
                 memo.learn(&state.trace, &state.facts, granted, asking.remember(answer));
+            }
+            if core.observed {
+                std::mem::swap(&mut slot.reads, state.trace.reads());
             }
             state.clear();
             if answered.is_err() {
@@ -109,6 +116,11 @@ impl Asker {
                 Err(PolicyFault { took: begun.elapsed(), ..self.fault(kind, detail) })
             }
         }
+    }
+
+    /// What the guest read for its last question on this thread, if it is observed.
+    pub(crate) fn reads(&self) -> Vec<Read> {
+        with_slot(&self.0, |slot| std::mem::take(&mut slot.reads))
     }
 
     fn fault(&self, kind: PolicyFaultKind, detail: String) -> PolicyFault {
@@ -144,8 +156,8 @@ fn absent(name: &str) -> Failed {
     Failed { kind: PolicyFaultKind::Invalid, detail: format!("{name} is not exported") }
 }
 
-struct AskRoute<'a> {
-    edits: &'a mut RequestEdits,
+pub(crate) struct AskRoute<'a> {
+    pub(crate) edits: &'a mut RequestEdits,
 }
 
 impl Asking for AskRoute<'_> {
@@ -229,7 +241,7 @@ fn respond(response: Response, grants: &Grants) -> Result<DirectResponse, String
     Ok(DirectResponse { status, headers, body: response.body.into() })
 }
 
-struct AskPick;
+pub(crate) struct AskPick;
 
 impl Asking for AskPick {
     type Answer = Choice;
@@ -272,7 +284,7 @@ impl Balancer for Asker {
     }
 }
 
-struct AskIdentify;
+pub(crate) struct AskIdentify;
 
 impl Asking for AskIdentify {
     type Answer = IdentityEdits;
@@ -311,7 +323,7 @@ impl Forwarding for Asker {
     }
 }
 
-struct AskDecide;
+pub(crate) struct AskDecide;
 
 impl Asking for AskDecide {
     type Answer = Verdict;

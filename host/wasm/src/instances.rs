@@ -11,7 +11,7 @@ use tidegate_policy::PolicyFaultKind;
 use wasmtime::component::TypedFunc;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-use crate::memo::Memo;
+use crate::memo::{Memo, Read};
 use crate::plugin::{Core, Handle, LoadError};
 use crate::state::{self, Deadline, State};
 use crate::types::{Choice, RouteAnswer, Verdict};
@@ -184,6 +184,8 @@ pub(crate) struct Slot {
     askers: Weak<Handle>,
     pub(crate) instance: Option<Instance>,
     pub(crate) memos: [Memo; 4],
+    /// Of the last question, where the plugin's reads are looked at.
+    pub(crate) reads: Vec<Read>,
 }
 
 /// What a thread has of all plugins.
@@ -216,7 +218,8 @@ impl Slots {
 pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot) -> T) -> T {
     SLOTS.with_borrow_mut(|slots| {
         slots.sweep();
-        let new = || Slot { askers: Arc::downgrade(handle), instance: None, memos: Default::default() };
+        let askers = || Arc::downgrade(handle);
+        let new = || Slot { askers: askers(), instance: None, memos: Default::default(), reads: Vec::new() };
         use_slot(slots.by_plugin.entry(handle.core.id).or_insert_with(new))
     })
 }

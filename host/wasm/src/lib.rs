@@ -6,13 +6,17 @@
 
 mod artifact;
 mod decide;
+mod deployment;
 mod host;
 mod instances;
 mod memo;
 mod plugin;
 mod prepared;
 mod quarantine;
+mod rehearsal;
+mod rollout;
 mod runtime;
+mod shadow;
 mod simulation;
 mod state;
 mod stats;
@@ -21,8 +25,11 @@ mod types;
 mod wasi;
 
 pub use artifact::Binary;
+pub use deployment::Deployment;
 pub use instances::{has_instances, retire_stale};
 pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions, check_component};
+pub use rollout::{Guard, Reason, Rollout, RolloutSpec, StickyBy};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
+pub use shadow::{Shadow, ShadowSpec};
 pub use simulation::Simulation;
 pub use stats::{CustomMetric, PluginStats, QUESTIONS, QuestionStats};

@@ -124,6 +124,8 @@ fn put_address(out: &mut Value, address: std::net::SocketAddr) {
 #[derive(Default)]
 pub(crate) struct Trace {
     on: bool,
+    /// Reads are kept to be shown, whatever else is read.
+    shown: bool,
     reads: Vec<Read>,
     /// Something was read or done that no memo can stand for: load, time, chance, a log line.
     tainted: bool,
@@ -135,23 +137,37 @@ const MAX_READS: usize = 32;
 impl Trace {
     pub(crate) fn begin(&mut self, on: bool) {
         self.on = on;
+        self.shown = false;
         self.reads.clear();
         self.tainted = false;
     }
 
+    /// For somebody who looks at the reads, and remembers no answer by them.
+    pub(crate) fn begin_to_show(&mut self) {
+        self.begin(true);
+        self.shown = true;
+    }
+
+    /// What was read, which the next run's take the place of.
+    pub(crate) fn reads(&mut self) -> &mut Vec<Read> {
+        &mut self.reads
+    }
+
     /// Whether `note` would keep anything.
     pub(crate) fn records(&self) -> bool {
-        self.on && !self.tainted
+        self.on && (self.shown || !self.tainted)
     }
 
     /// Made only when tracing: `read` may allocate.
     pub(crate) fn note(&mut self, read: impl FnOnce() -> Read) {
-        if self.on && !self.tainted {
+        if self.records() {
             let read = read();
             // A fact read twice is the same fact.
             if !self.reads.contains(&read) {
                 self.tainted |= self.reads.len() >= MAX_READS;
-                self.reads.push(read);
+                if self.reads.len() <= MAX_READS {
+                    self.reads.push(read);
+                }
             }
         }
     }
@@ -380,7 +396,7 @@ mod tests {
     use super::*;
 
     fn trace(reads: &[Read]) -> Trace {
-        Trace { on: true, reads: reads.to_vec(), tainted: false }
+        Trace { on: true, shown: false, reads: reads.to_vec(), tainted: false }
     }
 
     #[test]

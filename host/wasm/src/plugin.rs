@@ -93,6 +93,8 @@ pub enum LoadError {
     Settings(String),
     #[error("it fails when it is started: {0}")]
     Start(String),
+    #[error("asked {question:?} of a plain request it fails: {why}")]
+    Rehearsal { question: &'static str, why: String },
 }
 
 impl LoadError {
@@ -143,6 +145,8 @@ pub(crate) struct Core {
     pub(crate) grants: Grants,
     pub(crate) isolation: Isolation,
     pub(crate) memoise: bool,
+    /// What it reads is looked at, and no answer of it remembered.
+    pub(crate) observed: bool,
     pub(crate) deny: bool,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
@@ -165,7 +169,7 @@ impl Drop for Handle {
 /// A loaded plugin.
 pub struct Plugin {
     pub(crate) handle: Arc<Handle>,
-    identity: [u8; 32],
+    pub(crate) identity: [u8; 32],
     digest: ComponentDigest,
     questions: Questions,
     memory: usize,
@@ -176,6 +180,24 @@ impl Runtime {
     /// `previous` is the same in every respect it is taken over, with its instances and counts; where the component is the
     /// same, it is not compiled again.
     pub fn load(self: &Arc<Self>, spec: &PluginSpec, previous: Option<&Arc<Plugin>>) -> Result<Arc<Plugin>, LoadError> {
+        self.load_as(spec, previous, false)
+    }
+
+    /// The same for a [`crate::Shadow`]: what it reads is shown with the differences, so nothing of it is remembered.
+    pub fn load_shadow(
+        self: &Arc<Self>,
+        spec: &PluginSpec,
+        previous: Option<&Arc<Plugin>>,
+    ) -> Result<Arc<Plugin>, LoadError> {
+        self.load_as(spec, previous.filter(|plugin| plugin.handle.core.observed), true)
+    }
+
+    fn load_as(
+        self: &Arc<Self>,
+        spec: &PluginSpec,
+        previous: Option<&Arc<Plugin>>,
+        observed: bool,
+    ) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity && !plugin.withdrawn()) {
             return Ok(previous.clone());
@@ -190,7 +212,8 @@ impl Runtime {
             grants: spec.grants.clone(),
             isolation: spec.isolation,
             // What a guest learns through WASI is in no trace.
-            memoise: spec.memoise && !spec.grants.wasi,
+            memoise: spec.memoise && !spec.grants.wasi && !observed,
+            observed,
             deny: spec.deny,
             settings: spec.settings.to_string(),
             prepared,

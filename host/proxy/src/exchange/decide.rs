@@ -8,7 +8,7 @@ use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
     Asked, AttemptFacts, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
-    RouteAnswer, Verdict,
+    Retry, RouteAnswer, Verdict, Versioned, Watched,
 };
 
 use crate::observe::{Decided, DecisionRecord, Question, Record};
@@ -20,20 +20,39 @@ pub(super) enum Destination {
     Respond(DirectResponse),
 }
 
-/// Writes down what a plugin answered.
-fn note<T>(
-    record: &mut Record,
+/// Who is asked: a policy, or the version of it that the exchange has.
+struct Asking<'a, P: ?Sized> {
     question: Question,
-    by: ByteString,
-    decision: Decision<T>,
-    decided: impl FnOnce(&T) -> Decided,
-) -> Decision<T> {
-    let (origin, decided, took) = match &decision {
-        Ok(answered) => (answered.origin, decided(&answered.value), answered.took),
-        Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind), fault.took),
-    };
-    record.decisions.push(DecisionRecord { question, by, origin, decided, took });
-    decision
+    policy: &'a P,
+    version: Option<Versioned<'a, P>>,
+    name: fn(&P) -> ByteString,
+}
+
+impl<'a, P: ?Sized> Asking<'a, P> {
+    /// Asks, and writes down what was answered. Where a next version gives no answer, the current one is asked after it.
+    /// Returns whose decision it is.
+    fn ask<T>(
+        self,
+        record: &mut Record,
+        mut ask: impl FnMut(&P) -> Decision<T>,
+        decided: impl Fn(&T) -> Decided,
+    ) -> (&'a P, Decision<T>) {
+        let Self { question, policy, version, name } = self;
+        let mut one = |policy: &'a P, watched: Option<Watched>| {
+            let decision = ask(policy);
+            let (origin, decided, took) = match &decision {
+                Ok(answered) => (answered.origin, decided(&answered.value), answered.took),
+                Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind), fault.took),
+            };
+            record.decisions.push(DecisionRecord { question, by: name(policy), watched, origin, decided, took });
+            (policy, decision)
+        };
+        let Some(Versioned { policy, watched, instead }) = version else { return one(policy, None) };
+        match (one(policy, Some(watched)), instead) {
+            ((_, Err(_)), Some((policy, watched))) => one(policy, Some(watched)),
+            (asked, _) => asked,
+        }
+    }
 }
 
 /// A failed decision either falls back (`Ok`) or denies.
@@ -51,7 +70,21 @@ pub(super) fn route(
     record: &mut Record,
 ) -> Result<Destination, Fault> {
     if let Some(router) = &route.router {
-        match note(record, Question::Route, router.name(), router.route(asked, edits), |answer| answer.into()) {
+        let asking = Asking {
+            question: Question::Route,
+            policy: &**router,
+            version: router.version(asked),
+            name: |router| router.name(),
+        };
+        let (router, decision) = asking.ask(
+            record,
+            |router| {
+                *edits = RequestEdits::default();
+                router.route(asked, edits)
+            },
+            |answer| answer.into(),
+        );
+        match decision {
             Ok(answered) => match answered.value {
                 RouteAnswer::Pass => edits.fit(&asked.request.target),
                 RouteAnswer::Forward(name) => match snapshot.cluster(&name) {
@@ -99,9 +132,21 @@ pub(super) fn identify(
     record: &mut Record,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
     let Some(plugin) = &route.forwarding_plugin else { return Ok(route.forwarding.fields(asked)) };
-    let mut identity = route.forwarding.identity(asked);
-    let decision = plugin.identify(asked, &mut identity).map(|answered| answered.with(identity));
-    match note(record, Question::Identify, plugin.name(), decision, |sent| Decided::Identify(sent.elements.len())) {
+    let asking = Asking {
+        question: Question::Identify,
+        policy: &**plugin,
+        version: plugin.version(asked),
+        name: |plugin| plugin.name(),
+    };
+    let (plugin, decision) = asking.ask(
+        record,
+        |plugin| {
+            let mut identity = route.forwarding.identity(asked);
+            plugin.identify(asked, &mut identity).map(|answered| answered.with(identity))
+        },
+        |sent| Decided::Identify(sent.elements.len()),
+    );
+    match decision {
         Ok(answered) => Ok(route.forwarding.render(&answered.value, asked)),
         Err(fault) => {
             fall_back(&plugin.name(), &fault)?;
@@ -119,8 +164,15 @@ pub(super) fn pick(
 ) -> Result<u32, Fault> {
     let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
     if let Some(plugin) = &cluster.plugin {
-        let decided = |choice: &Choice| Decided::of_choice(*choice, view);
-        match note(record, Question::Pick, plugin.name(), plugin.pick(asked, view), decided) {
+        let asking = Asking {
+            question: Question::Pick,
+            policy: &**plugin,
+            version: plugin.version(asked),
+            name: |plugin| plugin.name(),
+        };
+        let (plugin, decision) =
+            asking.ask(record, |plugin| plugin.pick(asked, view), |choice| Decided::of_choice(*choice, view));
+        match decision {
             Ok(answered) => match answered.value {
                 Choice::Pass => {}
                 Choice::Endpoint(index) if view.available(index) => return Ok(index),
@@ -175,11 +227,16 @@ pub(super) fn again(
     view: &EndpointsView,
     record: &mut Record,
 ) -> Result<Verdict, Fault> {
-    use tidegate_policy::Retry;
     if let Some(plugin) = &route.retry_plugin {
-        match note(record, Question::Decide, plugin.name(), plugin.decide(asked, attempt, view), |verdict| {
-            verdict.into()
-        }) {
+        let asking = Asking {
+            question: Question::Decide,
+            policy: &**plugin,
+            version: plugin.version(asked),
+            name: |plugin| plugin.name(),
+        };
+        let (plugin, decision) =
+            asking.ask(record, |plugin| plugin.decide(asked, attempt, view), |verdict| verdict.into());
+        match decision {
             Ok(answered) => return Ok(answered.value),
             Err(fault) => fall_back(&plugin.name(), &fault)?,
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use tidegate_policy::{Choice, EndpointsView, Origin, PolicyFaultKind, RouteAnswer, Verdict};
+use tidegate_policy::{Choice, EndpointsView, Origin, PolicyFaultKind, RouteAnswer, Verdict, Watched};
 
 /// The four questions, for records and labels.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -33,8 +33,10 @@ impl Question {
 #[derive(Debug)]
 pub struct DecisionRecord {
     pub question: Question,
-    /// The plugin's name.
+    /// The plugin's name; a next version has one of its own.
     pub by: ByteString,
+    /// Which version that was, where there are two.
+    pub watched: Option<Watched>,
     pub origin: Origin,
     pub decided: Decided,
     pub took: Duration,

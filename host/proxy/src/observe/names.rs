@@ -118,6 +118,18 @@ pub const PLUGIN_REFUSALS: &str = "tidegate_plugin_version_refusals_total";
 pub const PLUGIN_VERSION: &str = "tidegate_plugin_version_info";
 /// 1 where the version was withdrawn, because it is revoked and none took its place. From the plugin.
 pub const PLUGIN_WITHDRAWN: &str = "tidegate_plugin_withdrawn";
+/// The share of exchanges that a plugin's next version has, from 0 to 1; 0 once it was rolled back. From its rollout.
+pub const ROLLOUT_SHARE: &str = "tidegate_plugin_rollout_share";
+/// Questions asked of a plugin with two versions, by plugin and version (`current`, `next`). From its rollout.
+pub const ROLLOUT_DECISIONS: &str = "tidegate_plugin_rollout_decisions_total";
+/// Rollouts that were ended, by plugin and reason (`faults`, `error_rate`, `latency`). From its rollout.
+pub const ROLLOUT_ROLLBACKS: &str = "tidegate_plugin_rollout_rollbacks_total";
+/// Answers compared with a shadow's, by plugin and question. From its shadow.
+pub const SHADOW_COMPARED: &str = "tidegate_plugin_shadow_compared_total";
+/// Of those, the ones that differed, by plugin and question. From its shadow.
+pub const SHADOW_DIFFERENCES: &str = "tidegate_plugin_shadow_differences_total";
+/// Questions that a shadow was not asked, by plugin and reason (`rate`, `quarantined`). From its shadow.
+pub const SHADOW_SKIPPED: &str = "tidegate_plugin_shadow_skipped_total";
 /// What guests count themselves, by plugin and name. From the plugin's statistics.
 pub const PLUGIN_CUSTOM: &str = "tidegate_plugin_custom";
 /// Requests from trusted peers whose `Forwarded` and `X-Forwarded-For` named different clients. From `received_identity`.

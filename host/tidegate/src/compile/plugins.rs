@@ -9,7 +9,7 @@ use tidegate_config::{OnFailure, OnLoadFailure, Plugin as PluginConfig, PluginIs
 use tidegate_registry::{Component, Error};
 use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime};
 
-use super::{Fresh, Scope, Served};
+use super::{Fresh, Scope, Served, rollouts};
 use crate::plugins;
 use crate::shipping::{Depot, Order, Shipping, Stage};
 
@@ -22,16 +22,11 @@ pub(super) fn load(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &Shi
         let results = shipping.fetch(depot, &orders);
         fetched.extend(orders.iter().zip(results).map(|(order, result)| (order.plugin.name.as_str(), (order, result))));
     }
-    // Each is read and hashed once, however many plugins are made of it.
-    let mut binaries: HashMap<&PluginSource, Option<Binary>> = HashMap::new();
+    let mut binaries = Binaries::new();
     for plugin in &config.plugins {
         match &plugin.source {
             PluginSource::File(_) | PluginSource::Builtin(_) => {
-                let binary = match binaries.entry(&plugin.source) {
-                    Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(new) => new.insert(read(scope, plugin)),
-                };
-                if let Some(binary) = binary.clone() {
+                if let Some(binary) = read(scope, &mut binaries, &plugin.source, plugin.source_line) {
                     load_binary(scope, runtime, plugin, binary);
                 }
             }
@@ -45,6 +40,7 @@ pub(super) fn load(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &Shi
             }
         }
     }
+    rollouts::deploy(scope, runtime, &mut binaries);
 }
 
 /// The plugins that run, but for those that are looked up: of these the version that came, where one does, and the one
@@ -64,7 +60,8 @@ pub(super) fn refresh(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &
         .zip(looked)
         .filter_map(|((order, _), result)| Some((order.plugin.name.as_str(), (order, result?))))
         .collect();
-    for (name, runs) in &previous.plugins.list {
+    // Other versions follow those that they are versions of.
+    for (name, runs) in previous.plugins.list.iter().filter(|(name, _)| !rollouts::is_other(name)) {
         let served = previous.plugins.served.get(name);
         if let Some((order, result)) = looked.remove(name.as_str()) {
             let shipment = Shipment { runtime, shipping, depot: &depot, order };
@@ -81,22 +78,42 @@ pub(super) fn refresh(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &
         scope.plugins.list.push((name.clone(), runs.clone()));
         scope.plugins.served.extend(served.map(|served| (name.clone(), served.clone())));
     }
+    if !scope.plugins.fresh.is_empty() {
+        rollouts::deploy(scope, runtime, &mut Binaries::new());
+    }
 }
 
-/// The component that a plugin is made of, from this machine; what is wrong with it is noted.
-fn read(scope: &mut Scope<'_>, plugin: &PluginConfig) -> Option<Binary> {
-    match &plugin.source {
-        PluginSource::File(path) => scope.read(plugin.source_line, path).map(Binary::from),
+/// Each is read and hashed once, however many plugins are made of it.
+pub(super) type Binaries<'a> = HashMap<&'a PluginSource, Option<Binary>>;
+
+/// A component from this machine; what is wrong with it is noted.
+pub(super) fn read<'a>(
+    scope: &mut Scope<'a>,
+    binaries: &mut Binaries<'a>,
+    source: &'a PluginSource,
+    line: usize,
+) -> Option<Binary> {
+    let new = match binaries.entry(source) {
+        Entry::Occupied(known) => return known.get().clone(),
+        Entry::Vacant(new) => new,
+    };
+    let read = match source {
+        PluginSource::File(path) => scope.read(line, path).map(Binary::from),
         PluginSource::Builtin(name) => {
             let found = plugins::builtin(name).map(Binary::from);
             if found.is_none() {
                 let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
-                scope.error(plugin.source_line, format!("no plugin {name:?} is built in; there are {known}"));
+                scope.error(line, format!("no plugin {name:?} is built in; there are {known}"));
             }
             found
         }
         PluginSource::Registry(_) => None,
-    }
+    };
+    new.insert(read).clone()
+}
+
+pub(super) fn explain(name: &str, error: &LoadError) -> String {
+    format!("plugin {name:?}: {error}")
 }
 
 fn load_binary(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, plugin: &PluginConfig, bytes: Binary) {
@@ -106,7 +123,7 @@ fn load_binary(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, plugin: &PluginCon
         Err(error) => {
             let settings = matches!(error, LoadError::Settings(_));
             let line = if settings { plugin.settings_line } else { plugin.source_line };
-            scope.error(line, format!("plugin {:?}: {error}", plugin.name));
+            scope.error(line, explain(&plugin.name, &error));
         }
     }
 }
@@ -186,7 +203,7 @@ impl Shipment<'_> {
     }
 }
 
-fn spec(plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
+pub(super) fn spec(plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
     PluginSpec {
         name: plugin.name.as_str().into(),
         bytes,

@@ -65,6 +65,7 @@ pub(super) fn asked(case: &Case) -> Result<Rc<Asked>, String> {
         },
         client: request.client,
         received: chain("identity.received", &case.identity.received)?,
+        draw: 0,
         notes: RefCell::new(request.notes.iter().map(|(name, value)| (name.clone(), value.clone())).collect()),
     }))
 }

@@ -17,15 +17,24 @@ pub enum Behave {
     Unavailable,
     Count,
     RefuseSettings,
+    /// Traps for paths that begin with `/trap`, and only for those.
+    TrapOnPath,
+    /// Takes its time, well within the limit.
+    Slow,
+    /// Sends everything to `cluster`.
+    Forward,
 }
 
 #[derive(Deserialize)]
 pub struct Settings {
     behave: Behave,
+    #[serde(default)]
+    cluster: String,
 }
 
 pub struct Misbehave {
     behave: Behave,
+    cluster: String,
     asked: u64,
     kept: Vec<Vec<u8>>,
 }
@@ -37,7 +46,7 @@ impl Policy for Misbehave {
         if let Behave::RefuseSettings = settings.behave {
             return Err("these settings are refused on purpose".to_owned());
         }
-        Ok(Self { behave: settings.behave, asked: 0, kept: Vec::new() })
+        Ok(Self { behave: settings.behave, cluster: settings.cluster, asked: 0, kept: Vec::new() })
     }
 }
 
@@ -52,6 +61,11 @@ impl Misbehave {
             Behave::Hog => loop {
                 self.kept.push(vec![1; 1 << 20]);
             },
+            Behave::Slow => {
+                for step in 0..1_000_000_u32 {
+                    std::hint::black_box(step);
+                }
+            }
             _ => {}
         }
     }
@@ -63,6 +77,8 @@ impl Router for Misbehave {
         self.fail();
         let respond = |status, headers| Route::Respond(Response { status, headers, body: Vec::new() });
         match self.behave {
+            Behave::Forward => Route::Forward(self.cluster.clone()),
+            Behave::TrapOnPath if request.path().starts_with("/trap") => panic!("a trap on purpose"),
             Behave::UnknownCluster => Route::Forward("nowhere".to_owned()),
             Behave::BadStatus => respond(999, Vec::new()),
             Behave::BadField => respond(200, vec![("transfer-encoding".to_owned(), b"chunked\r\nx: y".to_vec())]),

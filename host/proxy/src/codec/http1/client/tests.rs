@@ -44,7 +44,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
     };
     let (client, received) = received_identity(&request.headers, &connection, &[], Default::default());
     let notes = Default::default();
-    let asked = Rc::new(Asked { connection: Rc::new(connection), request, client, received, notes });
+    let asked = Rc::new(Asked { connection: Rc::new(connection), request, client, received, notes, draw: 0 });
     let snapshot = Snapshot {
         generation: 1,
         listeners: Vec::new(),

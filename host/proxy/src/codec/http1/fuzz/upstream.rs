@@ -73,7 +73,8 @@ fn snapshot() -> Snapshot {
 fn forward(out: &mut BytesMut, request: Whole, edits: &RequestEdits, snapshot: &Snapshot) -> (OutgoingHead, Vec<u8>) {
     let connection = Rc::new(tidegate_policy::fuzz::connection());
     let (client, received) = (connection.client.ip(), Vec::new());
-    let asked = Rc::new(Asked { connection, request: request.head, client, received, notes: RefCell::default() });
+    let asked =
+        Rc::new(Asked { connection, request: request.head, client, received, notes: RefCell::default(), draw: 0 });
     let mut edits = edits.clone();
     edits.fit(&asked.request.target);
     let mut head = OutgoingHead::new(&asked, &edits, Vec::new(), snapshot);

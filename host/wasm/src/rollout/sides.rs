@@ -1,0 +1,151 @@
+//! Two versions as one policy, for each of the four questions.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use tidegate_policy::{
+    Asked, AttemptFacts, Balancer, Blame, Choice, Decision, EndpointsView, Forwarding, Identity, PolicyFault,
+    RequestEdits, Retry, RouteAnswer, Router, Verdict, Version, Versioned, Watch, Watched,
+};
+
+use super::Rollout;
+
+/// One version, counted.
+struct Side<P: ?Sized> {
+    policy: Arc<P>,
+    version: Version,
+    rollout: Arc<Rollout>,
+}
+
+impl<P: ?Sized> Side<P> {
+    fn counted<T>(&self, ask: impl FnOnce(&P) -> Decision<T>) -> Decision<T> {
+        let decision = ask(&self.policy);
+        self.rollout.decided(self.version, &decision);
+        decision
+    }
+
+    fn watched(&self) -> Watched {
+        Watched { watch: self.rollout.clone() as Arc<dyn Watch>, version: self.version }
+    }
+}
+
+/// Both. As a policy of its own it gives the answer of the version that an exchange has.
+pub(crate) struct Split<P: ?Sized> {
+    current: Side<P>,
+    next: Side<P>,
+    rollout: Arc<Rollout>,
+}
+
+impl<P: ?Sized> Split<P> {
+    pub(crate) fn new(current: Arc<P>, next: Arc<P>, rollout: &Arc<Rollout>) -> Self {
+        let side = |policy, version| Side { policy, version, rollout: rollout.clone() };
+        Self { current: side(current, Version::Current), next: side(next, Version::Next), rollout: rollout.clone() }
+    }
+
+    fn choose(&self, asked: &Asked) -> &Side<P> {
+        match self.rollout.choose(asked) {
+            Version::Current => &self.current,
+            Version::Next => &self.next,
+        }
+    }
+
+    /// `as_policy` names a side's trait: it is the same line for each.
+    fn versioned<'a, Q: ?Sized>(&'a self, asked: &Asked, as_policy: fn(&'a Side<P>) -> &'a Q) -> Versioned<'a, Q> {
+        let side = self.choose(asked);
+        let instead = (side.version == Version::Next).then(|| (as_policy(&self.current), self.current.watched()));
+        Versioned { policy: as_policy(side), watched: side.watched(), instead }
+    }
+}
+
+/// What every question's trait has beside its question. A side refuses answers on its own account; the two together are
+/// never told, since the core asks for the version first.
+macro_rules! common {
+    ($policy:ident) => {
+        fn name(&self) -> ByteString {
+            self.policy.name()
+        }
+
+        fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+            self.rollout.refused(self.version, blame);
+            self.policy.answer_refused(reason, blame)
+        }
+    };
+    ($policy:ident of two) => {
+        fn name(&self) -> ByteString {
+            self.current.policy.name()
+        }
+
+        fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+            self.current.policy.answer_refused(reason, blame)
+        }
+
+        fn version(&self, asked: &Asked) -> Option<Versioned<'_, dyn $policy>> {
+            Some(self.versioned(asked, |side| side as &dyn $policy))
+        }
+    };
+}
+
+impl Router for Side<dyn Router> {
+    common!(Router);
+
+    fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
+        self.counted(|policy| policy.route(asked, edits))
+    }
+}
+
+impl Router for Split<dyn Router> {
+    common!(Router of two);
+
+    fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
+        self.choose(asked).route(asked, edits)
+    }
+}
+
+impl Balancer for Side<dyn Balancer> {
+    common!(Balancer);
+
+    fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
+        self.counted(|policy| policy.pick(asked, endpoints))
+    }
+}
+
+impl Balancer for Split<dyn Balancer> {
+    common!(Balancer of two);
+
+    fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
+        self.choose(asked).pick(asked, endpoints)
+    }
+}
+
+impl Forwarding for Side<dyn Forwarding> {
+    common!(Forwarding);
+
+    fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
+        self.counted(|policy| policy.identify(asked, identity))
+    }
+}
+
+impl Forwarding for Split<dyn Forwarding> {
+    common!(Forwarding of two);
+
+    fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
+        self.choose(asked).identify(asked, identity)
+    }
+}
+
+impl Retry for Side<dyn Retry> {
+    common!(Retry);
+
+    fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
+        self.counted(|policy| policy.decide(asked, attempt, endpoints))
+    }
+}
+
+impl Retry for Split<dyn Retry> {
+    common!(Retry of two);
+
+    fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
+        self.choose(asked).decide(asked, attempt, endpoints)
+    }
+}
