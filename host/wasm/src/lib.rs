@@ -5,6 +5,7 @@
 //! live in a thread-local, one store each. Nothing here knows of sockets.
 
 mod artifact;
+mod budget;
 mod decide;
 mod host;
 mod instances;
@@ -20,6 +21,7 @@ mod types;
 mod wasi;
 
 pub use artifact::Binary;
+pub use budget::{CpuShare, Share, Tenant, TenantLimits};
 pub use instances::{has_instances, retire_stale};
 pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};

@@ -11,8 +11,9 @@ use thiserror::Error;
 use tidegate_policy::{Balancer, Forwarding, Retry, Router};
 
 use crate::artifact::{self, Binary, ComponentDigest};
+use crate::budget::{Allowances, Share};
 use crate::decide::Asker;
-use crate::instances::{self, Instance};
+use crate::instances::{self, Failed};
 use crate::prepared::Prepared;
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
@@ -60,6 +61,7 @@ pub struct PluginSpec {
     pub grants: Grants,
     pub isolation: Isolation,
     pub memoise: bool,
+    pub share: Share,
 }
 
 impl PluginSpec {
@@ -70,6 +72,10 @@ impl PluginSpec {
         let rest = (&self.name, self.deny, self.limits, &self.grants, self.isolation, self.memoise);
         hasher.update(format!("{rest:?}"));
         hasher.update(self.settings.to_string());
+        // Its budget by value: what is used of it changes all the time.
+        let Share { tenant, cpu, instances, log_lines } = &self.share;
+        let tenant = tenant.as_ref().map(|tenant| (tenant.name(), tenant.limits()));
+        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines)));
         hasher.finalize().into()
     }
 }
@@ -120,6 +126,8 @@ pub(crate) struct Core {
     pub(crate) isolation: Isolation,
     pub(crate) memoise: bool,
     pub(crate) deny: bool,
+    pub(crate) share: Share,
+    pub(crate) allowances: Allowances,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) stats: Arc<PluginStats>,
@@ -166,6 +174,8 @@ impl Runtime {
             // What a guest learns through WASI is in no trace.
             memoise: spec.memoise && !spec.grants.wasi,
             deny: spec.deny,
+            allowances: Allowances::of(&spec.share),
+            share: spec.share.clone(),
             settings: spec.settings.to_string(),
             prepared,
             stats: Arc::default(),
@@ -173,7 +183,7 @@ impl Runtime {
             runtime: self.clone(),
         });
         check_settings(&core, &spec.settings)?;
-        Instance::new(&core).map_err(|failed| failed.at_load())?;
+        instances::try_out(&core).map_err(Failed::at_load)?;
         Ok(Arc::new(Plugin { handle: Arc::new(Handle { core }), identity, digest: spec.bytes.digest, questions }))
     }
 }
@@ -220,6 +230,11 @@ impl Plugin {
 
     pub fn questions(&self) -> Questions {
         self.questions
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> Option<&ByteString> {
+        self.handle.core.share.tenant.as_ref().map(|tenant| tenant.name())
     }
 
     /// Outlives the plugin for whoever keeps it.
@@ -270,6 +285,7 @@ impl Plugin {
             .collect();
         json!({
             "name": **self.name(),
+            "tenant": self.tenant().map(|tenant| &**tenant),
             "digest": self.digest(),
             "quarantined": self.quarantined(),
             "instances": stats.live_instances(),

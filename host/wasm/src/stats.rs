@@ -1,9 +1,9 @@
 //! What is counted of a plugin, by all workers together.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidegate_policy::PolicyFaultKind;
 
@@ -82,10 +82,10 @@ const MAX_NAME: usize = 64;
 #[derive(Debug, Default)]
 pub struct PluginStats {
     pub questions: [QuestionStats; QUESTIONS.len()],
-    pub(crate) live: AtomicU64,
+    pub(crate) live: Arc<AtomicU64>,
     pub(crate) made: AtomicU64,
     custom: Mutex<BTreeMap<String, CustomMetric>>,
-    log: Mutex<Option<(Instant, u32)>>,
+    pub(crate) log_dropped: AtomicU64,
 }
 
 impl PluginStats {
@@ -95,6 +95,11 @@ impl PluginStats {
 
     pub fn instantiations(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// Lines beyond what it may write.
+    pub fn log_lines_dropped(&self) -> u64 {
+        self.log_dropped.load(Ordering::Relaxed)
     }
 
     pub fn custom(&self) -> BTreeMap<String, CustomMetric> {
@@ -111,22 +116,6 @@ impl PluginStats {
             return;
         }
         update(custom.entry(name.to_owned()).or_insert(start));
-    }
-
-    /// Whether a guest may write another line: a hundred a second.
-    pub(crate) fn may_log(&self) -> bool {
-        const LINES: u32 = 100;
-        let mut log = lock(&self.log);
-        match &mut *log {
-            Some((begun, lines)) if begun.elapsed() < Duration::from_secs(1) => {
-                *lines += 1;
-                *lines <= LINES
-            }
-            window => {
-                *window = Some((Instant::now(), 1));
-                true
-            }
-        }
     }
 }
 
