@@ -15,6 +15,7 @@ mod load;
 mod plugin;
 mod reader;
 mod route;
+mod tenant;
 mod units;
 
 pub use cluster::{
@@ -29,8 +30,9 @@ pub use listener::{
     AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
 };
 pub use load::{load, parse};
-pub use plugin::{OnFailure, Plugin, PluginIsolation, PluginSource};
+pub use plugin::{Kv, OnFailure, Plugin, PluginIsolation, PluginSource};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,
 };
+pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};

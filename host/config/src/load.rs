@@ -13,6 +13,7 @@ use crate::listener::Listener;
 use crate::plugin::Plugin;
 use crate::reader::{Section, Source};
 use crate::route::Route;
+use crate::tenant::Tenant;
 
 /// Reads and checks a file.
 ///
@@ -46,10 +47,11 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
     let listeners = root.sections("listener").iter().map(Listener::read).collect();
     let clusters = root.sections("cluster").iter().map(Cluster::read).collect();
     let plugins = root.sections("plugin").iter().map(Plugin::read).collect();
+    let tenants = root.sections("tenant").iter().map(Tenant::read).collect();
     let routes =
         root.sections("route").iter().enumerate().map(|(index, route)| Route::read(route, index + 1)).collect();
     let mut config =
-        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, routes, warnings: Vec::new() };
+        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, tenants, routes, warnings: Vec::new() };
     check(&mut config, &source);
     if source.errors.borrow().is_empty() { Ok(config) } else { Err(finish(source)) }
 }

@@ -15,6 +15,9 @@ use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runti
 mod clusters;
 mod listeners;
 mod routes;
+mod tenants;
+
+pub(crate) use tenants::Tenant;
 
 use crate::{plugins, telemetry};
 
@@ -23,6 +26,7 @@ pub(crate) struct Compiled {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) plugins: Vec<(String, Arc<Plugin>)>,
     clusters: HashMap<String, clusters::Kept>,
+    pub(crate) tenants: Vec<tenants::Tenant>,
 }
 
 impl Compiled {
@@ -44,12 +48,17 @@ struct Scope<'a> {
     previous: Option<&'a Compiled>,
     errors: Errors,
     plugins: Vec<(String, Arc<Plugin>)>,
+    tenants: Vec<tenants::Tenant>,
     generation: u64,
 }
 
 impl Scope<'_> {
     fn error(&mut self, line: usize, message: impl Into<String>) {
         self.config.error_at(&mut self.errors, line, message);
+    }
+
+    fn tenant(&self, name: &str) -> Option<&tenants::Tenant> {
+        self.tenants.iter().find(|tenant| *tenant.proxy.name == *name)
     }
 
     /// A file the configuration names; noted where it cannot be read.
@@ -105,6 +114,16 @@ impl Compiler {
         self.compile_with(config, previous, false)
     }
 
+    /// Begins to read and write what plugins keep on disk: once a configuration is to serve, not when it is checked.
+    pub(crate) fn begin_kv(&self) -> Result<(), tidegate_wasm::KvError> {
+        self.runtime.begin_kv()
+    }
+
+    /// Writes what is left of it.
+    pub(crate) fn finish_kv(&self) {
+        self.runtime.finish_kv();
+    }
+
     /// The same configuration again, with its files of certificates and keys as they are now. Plugins stay as they are.
     pub(crate) fn compile_tls(&self, config: &Config, previous: &Compiled) -> Result<Compiled, Errors> {
         self.compile_with(config, Some(previous), true)
@@ -117,7 +136,14 @@ impl Compiler {
         same_plugins: bool,
     ) -> Result<Compiled, Errors> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut scope = Scope { config, previous, errors: Errors::default(), plugins: Vec::new(), generation };
+        let mut scope = Scope {
+            config,
+            previous,
+            errors: Errors::default(),
+            plugins: Vec::new(),
+            tenants: tenants::compile(config, previous),
+            generation,
+        };
         if let Err(error) = telemetry::filter(&config.gateway.log) {
             scope.error(
                 config.gateway.log_line,
@@ -152,10 +178,11 @@ impl Compiler {
             cluster_by_name,
             table,
             routes,
+            tenants: scope.tenants.iter().map(|tenant| tenant.proxy.clone()).collect(),
             via: config.gateway.via.as_str().into(),
             buffers: self.buffers.clone(),
         };
-        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters })
+        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters, tenants: scope.tenants })
     }
 
     fn load_plugins(&self, scope: &mut Scope<'_>) {
@@ -180,6 +207,7 @@ impl Compiler {
                     PluginIsolation::Request => Isolation::Request,
                 },
                 memoise: plugin.memoise,
+                share: tenants::share(scope, plugin),
             };
             let previous = scope.previous.and_then(|previous| previous.plugin(&plugin.name));
             match self.runtime.load(&spec, previous) {

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
+use crate::kv::KvGrant;
+
 /// CPU time of guests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CpuShare {
@@ -35,11 +37,12 @@ pub struct Share {
     pub instances: Option<u64>,
     /// In each second, over all workers.
     pub log_lines: u32,
+    pub kv: Option<KvGrant>,
 }
 
 impl Default for Share {
     fn default() -> Self {
-        Self { tenant: None, cpu: None, instances: None, log_lines: 100 }
+        Self { tenant: None, cpu: None, instances: None, log_lines: 100, kv: None }
     }
 }
 

@@ -132,6 +132,9 @@ impl Asker {
         let plugin = &*core.name;
         if quarantined {
             tracing::warn!(plugin, kind = kind.name(), detail, "plugin quarantined");
+        } else if kind == PolicyFaultKind::Budget && core.stats.tell_of_shedding() {
+            let tenant = core.share.tenant.as_ref().map_or("", |tenant| &**tenant.name());
+            tracing::warn!(plugin, tenant, detail, "plugin over its budget: not asked until there is more");
         } else {
             tracing::debug!(plugin, kind = kind.name(), detail, "plugin failed");
         }

@@ -14,7 +14,8 @@ use crate::artifact::{self, Binary, ComponentDigest};
 use crate::budget::{Allowances, Share};
 use crate::decide::Asker;
 use crate::instances::{self, Failed};
-use crate::prepared::Prepared;
+use crate::kv::Kv;
+use crate::prepared::{Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
 use crate::stats::PluginStats;
@@ -73,9 +74,9 @@ impl PluginSpec {
         hasher.update(format!("{rest:?}"));
         hasher.update(self.settings.to_string());
         // Its budget by value: what is used of it changes all the time.
-        let Share { tenant, cpu, instances, log_lines } = &self.share;
+        let Share { tenant, cpu, instances, log_lines, kv } = &self.share;
         let tenant = tenant.as_ref().map(|tenant| (tenant.name(), tenant.limits()));
-        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines)));
+        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines, kv)));
         hasher.finalize().into()
     }
 }
@@ -128,6 +129,7 @@ pub(crate) struct Core {
     pub(crate) deny: bool,
     pub(crate) share: Share,
     pub(crate) allowances: Allowances,
+    pub(crate) kv: Option<Kv>,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) stats: Arc<PluginStats>,
@@ -162,8 +164,10 @@ impl Runtime {
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity) {
             return Ok(previous.clone());
         }
-        let prepared = self.prepare(&spec.bytes, spec.grants.wasi)?;
+        let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some() };
+        let prepared = self.prepare(&spec.bytes, granted)?;
         let questions = prepared.questions;
+        let tenant = spec.share.tenant.as_ref().map(|tenant| &**tenant.name());
         static IDS: AtomicU64 = AtomicU64::new(0);
         let core = Arc::new(Core {
             id: IDS.fetch_add(1, Ordering::Relaxed),
@@ -175,6 +179,7 @@ impl Runtime {
             memoise: spec.memoise && !spec.grants.wasi,
             deny: spec.deny,
             allowances: Allowances::of(&spec.share),
+            kv: spec.share.kv.as_ref().map(|grant| self.kv.open(&spec.name, tenant, grant)),
             share: spec.share.clone(),
             settings: spec.settings.to_string(),
             prepared,
@@ -235,6 +240,11 @@ impl Plugin {
     /// Whose it is.
     pub fn tenant(&self) -> Option<&ByteString> {
         self.handle.core.share.tenant.as_ref().map(|tenant| tenant.name())
+    }
+
+    /// Bytes of its `kv` namespace in use, and entries that had to make room; `None` without the grant.
+    pub fn kv(&self) -> Option<(u64, u64)> {
+        self.handle.core.kv.as_ref().map(|kv| (kv.used(), kv.evicted()))
     }
 
     /// Outlives the plugin for whoever keeps it.

@@ -1,9 +1,9 @@
 //! What is counted of a plugin, by all workers together.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use tidegate_policy::PolicyFaultKind;
 
@@ -86,6 +86,8 @@ pub struct PluginStats {
     pub(crate) made: AtomicU64,
     custom: Mutex<BTreeMap<String, CustomMetric>>,
     pub(crate) log_dropped: AtomicU64,
+    /// When it was last told that decisions are shed, in seconds of this process and one.
+    shedding_told: AtomicU64,
 }
 
 impl PluginStats {
@@ -95,6 +97,15 @@ impl PluginStats {
 
     pub fn instantiations(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is time for a line about decisions that are shed: once in ten seconds is enough.
+    pub(crate) fn tell_of_shedding(&self) -> bool {
+        static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let now = ZERO.elapsed().as_secs() + 1;
+        let told = self.shedding_told.load(Ordering::Relaxed);
+        (told == 0 || now >= told + 10)
+            && self.shedding_told.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Lines beyond what it may write.
