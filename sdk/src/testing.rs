@@ -1,6 +1,7 @@
 //! Made-up questions, to test a policy natively: build one, ask it, look at the answer and the edits.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -89,6 +90,8 @@ pub struct Question {
     pub now: Duration,
     pub wall: Duration,
     pub random: u64,
+    /// What `kv` has: values, and when they end, by `now`.
+    pub kv: BTreeMap<String, (Vec<u8>, Option<Duration>)>,
     pub edited: Edited,
 }
 
@@ -133,6 +136,7 @@ impl Question {
             now: Duration::from_secs(1),
             wall: Duration::from_secs(1_800_000_000),
             random: 1,
+            kv: BTreeMap::new(),
             edited: Edited::default(),
         }
     }

@@ -171,8 +171,10 @@ impl Gateway {
 
 /// What every test's file begins with.
 fn whole(config: &str) -> String {
-    let shared = "[gateway]\nworkers = 2\nadmin = \"127.0.0.1:0\"\naccess_log = \"access.log\"\nplugin_cache = \"cache\"\ndrain_timeout = \"10s\"\n";
-    format!("{shared}{config}")
+    // A test may begin with its own number.
+    let workers = if config.starts_with("workers = ") { "" } else { "workers = 2\n" };
+    let shared = "[gateway]\nadmin = \"127.0.0.1:0\"\naccess_log = \"access.log\"\nplugin_cache = \"cache\"\ndrain_timeout = \"10s\"\n";
+    format!("{shared}{workers}{config}")
 }
 
 impl Drop for Gateway {

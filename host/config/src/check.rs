@@ -9,14 +9,18 @@ use crate::plugin::PluginSource;
 use crate::reader::Source;
 use crate::route::{Destination, HeaderMatch, HostMatch, PathMatch};
 
+mod tenants;
+
 pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     unique(source, "listener", config.listeners.iter().map(|listener| (listener.name.as_str(), listener.line)));
     unique(source, "cluster", config.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.line)));
     unique(source, "plugin", config.plugins.iter().map(|plugin| (plugin.name.as_str(), plugin.line)));
     unique(source, "route", config.routes.iter().map(|route| (route.name.as_str(), route.line)));
+    unique(source, "tenant", config.tenants.iter().map(|tenant| (tenant.name.as_str(), tenant.line)));
     addresses(config, source);
     let mut used = HashSet::new();
     references(config, source, &mut used);
+    tenants::check(config, source);
     udp(config, source);
     shipped(config, source);
     shadows(config, source);
@@ -197,6 +201,9 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
         if !used.contains(&format!("plugin:{}", plugin.name)) {
             warn(plugin.line, format!("plugin {:?} is never used", plugin.name));
         }
+    }
+    for (line, message) in tenants::warnings(config) {
+        warn(line, message);
     }
     config.warnings = warnings;
 }

@@ -11,6 +11,10 @@ use crate::reader::Section;
 pub struct Cluster {
     pub line: usize,
     pub name: String,
+    pub tenant: Option<String>,
+    pub tenant_line: usize,
+    /// Tenants' routes and routers may name it.
+    pub shared: bool,
     pub endpoints: Vec<EndpointSpec>,
     pub protocol: ClusterProtocol,
     pub balance: Balance,
@@ -134,6 +138,9 @@ impl Cluster {
         Self {
             line: section.line,
             name: section.label("name"),
+            tenant: section.text("tenant"),
+            tenant_line: section.line_of("tenant"),
+            shared: section.bool("shared"),
             endpoints,
             protocol,
             balance,

@@ -9,6 +9,7 @@ use crate::listener::Listener;
 use crate::plugin::Plugin;
 use crate::registry::Registry;
 use crate::route::Route;
+use crate::tenant::Tenant;
 
 /// A configuration that is whole in itself: every name in it is defined. Whether its files can be read and its plugins
 /// run is found by the compile step, which reports with [`Config::error_at`].
@@ -20,6 +21,7 @@ pub struct Config {
     pub clusters: Vec<Cluster>,
     pub plugins: Vec<Plugin>,
     pub registry: Registry,
+    pub tenants: Vec<Tenant>,
     pub routes: Vec<Route>,
     /// What is allowed and probably not meant.
     pub warnings: Vec<ConfigError>,

@@ -71,6 +71,11 @@ pub(crate) const TABLES: &[Table] = &[
             optional("cluster", Tables("cluster"), "Where requests can go."),
             optional("plugin", Tables("plugin"), "WebAssembly components that answer questions."),
             optional("registry", Table("registry"), "Where plugins with a source `oci://` come from."),
+            optional(
+                "tenant",
+                Tables("tenant"),
+                "Those whose routes, clusters and plugins are apart from one another's.",
+            ),
             required("route", Tables("route"), "Which requests go where; one at least."),
         ],
     },
@@ -258,6 +263,8 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "Endpoints that can stand in for one another.",
         keys: &[
             required("name", Text, "What routes and plugins call it: letters, digits, `_`, `.` and `-`."),
+            optional("tenant", Text, "The tenant whose it is: only that tenant's routes and routers may name it."),
+            key("shared", Bool, "false", "Every tenant's routes and routers may name it. Not together with `tenant`."),
             required("endpoints", TextsOrTables("endpoint"), "Address and port of each, or tables."),
             key(
                 "protocol",
@@ -476,6 +483,12 @@ pub(crate) const TABLES: &[Table] = &[
                 Text,
                 "A file; `builtin:` and one of `tenant-canary`, `latency-aware`, `private-forwarding`, `careful-retry`; or an artifact in a registry, `oci://HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST]`, with the keys from `signed_by` on.",
             ),
+            optional(
+                "tenant",
+                Text,
+                "The tenant whose it is: only that tenant's tables may name it, and what it uses is of the tenant's budget.",
+            ),
+            key("shared", Bool, "false", "Every tenant's tables may name it. Not together with `tenant`."),
             key("settings", Free, "{}", "The plugin's own table, checked against its schema."),
             key(
                 "on_failure",
@@ -644,6 +657,19 @@ pub(crate) const TABLES: &[Table] = &[
         keys: &[
             key("time", Time, "5ms", "Then it is stopped, and its instance replaced."),
             key("memory", Size, "16MiB", "Linear memory of an instance."),
+            key(
+                "cpu",
+                TimeOrOff,
+                "off",
+                "CPU time of its decisions in each second, over all workers. Beyond it a decision falls to `on_failure`, with the cause `budget`.",
+            ),
+            optional("cpu_burst", Time, "What it may save up of that. Default: as much as `cpu`."),
+            optional(
+                "instances",
+                Number,
+                "Live instances, over all workers: one at each worker for `isolation = \"worker\"`. Default: no bound of its own.",
+            ),
+            key("log_lines", Number, "100", "Lines it may write in each second; more are dropped and counted."),
         ],
     },
     Table {
@@ -657,6 +683,66 @@ pub(crate) const TABLES: &[Table] = &[
                 "false",
                 "Link WASI 0.2: clocks, random numbers, an empty environment, standard streams that go nowhere; no files, no network, and nothing that waits.",
             ),
+            key(
+                "kv",
+                SizeOrOff,
+                "off",
+                "Bytes it may keep under keys, over all workers (the import `kv`), overhead included. When they are taken, what was not used for longest goes.",
+            ),
+            key(
+                "kv_scope",
+                OneOf(&["plugin", "tenant"]),
+                "plugin",
+                "Whose keys they are: its own, or those of all plugins of its tenant that say `tenant`.",
+            ),
+            optional(
+                "kv_persist",
+                Text,
+                "A database file that keeps them over restarts; written about five times a second, so that the last moment may be lost with the process. Default: memory only.",
+            ),
+        ],
+    },
+    Table {
+        name: "tenant",
+        doc: "Somebody whose tables are apart from those of others: routes, clusters and plugins name their tenant with `tenant`. A tenant's routes match its own hosts only; they, and its routers, name its own clusters and plugins or those with `shared = true`.",
+        keys: &[
+            required("name", Text, "What the other tables call it: letters, digits, `_`, `.` and `-`."),
+            required(
+                "hosts",
+                TextOrList,
+                "`shop.example.com` or `*.shop.example.com`: hosts that are its own, and nobody else's.",
+            ),
+            key("limits", Table("tenant.limits"), "{}", "What it may use."),
+            key("grants", Table("tenant.grants"), "{}", "What its plugins may be granted."),
+        ],
+    },
+    Table {
+        name: "tenant.limits",
+        doc: "What a tenant may use, all its plugins and workers together. Who is over it is shed alone: its decisions fall to `on_failure`, with the cause `budget`.",
+        keys: &[
+            key("cpu", TimeOrOff, "off", "CPU time of its plugins' decisions in each second."),
+            optional("cpu_burst", Time, "What it may save up of that. Default: as much as `cpu`."),
+            key("memory", SizeOrOff, "off", "Linear memory of its live instances."),
+            optional(
+                "instances",
+                Number,
+                "Live instances. A new one takes the place of that of its plugins which was not asked for longest on this worker. Default: no bound.",
+            ),
+            optional("log_lines", Number, "Lines its plugins may write in each second. Default: as many as each may."),
+            key("kv", SizeOrOff, "off", "Bytes of `kv` that its plugins may be granted together."),
+            optional(
+                "requests",
+                Number,
+                "Requests in flight on its routes: 429 beyond it, with `Retry-After`. Default: no bound.",
+            ),
+        ],
+    },
+    Table {
+        name: "tenant.grants",
+        doc: "What a tenant's plugins may be granted.",
+        keys: &[
+            key("headers", TextList, "[\"*\"]", "Names of fields. A plugin without `grants.headers` has all of these."),
+            key("wasi", Bool, "false", "Whether they may import WASI."),
         ],
     },
     Table {
@@ -664,6 +750,7 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "Which requests go where. An exact host beats a wildcard, that any; then an exact path a longer prefix, that a shorter; then the order of the file.",
         keys: &[
             optional("name", Text, "Its name in logs. Default: `route-` and its place."),
+            optional("tenant", Text, "The tenant whose it is; its hosts are of that tenant."),
             optional("host", TextOrList, "`api.example.com` or `*.example.com`. Default: any."),
             optional("path", Text, "`/v1`, or `/v1/*` for it and all below. Compared as received. Default: any."),
             optional("methods", TextList, "Default: any."),

@@ -16,6 +16,7 @@ mod plugin;
 mod reader;
 mod registry;
 mod route;
+mod tenant;
 mod units;
 
 pub use cluster::{
@@ -30,9 +31,10 @@ pub use listener::{
     AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
 };
 pub use load::{load, parse};
-pub use plugin::{OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
+pub use plugin::{Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
 pub use registry::{OnLoadFailure, Pull, Registry, RegistryCredentials, Shipped};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,
 };
+pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};

@@ -14,6 +14,7 @@ use crate::plugin::Plugin;
 use crate::reader::{Section, Source};
 use crate::registry::Registry;
 use crate::route::Route;
+use crate::tenant::Tenant;
 
 /// Reads and checks a file.
 ///
@@ -48,10 +49,11 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
     let clusters = root.sections("cluster").iter().map(Cluster::read).collect();
     let registry = Registry::read(&root.section("registry"));
     let plugins = root.sections("plugin").iter().map(|plugin| Plugin::read(plugin, &registry)).collect();
+    let tenants = root.sections("tenant").iter().map(Tenant::read).collect();
     let routes =
         root.sections("route").iter().enumerate().map(|(index, route)| Route::read(route, index + 1)).collect();
     let mut config =
-        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, registry, routes, warnings: Vec::new() };
+        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, registry, tenants, routes, warnings: Vec::new() };
     check(&mut config, &source);
     if source.errors.borrow().is_empty() { Ok(config) } else { Err(finish(source)) }
 }

@@ -3,16 +3,22 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cluster::is_token;
 use crate::reader::Section;
 use crate::registry::{Registry, Shipped};
+use crate::tenant::{CpuShare, granted_headers};
 
 #[derive(Clone, Debug)]
 pub struct Plugin {
     pub line: usize,
     pub source_line: usize,
     pub settings_line: usize,
+    pub limits_line: usize,
+    pub grants_line: usize,
     pub name: String,
+    pub tenant: Option<String>,
+    pub tenant_line: usize,
+    /// Tenants' routes may name it.
+    pub shared: bool,
     pub source: PluginSource,
     pub settings: serde_json::Value,
     pub on_failure: OnFailure,
@@ -22,9 +28,15 @@ pub struct Plugin {
     pub memory: u64,
     /// `None`: all.
     pub headers: Option<Vec<String>>,
+    /// Whether somebody wrote which.
+    pub(crate) headers_written: bool,
     pub wasi: bool,
     pub rollout: Option<Rollout>,
     pub shadow: Option<Shadow>,
+    pub cpu: Option<CpuShare>,
+    pub instances: Option<u64>,
+    pub log_lines: u32,
+    pub kv: Option<Kv>,
 }
 
 /// Another version of a plugin: all but this is the plugin's.
@@ -69,6 +81,15 @@ pub struct Shadow {
     pub rate: u64,
 }
 
+/// What a plugin may keep.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kv {
+    pub bytes: u64,
+    /// In one namespace with the other plugins of its tenant that say so.
+    pub of_tenant: bool,
+    pub persist: Option<PathBuf>,
+}
+
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum PluginSource {
     File(PathBuf),
@@ -93,13 +114,6 @@ impl Plugin {
         let source = PluginSource::read(section, registry);
         let limits = section.section("limits");
         let grants = section.section("grants");
-        let mut names = Vec::new();
-        for (name, line) in grants.texts("headers") {
-            if !is_token(&name) {
-                section.error(line, format!("grants: {name:?} is not a field name"));
-            }
-            names.push(name.to_ascii_lowercase());
-        }
         let (memoise, wasi) = (section.bool("memoise"), grants.bool("wasi"));
         if memoise && wasi {
             let message = "plugin: memoise = true and grants.wasi = true exclude one another: what WASI tells a plugin \
@@ -110,7 +124,12 @@ impl Plugin {
             line: section.line,
             source_line: section.line_of("source"),
             settings_line: section.line_of("settings"),
+            limits_line: section.line_of("limits"),
+            grants_line: section.line_of("grants"),
             name: section.label("name"),
+            tenant: section.text("tenant"),
+            tenant_line: section.line_of("tenant"),
+            shared: section.bool("shared"),
             source,
             settings: section.free("settings"),
             on_failure: if section.one_of("on_failure") == "deny" { OnFailure::Deny } else { OnFailure::Fallback },
@@ -121,10 +140,15 @@ impl Plugin {
             memoise,
             time: limits.time("time"),
             memory: limits.size("memory", 64 * 1024, 1 << 30),
-            headers: if names.iter().any(|name| name == "*") { None } else { Some(names) },
+            headers: granted_headers(&grants, "plugin"),
+            headers_written: grants.has("headers"),
             wasi,
             rollout: section.optional_section("rollout").map(|rollout| Rollout::read(&rollout)),
             shadow: section.optional_section("shadow").map(|shadow| Shadow::read(&shadow)),
+            cpu: CpuShare::read(&limits, "plugin"),
+            instances: limits.has("instances").then(|| limits.number("instances", 1, 1_000_000)).flatten(),
+            log_lines: limits.number("log_lines", 1, 1_000_000).unwrap_or(1) as u32,
+            kv: Kv::read(&grants),
         }
     }
 }
@@ -216,5 +240,27 @@ impl Shadow {
             share: part(section, "shadow", "share"),
             rate: section.number("rate", 1, u64::from(u32::MAX)).unwrap_or(1),
         }
+    }
+}
+
+/// The least that holds an entry.
+const LEAST_KV: u64 = 1024;
+
+impl Kv {
+    fn read(grants: &Section<'_>) -> Option<Self> {
+        if grants.size_or_off("kv").is_none() {
+            for key in ["kv_scope", "kv_persist"] {
+                if grants.has(key) {
+                    grants
+                        .error(grants.line_of(key), format!("grants: {key} without kv has no effect; set kv as well"));
+                }
+            }
+            return None;
+        }
+        Some(Self {
+            bytes: grants.size("kv", LEAST_KV, 1 << 40),
+            of_tenant: grants.one_of("kv_scope") == "tenant",
+            persist: grants.path("kv_persist"),
+        })
     }
 }

@@ -79,6 +79,10 @@ impl<'a> Section<'a> {
         self.source.error(line, message);
     }
 
+    pub(crate) fn table(&self) -> &'static str {
+        self.schema.name
+    }
+
     fn key(&self, name: &str) -> &'static Key {
         self.schema.keys.iter().find(|key| key.name == name).expect("the schema has every key that is read")
     }

@@ -9,6 +9,9 @@ use crate::reader::Section;
 pub struct Route {
     pub line: usize,
     pub name: String,
+    pub tenant: Option<String>,
+    pub tenant_line: usize,
+    pub host_line: usize,
     /// Empty: any.
     pub hosts: Vec<HostMatch>,
     pub path: PathMatch,
@@ -127,7 +130,10 @@ impl Route {
         Self {
             line: section.line,
             name: section.text("name").unwrap_or_else(|| format!("route-{place}")),
-            hosts: hosts(section),
+            tenant: section.text("tenant"),
+            tenant_line: section.line_of("tenant"),
+            host_line: section.line_of("host"),
+            hosts: hosts(section, "host"),
             path,
             methods: methods(section),
             headers: headers(section),
@@ -217,15 +223,17 @@ impl Compress {
     }
 }
 
-fn hosts(section: &Section<'_>) -> Vec<HostMatch> {
+/// Names or wildcards under a key.
+pub(crate) fn hosts(section: &Section<'_>, key: &str) -> Vec<HostMatch> {
     let mut hosts = Vec::new();
-    for (text, line) in section.texts("host") {
+    for (text, line) in section.texts(key) {
         match host(&text) {
             Some(host) => hosts.push(host),
             None => section.error(
                 line,
                 format!(
-                    "route: host {text:?} is not a name without port, as in \"api.example.com\" or \"*.example.com\""
+                    "{}: {key} {text:?} is not a name without port, as in \"api.example.com\" or \"*.example.com\"",
+                    section.table()
                 ),
             ),
         }

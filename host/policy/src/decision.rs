@@ -88,11 +88,21 @@ pub enum PolicyFaultKind {
     Exhausted,
     /// It answered, but not with something the core can use.
     Invalid,
+    /// It, or its tenant, has used what it may use for now: shed alone.
+    Budget,
 }
 
 impl PolicyFaultKind {
-    pub const ALL: [Self; 7] =
-        [Self::Trap, Self::Deadline, Self::Memory, Self::Configure, Self::Quarantined, Self::Exhausted, Self::Invalid];
+    pub const ALL: [Self; 8] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::Configure,
+        Self::Quarantined,
+        Self::Exhausted,
+        Self::Invalid,
+        Self::Budget,
+    ];
 
     /// The metric label.
     pub fn name(self) -> &'static str {
@@ -104,6 +114,7 @@ impl PolicyFaultKind {
             Self::Quarantined => "quarantined",
             Self::Exhausted => "exhausted",
             Self::Invalid => "invalid",
+            Self::Budget => "budget",
         }
     }
 }

@@ -63,6 +63,8 @@ pub enum Cause {
     PolicyDenied,
     /// The cluster's circuit breaker is open: it has all it may have in flight.
     ClusterFull,
+    /// The tenant has all the requests it may have in flight.
+    TenantFull,
     Overload,
     Draining,
     Internal,
@@ -73,8 +75,8 @@ impl Cause {
         use Cause::*;
         match self {
             ClientGone | RequestInvalid | RequestBodyTooLarge | RequestBodyTimeout => Side::Downstream,
-            NoRoute | Misdirected | Loop | TunnelDenied | TunnelUnsupported | PolicyDenied | ClusterFull | Overload
-            | Draining | Internal => Side::Internal,
+            NoRoute | Misdirected | Loop | TunnelDenied | TunnelUnsupported | PolicyDenied | ClusterFull
+            | TenantFull | Overload | Draining | Internal => Side::Internal,
             _ => Side::Upstream,
         }
     }
@@ -114,6 +116,7 @@ impl Cause {
             TunnelUnsupported => "tunnel_unsupported",
             PolicyDenied => "policy_denied",
             ClusterFull => "cluster_full",
+            TenantFull => "tenant_full",
             Overload => "overload",
             Draining => "draining",
             Internal => "internal",

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tidegate_policy::native::received_identity;
@@ -18,6 +19,7 @@ use crate::body::{Incoming, Length, Reply};
 use crate::codec::Served;
 use crate::observe::Record;
 use crate::snapshot::{Cluster, Route, Snapshot};
+use crate::tenant::Turn;
 use crate::timer::Deadline;
 
 mod admit;
@@ -59,6 +61,8 @@ struct Exchange<'a> {
     retrying: Option<Permit>,
     /// And its place among the cluster's requests, until its upstream is free.
     within_bound: Option<Permit>,
+    /// And its place among the tenant's, until its end.
+    within_tenant: Option<Permit>,
 }
 
 /// What was decided before the first attempt.
@@ -88,9 +92,18 @@ async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply)
     let draw = fastrand::u64(..);
     let asked = Rc::new(Asked { connection, request: head, client, received, notes: RefCell::default(), draw });
     let record = Record::begin(&served.worker, &asked);
-    let mut exchange = Exchange { served, snapshot, asked, record, retrying: None, within_bound: None };
+    let mut exchange =
+        Exchange { served, snapshot, asked, record, retrying: None, within_bound: None, within_tenant: None };
     let mut reply = Some(reply);
-    let forwarded = match exchange.plan() {
+    let planned = match exchange.route() {
+        Err(fault) => Err(fault),
+        Ok(Routed::Respond(response)) => Ok(Planned::Respond(response)),
+        Ok(Routed::To(route, hops)) => match exchange.turn(&route, &mut reply).await {
+            Ok(_turn) => exchange.plan(route, hops),
+            Err(fault) => Err(fault),
+        },
+    };
+    let forwarded = match planned {
         Ok(Planned::Forward(mut plan)) => exchange.forward(&mut plan, body, &mut reply).await,
         Ok(Planned::Respond(response)) => return Box::pin(exchange.respond(response, reply)).await,
         Err(fault) => Err(fault),
@@ -101,19 +114,25 @@ async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply)
     }
 }
 
+/// A route, and what `Max-Forwards` asks; or an answer without one.
+enum Routed {
+    To(Arc<Route>, Hops),
+    Respond(DirectResponse),
+}
+
 enum Planned {
     Forward(Box<Plan>),
     Respond(DirectResponse),
 }
 
 impl Exchange<'_> {
-    /// Route, then identify. No byte is sent for a request that has no place to go.
-    fn plan(&mut self) -> Result<Planned, Fault> {
+    /// Finds the route, and a place among its tenant's requests.
+    fn route(&mut self) -> Result<Routed, Fault> {
         let request = &self.asked.request;
         admit::admit(self.served, request, &self.snapshot)?;
         let hops = admit::max_forwards(request);
         if let Hops::Ended(response) = hops {
-            return Ok(Planned::Respond(response));
+            return Ok(Routed::Respond(response));
         }
         upgrade::check_udp(request)?;
         let Some(index) = self.snapshot.table.find(request) else {
@@ -126,6 +145,30 @@ impl Exchange<'_> {
         };
         let route = self.snapshot.routes[index].clone();
         self.record.route = Some(route.name.clone());
+        if let Some(tenant) = &route.tenant {
+            self.record.tenant = Some(tenant.clone());
+            self.within_tenant = tenant.requests.enter(Bound::Requests);
+            if self.within_tenant.is_none() {
+                let detail = format!("tenant {:?} has all the requests it may have in flight", tenant.name);
+                return Err(Fault::new(Cause::TenantFull, detail));
+            }
+        }
+        Ok(Routed::To(route, hops))
+    }
+
+    /// Waits until plugins may be asked for this route's tenant: those of one tenant take turns with everybody else.
+    async fn turn(&self, route: &Route, reply: &mut Option<Reply>) -> Result<Option<Turn>, Fault> {
+        let Some(tenant) = &route.tenant else { return Ok(None) };
+        let turns = &self.served.worker.turns;
+        match turns.now(tenant) {
+            Some(turn) => Ok(Some(turn)),
+            None => Box::pin(attempt::select(turns.wait(tenant), reply, |_| Poll::Pending)).await.map(Some),
+        }
+    }
+
+    /// Where to, then identify. No byte is sent for a request that has no place to go.
+    fn plan(&mut self, route: Arc<Route>, hops: Hops) -> Result<Planned, Fault> {
+        let request = &self.asked.request;
         let tunnel = upgrade::granted(request, &route)?;
         let key = (tunnel == Some(Tunnel::WebSocket)).then(|| upgrade::handshake_key(request)).transpose()?;
         let mut edits = RequestEdits::default();
@@ -187,6 +230,7 @@ impl Exchange<'_> {
         loop {
             // What is sent after the handshake is nobody's replay.
             plan.head.early = !handshake.is_complete();
+            drop(self.turn(&plan.route, reply).await?);
             match self.attempt(plan, &mut body, &mut view, reply).await {
                 Step::Done => return Ok(()),
                 Step::Failed(fault) => return Err(fault),

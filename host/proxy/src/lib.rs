@@ -10,8 +10,9 @@
 //! 6. `relay`: bytes or datagrams both ways, for tunnels.
 //! 7. `body`: the frames that stream through, and the pump that moves them.
 //! 8. `buffer`, `pace`: what may wait here, and how slow a peer may be.
-//! 9. [`observe`]: one record per exchange; metrics and access log come from it.
-//! 10. [`snapshot`]: all that a worker needs to know, immutable.
+//! 9. `tenant`: whose a request is, and how those of one tenant take turns.
+//! 10. [`observe`]: one record per exchange; metrics and access log come from it.
+//! 11. [`snapshot`]: all that a worker needs to know, immutable.
 //!
 //! `clock` and `timer` are the time for all of them. `capsule` frames the datagrams of a tunnel on a stream. `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
 
@@ -30,6 +31,7 @@ mod proxy_protocol;
 mod relay;
 pub mod snapshot;
 mod stream;
+mod tenant;
 mod timer;
 mod upstream;
 pub mod worker;
@@ -41,5 +43,6 @@ pub use listener::tls::{
     CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec, TlsError,
 };
 pub use pace::LeastRate;
+pub use tenant::{Owner, Tenant};
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};

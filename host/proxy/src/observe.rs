@@ -19,6 +19,7 @@ pub use decision::{Decided, DecisionRecord, Question};
 pub use metrics::{Counter, Histogram, WorkerMetrics, protocol, render};
 
 use crate::codec::Served;
+use crate::tenant::Tenant;
 use crate::worker::Worker;
 
 /// Where finished records go besides the metrics: an access log, the demo's commentary. Called on the worker, so it
@@ -35,6 +36,7 @@ pub struct Record {
     /// Of the final head that was sent to the client; 0 before.
     pub status: u16,
     pub route: Option<Arc<str>>,
+    pub tenant: Option<Arc<Tenant>>,
     pub cluster: Option<Arc<str>>,
     pub endpoint: Option<SocketAddr>,
     pub attempts: u32,
@@ -62,6 +64,7 @@ impl Record {
             begun: Instant::now(),
             status: 0,
             route: None,
+            tenant: None,
             cluster: None,
             endpoint: None,
             attempts: 0,
@@ -93,6 +96,13 @@ impl Record {
             if !earlier.into_iter().any(|known| Arc::ptr_eq(&known.watch, &watched.watch)) {
                 watched.watch.ended(watched.version, self.failed(), self.worker.now());
             }
+        }
+    }
+
+    /// A plugin of this exchange took so much of the worker's time.
+    pub(crate) fn guest_took(&self, time: Duration) {
+        if let Some(tenant) = &self.tenant {
+            self.worker.turns.took(tenant, time);
         }
     }
 

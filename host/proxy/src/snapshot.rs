@@ -13,7 +13,9 @@ use tidegate_policy::native::{
 };
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
-use crate::{Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, ServerTls, Via};
+use crate::{
+    Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, Owner, ServerTls, Tenant, Via,
+};
 
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
@@ -25,6 +27,7 @@ pub struct Snapshot {
     /// Finds an index into `routes`.
     pub table: RouteTable,
     pub routes: Vec<Arc<Route>>,
+    pub tenants: Vec<Arc<Tenant>>,
     /// The pseudonym in `Via` and `Proxy-Status`.
     pub via: Via,
     /// What waits in this process; the same in every snapshot.
@@ -139,6 +142,7 @@ pub struct PoolSettings {
 /// A cluster: endpoints that can stand in for one another, and how to reach them.
 pub struct Cluster {
     pub name: Arc<str>,
+    pub owner: Owner,
     pub set: Arc<EndpointSet>,
     pub pool: PoolSettings,
     pub tls: Option<Arc<ClientTls>>,
@@ -168,6 +172,8 @@ pub enum RouteAction {
 /// A row of the route table, with everything that follows from matching it.
 pub struct Route {
     pub name: Arc<str>,
+    /// Whose requests these are.
+    pub tenant: Option<Arc<Tenant>>,
     pub action: RouteAction,
     /// A plugin, asked first.
     pub router: Option<Arc<dyn Router>>,

@@ -22,6 +22,7 @@ use crate::exchange::Slots;
 use crate::listener::{self, Opened, Serving, Sockets};
 use crate::observe::{RecordSink, WorkerMetrics};
 use crate::snapshot::Snapshot;
+use crate::tenant::Turns;
 use crate::timer::{Deadline, Timers};
 use crate::upstream::Upstreams;
 
@@ -36,6 +37,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) drain: Drain,
     pub(crate) slots: Slots,
+    pub(crate) turns: Turns,
     pub(crate) ports: listener::quic::Ports,
     pub(crate) sinks: Box<[Arc<dyn RecordSink>]>,
     /// Connection tasks that have not ended.
@@ -284,11 +286,14 @@ impl Start {
             metrics: self.metrics,
             drain: Drain::default(),
             slots: Slots::default(),
+            turns: Turns::default(),
             ports: listener::quic::Ports::default(),
             sinks: options.sinks.clone().into(),
             connections: Cell::new(0),
             quiet: Notify::new(),
         });
+        let turns = worker.clone();
+        tokio::task::spawn_local(async move { turns.turns.drive().await });
         let serving: RefCell<HashMap<Arc<str>, Serving>> = RefCell::default();
         while let Some(command) = commands.recv().await {
             match command {

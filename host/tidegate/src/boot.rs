@@ -84,6 +84,7 @@ impl Control {
         let compiler = Compiler::new(config).map_err(refused)?;
         let tls_files = TlsFiles::of(config);
         let mut compiled = compiler.compile(config, None).map_err(refused)?;
+        compiler.begin_kv()?;
         let mut sinks = sinks;
         let opened = match &config.gateway.access_log {
             AccessLogTarget::Off => None,
@@ -191,6 +192,7 @@ impl Control {
         if self.draining() {
             return Err(ReloadRefused::Failed(DRAINING.to_owned()));
         }
+        self.compiler.begin_kv().map_err(|error| ReloadRefused::Failed(error.to_string()))?;
         let applied = running.gateway.apply(snapshot.clone());
         applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
         let fresh = settle(&mut compiled);
@@ -305,6 +307,11 @@ impl Control {
                 tracing::error!("a worker panicked");
             }
         }
+    }
+
+    /// Writes what plugins keep on disk. After `join_workers`: they change it.
+    pub(crate) fn finish_kv(&self) {
+        self.compiler.finish_kv();
     }
 
     /// Waits for the last lines of the access log. After `join_workers`: they held it.
@@ -465,6 +472,7 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
     // Admin goes on answering until the workers have ended.
     control.join_workers();
     control.finish_log();
+    control.finish_kv();
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)

@@ -17,6 +17,9 @@ mod listeners;
 mod plugins;
 mod rollouts;
 mod routes;
+mod tenants;
+
+pub(crate) use tenants::Tenant;
 
 use crate::shipping::Shipping;
 use crate::telemetry;
@@ -35,6 +38,7 @@ pub(crate) struct Compiled {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) plugins: Loaded,
     clusters: HashMap<String, clusters::Kept>,
+    pub(crate) tenants: Vec<tenants::Tenant>,
 }
 
 /// The plugins of a configuration.
@@ -146,16 +150,28 @@ pub(crate) struct Scope<'a> {
     previous: Option<&'a Compiled>,
     errors: Errors,
     plugins: Loaded,
+    tenants: Vec<tenants::Tenant>,
     generation: u64,
 }
 
 impl<'a> Scope<'a> {
     fn new(config: &'a Config, previous: Option<&'a Compiled>, generation: u64) -> Self {
-        Self { config, previous, errors: Errors::default(), plugins: Loaded::default(), generation }
+        Self {
+            config,
+            previous,
+            errors: Errors::default(),
+            plugins: Loaded::default(),
+            tenants: tenants::compile(config, previous),
+            generation,
+        }
     }
 
     pub(crate) fn error(&mut self, line: usize, message: impl Into<String>) {
         self.config.error_at(&mut self.errors, line, message);
+    }
+
+    fn tenant(&self, name: &str) -> Option<&tenants::Tenant> {
+        self.tenants.iter().find(|tenant| *tenant.proxy.name == *name)
     }
 
     /// A file the configuration names; noted where it cannot be read.
@@ -209,6 +225,16 @@ impl Compiler {
     /// their load and health, clusters with their connections.
     pub(crate) fn compile(&self, config: &Config, previous: Option<&Compiled>) -> Result<Compiled, Errors> {
         self.compile_with(config, previous, PluginsFrom::Sources)
+    }
+
+    /// Begins to read and write what plugins keep on disk: once a configuration is to serve, not when it is checked.
+    pub(crate) fn begin_kv(&self) -> Result<(), tidegate_wasm::KvError> {
+        self.runtime.begin_kv()
+    }
+
+    /// Writes what is left of it.
+    pub(crate) fn finish_kv(&self) {
+        self.runtime.finish_kv();
     }
 
     /// The same configuration again, with its files of certificates and keys as they are now. Plugins stay as they are.
@@ -289,10 +315,11 @@ impl Compiler {
             cluster_by_name,
             table,
             routes,
+            tenants: scope.tenants.iter().map(|tenant| tenant.proxy.clone()).collect(),
             via: config.gateway.via.as_str().into(),
             buffers: self.buffers.clone(),
         };
-        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters })
+        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters, tenants: scope.tenants })
     }
 }
 

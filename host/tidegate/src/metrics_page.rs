@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
-use tidegate_policy::Version;
+use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
 use tidegate_wasm::{CustomMetric, Plugin, QUESTIONS, QuestionStats, Reason};
 
 use crate::boot::Control;
-use crate::compile::{Compiled, Loaded};
+use crate::compile::{Compiled, Loaded, Tenant};
 
 // Writing to a String cannot fail.
 pub(crate) fn render(control: &Control, out: &mut String) {
@@ -98,6 +98,9 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::SHADOW_SKIPPED);
         }
     }
+    if !compiled.tenants.is_empty() {
+        of_tenants(out, &compiled.tenants);
+    }
 }
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
@@ -118,14 +121,14 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     head(out, names::DECISION_FAULTS, "counter", "decisions that failed, by cause");
     for (plugin, question, stats) in asked(plugins) {
         for (cause, count) in stats.faults() {
-            let labels = format!("plugin=\"{plugin}\",question=\"{question}\",cause=\"{cause}\"");
+            let labels = format!("{plugin},question=\"{question}\",cause=\"{cause}\"");
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::DECISION_FAULTS);
         }
     }
     let name = names::DECISION_SECONDS;
     head(out, name, "histogram", "time a decision took");
     for (plugin, question, stats) in asked(plugins) {
-        let labels = format!("plugin=\"{plugin}\",question=\"{question}\"");
+        let labels = format!("{plugin},question=\"{question}\"");
         let (buckets, count, sum) = stats.times();
         for (bound, count) in buckets {
             let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
@@ -137,11 +140,20 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     by_plugin(out, plugins, names::PLUGIN_INSTANTIATIONS, "counter", "instances made", |p| p.stats().instantiations());
     by_plugin(out, plugins, names::PLUGIN_QUARANTINED, "gauge", "1 while left alone", |p| p.quarantined().into());
     by_plugin(out, plugins, names::PLUGIN_WITHDRAWN, "gauge", "1 when revoked", |p| p.withdrawn().into());
+    by_plugin(out, plugins, names::PLUGIN_LOG_DROPPED, "counter", "log lines dropped", |p| {
+        p.stats().log_lines_dropped()
+    });
+    let keeping: Vec<&Plugin> = plugins.iter().copied().filter(|plugin| plugin.kv().is_some()).collect();
+    if !keeping.is_empty() {
+        let (bytes, evicted) = (names::PLUGIN_KV_BYTES, names::PLUGIN_KV_EVICTED);
+        by_plugin(out, &keeping, bytes, "gauge", "bytes of kv in use", |p| p.kv().unwrap_or_default().0);
+        by_plugin(out, &keeping, evicted, "counter", "entries of kv that made room", |p| p.kv().unwrap_or_default().1);
+    }
     let name = names::PLUGIN_CUSTOM;
     head(out, name, "untyped", "what guests count themselves");
     for plugin in plugins {
         for (metric, value) in plugin.stats().custom() {
-            let labels = format!("plugin=\"{}\",name=\"{metric}\"", label(plugin.name()));
+            let labels = format!("{},name=\"{metric}\"", labels(plugin));
             let _ = match value {
                 CustomMetric::Counter(count) => writeln!(out, "{name}{{{labels}}} {count}"),
                 CustomMetric::Gauge(value) => writeln!(out, "{name}{{{labels}}} {value}"),
@@ -183,27 +195,55 @@ fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {
     }
 }
 
+/// A plugin's labels; its tenant's, if it has one.
+fn labels(plugin: &Plugin) -> String {
+    let name = label(plugin.name());
+    match plugin.tenant() {
+        Some(tenant) => format!("plugin=\"{name}\",tenant=\"{}\"", label(tenant)),
+        None => format!("plugin=\"{name}\""),
+    }
+}
+
+fn of_tenants(out: &mut String, tenants: &[Tenant]) {
+    let mut all = |name: &str, kind: &str, help: &str, of: &dyn Fn(&Tenant) -> Option<f64>| {
+        head(out, name, kind, help);
+        for (tenant, value) in tenants.iter().filter_map(|tenant| Some((tenant, of(tenant)?))) {
+            let _ = writeln!(out, "{name}{{tenant=\"{}\"}} {value}", label(&tenant.proxy.name));
+        }
+    };
+    let bounded = |tenant: &Tenant| tenant.proxy.requests.bounds(Bound::Requests);
+    all(names::TENANT_CPU, "counter", "CPU time of its guests", &|tenant| Some(tenant.wasm.cpu().as_secs_f64()));
+    all(names::TENANT_MEMORY, "gauge", "bytes of its live instances", &|tenant| Some(tenant.wasm.memory() as f64));
+    all(names::TENANT_INSTANCES, "gauge", "its live instances", &|tenant| Some(tenant.wasm.live_instances() as f64));
+    all(names::TENANT_REQUESTS, "gauge", "its requests in flight", &|tenant| {
+        bounded(tenant).then(|| tenant.proxy.requests.active(Bound::Requests).into())
+    });
+    all(names::TENANT_REFUSED, "counter", "requests beyond what it may have in flight", &|tenant| {
+        bounded(tenant).then(|| tenant.proxy.requests.refused(Bound::Requests) as f64)
+    });
+}
+
 /// Every question that a plugin answers, with its counts.
-fn asked<'a>(plugins: &'a [&'a Plugin]) -> impl Iterator<Item = (Cow<'a, str>, &'static str, &'a QuestionStats)> {
+fn asked<'a>(plugins: &'a [&'a Plugin]) -> impl Iterator<Item = (String, &'static str, &'a QuestionStats)> {
     plugins.iter().flat_map(|plugin| {
         let answers = plugin.questions();
         let answers = [answers.route, answers.pick, answers.identify, answers.decide];
         let questions = QUESTIONS.iter().zip(&plugin.stats().questions).zip(answers);
-        questions.filter(|(_, answers)| *answers).map(|((name, stats), _)| (label(plugin.name()), *name, stats))
+        questions.filter(|(_, answers)| *answers).map(|((name, stats), _)| (labels(plugin), *name, stats))
     })
 }
 
 fn by_question(out: &mut String, plugins: &[&Plugin], name: &str, help: &str, of: impl Fn(&QuestionStats) -> u64) {
     head(out, name, "counter", help);
     for (plugin, question, stats) in asked(plugins) {
-        let _ = writeln!(out, "{name}{{plugin=\"{plugin}\",question=\"{question}\"}} {}", of(stats));
+        let _ = writeln!(out, "{name}{{{plugin},question=\"{question}\"}} {}", of(stats));
     }
 }
 
 fn by_plugin(out: &mut String, plugins: &[&Plugin], name: &str, kind: &str, help: &str, of: impl Fn(&Plugin) -> u64) {
     head(out, name, kind, help);
     for plugin in plugins {
-        let _ = writeln!(out, "{name}{{plugin=\"{}\"}} {}", label(plugin.name()), of(plugin));
+        let _ = writeln!(out, "{name}{{{}}} {}", labels(plugin), of(plugin));
     }
 }
 

@@ -15,7 +15,7 @@ use tidegate_policy::native::{
     ValuePattern,
 };
 use tidegate_policy::{Balancer, Cause, EndpointsView, Families, Forwarding, RequestEdits, Retry, Router};
-use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 /// Nanoseconds of one call.
 fn time(mut call: impl FnMut()) -> f64 {
@@ -58,6 +58,7 @@ fn kinds(runtime: &Arc<Runtime>, path: &str, settings: serde_json::Value) -> Kin
             grants: Grants { headers: None, wasi: false },
             isolation,
             memoise,
+            share: Share::default(),
         };
         runtime.load(&spec, None).expect("it loads")
     };

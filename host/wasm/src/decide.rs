@@ -51,6 +51,7 @@ impl Asker {
             let why = if core.quarantine.withdrawn() { "it was withdrawn" } else { "it failed too often lately" };
             return Err(self.fault(PolicyFaultKind::Quarantined, why.to_owned()));
         }
+        let (mut payer, mut cpu) = (None, None);
         let asked = with_slot(&self.0, |slot| {
             let granted = |name: &str| core.grants.field(name);
             let memo = &mut slot.memos[question];
@@ -59,6 +60,10 @@ impl Asker {
             {
                 return Ok((answer, Origin::Memo));
             }
+            if let Some(why) = slot.purse.short(begun) {
+                return Err(Failed { kind: PolicyFaultKind::Budget, detail: why.to_owned() });
+            }
+            payer = Some(slot.purse.clone());
             let learns = core.memoise && memo.in_use();
             let mut fresh = None;
             let place = match core.isolation {
@@ -70,7 +75,7 @@ impl Asker {
                     instance.begin_at(begun);
                     instance
                 }
-                none => none.insert(Instance::new(core)?),
+                none => none.insert(Instance::new(core, &slot.purse)?),
             };
             let state = instance.store.data_mut();
             state.facts = facts;
@@ -81,6 +86,7 @@ impl Asker {
             }
             let answered = asking.call(instance);
             let state = instance.store.data_mut();
+            cpu = state.deadline.cpu();
             if let Ok(answer) = &answered
                 && learns
             {
@@ -98,9 +104,12 @@ impl Asker {
             }
             answered.map(|answer| (answer, Origin::Wasm))
         });
+        let took = begun.elapsed();
+        if let Some(payer) = payer {
+            payer.charge(cpu.unwrap_or(took));
+        }
         match asked {
             Ok((value, origin)) => {
-                let took = begun.elapsed();
                 stats.answered(took, origin == Origin::Memo);
                 // What the memo knew says nothing of the guest's health.
                 if origin != Origin::Memo {
@@ -110,10 +119,13 @@ impl Asker {
             }
             Err(Failed { kind, detail }) => {
                 stats.failed(kind);
-                // That no instance was to be had is the pool's doing.
-                let blame = if kind == PolicyFaultKind::Exhausted { Blame::Nobody } else { Blame::Policy };
+                let blame = match kind {
+                    // That no instance was to be had is the pool's doing, and a budget is back with the next second.
+                    PolicyFaultKind::Exhausted | PolicyFaultKind::Budget => Blame::Nobody,
+                    _ => Blame::Policy,
+                };
                 self.note(kind, blame, &detail);
-                Err(PolicyFault { took: begun.elapsed(), ..self.fault(kind, detail) })
+                Err(PolicyFault { took, ..self.fault(kind, detail) })
             }
         }
     }
@@ -133,6 +145,9 @@ impl Asker {
         let plugin = &*core.name;
         if quarantined {
             tracing::warn!(plugin, kind = kind.name(), detail, "plugin quarantined");
+        } else if kind == PolicyFaultKind::Budget && core.stats.tell_of_shedding() {
+            let tenant = core.share.tenant.as_ref().map_or("", |tenant| &**tenant.name());
+            tracing::warn!(plugin, tenant, detail, "plugin over its budget: not asked until there is more");
         } else {
             tracing::debug!(plugin, kind = kind.name(), detail, "plugin failed");
         }

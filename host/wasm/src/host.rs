@@ -11,10 +11,13 @@ mod connection;
 mod endpoints;
 mod forward;
 mod identity;
+mod kv;
 mod log;
 mod metrics;
 mod random;
 mod request;
+
+pub(crate) use kv::kv_now;
 
 type Instance<'a> = LinkerInstance<'a, State>;
 type Link = fn(&mut Instance<'_>) -> wasmtime::Result<()>;
@@ -27,12 +30,13 @@ pub(crate) struct Interface {
 }
 
 /// As the worlds of `wit/worlds.wit` have it.
-pub(crate) const INTERFACES: [Interface; 11] = [
+pub(crate) const INTERFACES: [Interface; 12] = [
     Interface { name: "types", questions: [true; 4], link: |_| Ok(()) },
     Interface { name: "log", questions: [true; 4], link: log::link },
     Interface { name: "clock", questions: [true; 4], link: clock::link },
     Interface { name: "random", questions: [true; 4], link: random::link },
     Interface { name: "metrics", questions: [true; 4], link: metrics::link },
+    Interface { name: "kv", questions: [true; 4], link: kv::link },
     Interface { name: "connection", questions: [true, true, true, false], link: connection::link },
     Interface { name: "request", questions: [true; 4], link: request::link },
     Interface { name: "forward", questions: [true, false, false, false], link: forward::link },
@@ -46,9 +50,12 @@ pub(crate) fn full_name(interface: &str) -> String {
     format!("tidegate:policy/{interface}@0.1.0")
 }
 
+/// The one interface of the contract that needs a grant.
+pub(crate) const KV: &str = "kv";
+
 /// Links the interfaces that belong to any of these questions.
-pub(crate) fn link(linker: &mut Linker<State>, questions: [bool; 4]) -> wasmtime::Result<()> {
-    for interface in &INTERFACES {
+pub(crate) fn link(linker: &mut Linker<State>, questions: [bool; 4], kv: bool) -> wasmtime::Result<()> {
+    for interface in INTERFACES.iter().filter(|interface| kv || interface.name != KV) {
         if interface.questions.iter().zip(questions).any(|(belongs, asked)| *belongs && asked) {
             (interface.link)(&mut linker.instance(&full_name(interface.name))?)?;
         }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -11,6 +12,7 @@ use tidegate_policy::PolicyFaultKind;
 use wasmtime::component::TypedFunc;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
+use crate::budget::{Place, Purse, TenantPurse};
 use crate::memo::{Memo, Read};
 use crate::plugin::{Core, Handle, LoadError};
 use crate::state::{self, Deadline, State};
@@ -49,31 +51,22 @@ pub(crate) struct Instance {
     pub(crate) functions: Functions,
     /// Bytes of memory when it was configured.
     pub(crate) at_start: usize,
-    counted: Counted,
+    _place: Place,
 }
 
-/// A live instance, as the plugin's statistics see it.
-struct Counted(Arc<Core>);
-
-impl Counted {
-    fn begin(core: &Arc<Core>) -> Self {
-        core.stats.live.fetch_add(1, Ordering::Relaxed);
-        core.stats.made.fetch_add(1, Ordering::Relaxed);
-        Self(core.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.stats.live.fetch_sub(1, Ordering::Relaxed);
-    }
+/// A live instance's place, if its plugin and its tenant may have another.
+fn place(core: &Arc<Core>) -> Result<Place, Failed> {
+    let over = |why: &str| Failed { kind: PolicyFaultKind::Budget, detail: why.to_owned() };
+    let place = Place::take(&core.share, &core.stats.live).map_err(over)?;
+    core.stats.made.fetch_add(1, Ordering::Relaxed);
+    Ok(place)
 }
 
 /// Bytes that one call may carry between host and guest.
 const HOSTCALL_BYTES: usize = 2 * 1024 * 1024;
 
-fn store(core: &Arc<Core>) -> Store<State> {
-    let mut store = Store::new(&core.runtime.engine, State::new(core.clone()));
+fn store(core: &Arc<Core>, purse: &Rc<Purse>) -> Store<State> {
+    let mut store = Store::new(&core.runtime.engine, State::new(core.clone(), purse.clone()));
     store.limiter(|state| state);
     store.set_hostcall_fuel(HOSTCALL_BYTES);
     store.epoch_deadline_callback(|mut context| state::look(context.data_mut()));
@@ -87,7 +80,8 @@ pub(crate) fn run<T>(
     store: &mut Store<State>,
     call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<T>,
 ) -> Result<T, Failed> {
-    store.data_mut().refused_growth = false;
+    let state = store.data_mut();
+    (state.refused_growth, state.refused_budget) = (false, false);
     store.set_epoch_deadline(1);
     store.data().core.runtime.ticker.call_begins();
     // A host function of WASI may panic in an executor of ours; it must not take the worker along.
@@ -95,17 +89,19 @@ pub(crate) fn run<T>(
     store.data().core.runtime.ticker.call_ends();
     match result {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(failed(&error, store.data().refused_growth)),
+        Ok(Err(error)) => Err(failed(&error, store.data())),
         Err(_) => Err(Failed { kind: PolicyFaultKind::Trap, detail: "a host function panicked".to_owned() }),
     }
 }
 
-fn failed(error: &wasmtime::Error, refused_growth: bool) -> Failed {
+fn failed(error: &wasmtime::Error, state: &State) -> Failed {
     let kind = if error.is::<PoolConcurrencyLimitError>() {
         PolicyFaultKind::Exhausted
     } else if matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
         PolicyFaultKind::Deadline
-    } else if refused_growth {
+    } else if state.refused_budget {
+        PolicyFaultKind::Budget
+    } else if state.refused_growth {
         PolicyFaultKind::Memory
     } else {
         PolicyFaultKind::Trap
@@ -118,9 +114,9 @@ fn failed(error: &wasmtime::Error, refused_growth: bool) -> Failed {
 
 impl Instance {
     /// Instantiates and configures.
-    pub(crate) fn new(core: &Arc<Core>) -> Result<Self, Failed> {
-        let mut store = store(core);
-        let counted = Counted::begin(core);
+    pub(crate) fn new(core: &Arc<Core>, purse: &Rc<Purse>) -> Result<Self, Failed> {
+        let place = place(core)?;
+        let mut store = store(core, purse);
         let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
         let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
         if let Some(index) = &core.prepared.exports.configure {
@@ -145,10 +141,10 @@ impl Instance {
         if let Some(index) = decide {
             functions.decide = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
-        let at_start = store.data().memory;
+        let at_start = store.data().memory.bytes();
         // What it set while it was configured belongs to no question.
         store.data_mut().clear();
-        Ok(Self { store, functions, at_start, counted })
+        Ok(Self { store, functions, at_start, _place: place })
     }
 
     /// The time of another question begins.
@@ -159,8 +155,8 @@ impl Instance {
     /// An instance that holds nearly all it may is replaced before it fails, if a new one would hold less: one that needs
     /// that much from the start would else be made anew for every question.
     pub(crate) fn nearly_full(&self) -> bool {
-        let limit = self.counted.0.limits.memory;
-        nearly_full(self.store.data().memory, self.at_start, limit)
+        let state = self.store.data();
+        nearly_full(state.memory.bytes(), self.at_start, state.core.limits.memory)
     }
 }
 
@@ -169,10 +165,23 @@ fn nearly_full(memory: usize, at_start: usize, limit: usize) -> bool {
     memory > limit / 4 * 3 && memory.saturating_sub(at_start) > limit.saturating_sub(at_start) / 2
 }
 
+/// Makes an instance and drops it, to see that it can be made. What a tenant has in use is no reason to refuse a
+/// configuration.
+///
+/// # Returns
+/// Bytes of its memory; nothing where it was not made for that reason.
+pub(crate) fn try_out(core: &Arc<Core>) -> Result<usize, Failed> {
+    match Instance::new(core, &Purse::new(&core.allowances, None)) {
+        Ok(instance) => Ok(instance.at_start),
+        Err(failed) if failed.kind == PolicyFaultKind::Budget => Ok(0),
+        Err(failed) => Err(failed),
+    }
+}
+
 /// The schema that a component states for its settings, from an instance of its own.
 pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed> {
     let Some(index) = &core.prepared.exports.settings_schema else { return Ok(None) };
-    let mut store = store(core);
+    let mut store = store(core, &Purse::new(&core.allowances, None));
     let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
     let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
     let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(shape)?;
@@ -182,6 +191,9 @@ pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed
 /// What a thread has of a plugin.
 pub(crate) struct Slot {
     askers: Weak<Handle>,
+    pub(crate) purse: Rc<Purse>,
+    /// `Slots::turn` when it was last asked.
+    used: u64,
     pub(crate) instance: Option<Instance>,
     pub(crate) memos: [Memo; 4],
     /// Of the last question, where the plugin's reads are looked at.
@@ -192,6 +204,9 @@ pub(crate) struct Slot {
 #[derive(Default)]
 struct Slots {
     by_plugin: FxHashMap<u64, Slot>,
+    tenants: FxHashMap<usize, Rc<TenantPurse>>,
+    /// Counts the questions.
+    turn: u64,
     /// `GONE` when they were last swept.
     swept: u64,
 }
@@ -210,6 +225,32 @@ impl Slots {
         if self.swept != gone {
             self.swept = gone;
             self.by_plugin.retain(|_, slot| slot.askers.strong_count() > 0);
+            self.tenants.retain(|_, purse| Rc::strong_count(purse) > 1);
+        }
+    }
+
+    fn purse(&mut self, core: &Core) -> Rc<Purse> {
+        let tenant = core.share.tenant.as_ref().map(|tenant| {
+            // The purse keeps its tenant alive, so its address is nobody else's.
+            let key = Arc::as_ptr(tenant) as usize;
+            self.tenants.entry(key).or_insert_with(|| TenantPurse::new(tenant)).clone()
+        });
+        Purse::new(&core.allowances, tenant)
+    }
+
+    /// A tenant that has all it may have makes room itself: of its plugins on this thread, the one that was not asked for
+    /// longest gives its instance up.
+    fn make_room(&mut self, core: &Core) {
+        let Some(tenant) = core.share.tenant.as_ref().filter(|tenant| tenant.crowded()) else { return };
+        if self.by_plugin.get(&core.id).is_some_and(|slot| slot.instance.is_some()) {
+            return;
+        }
+        let of_it = |slot: &&mut Slot| {
+            let holder = slot.instance.as_ref().and_then(|instance| instance.store.data().core.share.tenant.as_ref());
+            holder.is_some_and(|holder| holder.name() == tenant.name())
+        };
+        if let Some(slot) = self.by_plugin.values_mut().filter(of_it).min_by_key(|slot| slot.used) {
+            slot.instance = None;
         }
     }
 }
@@ -218,9 +259,20 @@ impl Slots {
 pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot) -> T) -> T {
     SLOTS.with_borrow_mut(|slots| {
         slots.sweep();
-        let askers = || Arc::downgrade(handle);
-        let new = || Slot { askers: askers(), instance: None, memos: Default::default(), reads: Vec::new() };
-        use_slot(slots.by_plugin.entry(handle.core.id).or_insert_with(new))
+        slots.make_room(&handle.core);
+        slots.turn += 1;
+        let turn = slots.turn;
+        let slot = match slots.by_plugin.get_mut(&handle.core.id) {
+            Some(slot) => slot,
+            None => {
+                let purse = slots.purse(&handle.core);
+                let askers = Arc::downgrade(handle);
+                let new = Slot { askers, purse, used: 0, instance: None, memos: Default::default(), reads: Vec::new() };
+                slots.by_plugin.entry(handle.core.id).or_insert(new)
+            }
+        };
+        slot.used = turn;
+        use_slot(slot)
     })
 }
 
@@ -259,7 +311,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{Instance, nearly_full};
-    use crate::{Grants, Isolation, Limits, PluginSpec, Runtime, RuntimeOptions};
+    use crate::budget::Purse;
+    use crate::{Grants, Isolation, Limits, PluginSpec, Runtime, RuntimeOptions, Share};
 
     /// A question that needs a new instance has one limit for all of it: what instantiating took is gone.
     #[test]
@@ -292,11 +345,13 @@ mod tests {
             grants: Grants { headers: None, wasi: false },
             isolation: Isolation::Worker,
             memoise: false,
+            share: Share::default(),
         };
         let runtime = Runtime::new(RuntimeOptions { cache: None, max_instances: 10 }).expect("an engine");
         let plugin = runtime.load(&spec, None).expect("it loads");
         let begun = Instant::now();
-        let instance = Instance::new(&plugin.handle.core).expect("an instance");
+        let core = &plugin.handle.core;
+        let instance = Instance::new(core, &Purse::new(&core.allowances, None)).expect("an instance");
         let (took, counted) = (begun.elapsed(), instance.store.data().deadline.begun.elapsed());
         assert!(counted > took / 2, "of {took:?} only {counted:?} count");
     }

@@ -5,10 +5,12 @@
 //! live in a thread-local, one store each. Nothing here knows of sockets.
 
 mod artifact;
+mod budget;
 mod decide;
 mod deployment;
 mod host;
 mod instances;
+mod kv;
 mod memo;
 mod plugin;
 mod prepared;
@@ -25,8 +27,10 @@ mod types;
 mod wasi;
 
 pub use artifact::Binary;
+pub use budget::{CpuShare, Share, Tenant, TenantLimits};
 pub use deployment::Deployment;
 pub use instances::{has_instances, retire_stale};
+pub use kv::{KvError, KvGrant};
 pub use plugin::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Questions, check_component};
 pub use rollout::{Guard, Reason, Rollout, RolloutSpec, StickyBy};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};

@@ -11,9 +11,11 @@ use thiserror::Error;
 use tidegate_policy::{Balancer, Forwarding, Retry, Router};
 
 use crate::artifact::{self, Binary, ComponentDigest};
+use crate::budget::{Allowances, Share};
 use crate::decide::Asker;
-use crate::instances::{self, Instance};
-use crate::prepared::Prepared;
+use crate::instances::{self, Failed};
+use crate::kv::Kv;
+use crate::prepared::{Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
 use crate::stats::PluginStats;
@@ -60,6 +62,7 @@ pub struct PluginSpec {
     pub grants: Grants,
     pub isolation: Isolation,
     pub memoise: bool,
+    pub share: Share,
 }
 
 impl PluginSpec {
@@ -70,6 +73,10 @@ impl PluginSpec {
         let rest = (&self.name, self.deny, self.limits, &self.grants, self.isolation, self.memoise);
         hasher.update(format!("{rest:?}"));
         hasher.update(self.settings.to_string());
+        // Its budget by value: what is used of it changes all the time.
+        let Share { tenant, cpu, instances, log_lines, kv } = &self.share;
+        let tenant = tenant.as_ref().map(|tenant| (tenant.name(), tenant.limits()));
+        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines, kv)));
         hasher.finalize().into()
     }
 }
@@ -148,6 +155,9 @@ pub(crate) struct Core {
     /// What it reads is looked at, and no answer of it remembered.
     pub(crate) observed: bool,
     pub(crate) deny: bool,
+    pub(crate) share: Share,
+    pub(crate) allowances: Allowances,
+    pub(crate) kv: Option<Kv>,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) stats: Arc<PluginStats>,
@@ -202,8 +212,10 @@ impl Runtime {
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity && !plugin.withdrawn()) {
             return Ok(previous.clone());
         }
-        let prepared = self.prepare(&spec.bytes, spec.grants.wasi)?;
+        let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some() };
+        let prepared = self.prepare(&spec.bytes, granted)?;
         let questions = prepared.questions;
+        let tenant = spec.share.tenant.as_ref().map(|tenant| &**tenant.name());
         static IDS: AtomicU64 = AtomicU64::new(0);
         let core = Arc::new(Core {
             id: IDS.fetch_add(1, Ordering::Relaxed),
@@ -215,6 +227,9 @@ impl Runtime {
             memoise: spec.memoise && !spec.grants.wasi && !observed,
             observed,
             deny: spec.deny,
+            allowances: Allowances::of(&spec.share),
+            kv: spec.share.kv.as_ref().map(|grant| self.kv.open(&spec.name, tenant, grant)),
+            share: spec.share.clone(),
             settings: spec.settings.to_string(),
             prepared,
             stats: Arc::default(),
@@ -222,7 +237,7 @@ impl Runtime {
             runtime: self.clone(),
         });
         check_settings(&core, &spec.settings)?;
-        let memory = Instance::new(&core).map_err(|failed| failed.at_load())?.at_start;
+        let memory = instances::try_out(&core).map_err(Failed::at_load)?;
         let handle = Arc::new(Handle { core });
         Ok(Arc::new(Plugin { handle, identity, digest: spec.bytes.digest, questions, memory }))
     }
@@ -275,6 +290,16 @@ impl Plugin {
 
     pub fn questions(&self) -> Questions {
         self.questions
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> Option<&ByteString> {
+        self.handle.core.share.tenant.as_ref().map(|tenant| tenant.name())
+    }
+
+    /// Bytes of its `kv` namespace in use, and entries that had to make room; `None` without the grant.
+    pub fn kv(&self) -> Option<(u64, u64)> {
+        self.handle.core.kv.as_ref().map(|kv| (kv.used(), kv.evicted()))
     }
 
     /// Outlives the plugin for whoever keeps it.
@@ -335,6 +360,7 @@ impl Plugin {
             .collect();
         json!({
             "name": **self.name(),
+            "tenant": self.tenant().map(|tenant| &**tenant),
             "digest": self.digest(),
             "quarantined": self.quarantined(),
             "withdrawn": self.withdrawn(),

@@ -7,7 +7,7 @@ use jsonschema::Validator;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 use crate::artifact::{self, Binary, ComponentDigest};
-use crate::host::{self, INTERFACES, full_name};
+use crate::host::{self, INTERFACES, KV, full_name};
 use crate::plugin::{LoadError, Questions};
 use crate::runtime::Runtime;
 use crate::state::State;
@@ -38,6 +38,13 @@ impl Exports {
     }
 }
 
+/// What is linked only for those that were granted it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Granted {
+    pub(crate) wasi: bool,
+    pub(crate) kv: bool,
+}
+
 pub(crate) struct Prepared {
     pub(crate) pre: InstancePre<State>,
     pub(crate) exports: Exports,
@@ -46,39 +53,39 @@ pub(crate) struct Prepared {
     pub(crate) schema: OnceLock<Option<Validator>>,
 }
 
-/// Those in use, by digest and by whether WASI is linked: a thousand plugins of one component are compiled, mapped and
+/// Those in use, by digest and by what is linked: a thousand plugins of one component are compiled, mapped and
 /// linked once.
 #[derive(Default)]
-pub(crate) struct Preparations(Mutex<HashMap<(ComponentDigest, bool), Weak<Prepared>>>);
+pub(crate) struct Preparations(Mutex<HashMap<(ComponentDigest, Granted), Weak<Prepared>>>);
 
 impl Runtime {
-    pub(crate) fn prepare(self: &Arc<Self>, binary: &Binary, wasi: bool) -> Result<Arc<Prepared>, LoadError> {
-        let key = (binary.digest, wasi);
+    pub(crate) fn prepare(self: &Arc<Self>, binary: &Binary, granted: Granted) -> Result<Arc<Prepared>, LoadError> {
+        let key = (binary.digest, granted);
         let lock = || self.preparations.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = lock().get(&key).and_then(Weak::upgrade) {
             return Ok(prepared);
         }
         // Not under the lock: it takes a while, and twice does no harm.
-        let prepared = Arc::new(self.prepare_anew(binary, wasi)?);
+        let prepared = Arc::new(self.prepare_anew(binary, granted)?);
         let mut known = lock();
         known.retain(|_, prepared| prepared.strong_count() > 0);
         known.insert(key, Arc::downgrade(&prepared));
         Ok(prepared)
     }
 
-    fn prepare_anew(&self, binary: &Binary, wasi: bool) -> Result<Prepared, LoadError> {
+    fn prepare_anew(&self, binary: &Binary, granted: Granted) -> Result<Prepared, LoadError> {
         let component = artifact::component(&self.engine, binary, self.cache.as_deref())
             .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
         let exports = Exports::of(&component);
         let answers = |index: usize| exports.questions[index].is_some();
         let questions = Questions { route: answers(0), pick: answers(1), identify: answers(2), decide: answers(3) };
-        check_imports(self, &component, questions, wasi)?;
+        check_imports(self, &component, questions, granted)?;
         if questions == Questions::default() {
             return Err(LoadError::NoQuestion);
         }
         let mut linker = Linker::new(&self.engine);
-        let linked = host::link(&mut linker, questions.list())
-            .and_then(|()| if wasi { wasi::link(&mut linker) } else { Ok(()) });
+        let linked = host::link(&mut linker, questions.list(), granted.kv)
+            .and_then(|()| if granted.wasi { wasi::link(&mut linker) } else { Ok(()) });
         linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
         Ok(Prepared { pre, exports, questions, schema: OnceLock::new() })
@@ -86,11 +93,16 @@ impl Runtime {
 }
 
 /// Names the import that is unknown, not granted, or not of this component's questions.
-fn check_imports(runtime: &Runtime, component: &Component, questions: Questions, wasi: bool) -> Result<(), LoadError> {
+fn check_imports(
+    runtime: &Runtime,
+    component: &Component,
+    questions: Questions,
+    granted: Granted,
+) -> Result<(), LoadError> {
     let refuse = |import: &str, why: &str| Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });
     for (import, _) in component.component_type().imports(&runtime.engine) {
         if import.starts_with("wasi:") {
-            if !wasi {
+            if !granted.wasi {
                 return refuse(import, "was not granted; set grants.wasi = true, or build it without WASI");
             }
             if wasi::known(import) {
@@ -100,6 +112,9 @@ fn check_imports(runtime: &Runtime, component: &Component, questions: Questions,
         }
         let known = INTERFACES.iter().find(|interface| full_name(interface.name) == import);
         match known {
+            Some(interface) if interface.name == KV && !granted.kv => {
+                return refuse(import, "was not granted; set grants.kv, as in kv = \"1MiB\"");
+            }
             Some(interface)
                 if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}
             Some(_) => return refuse(import, "belongs to a question that it does not answer"),

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, Method};
 use tidegate_policy::{
     Asked, AttemptFacts, Cause, ConnectionHead, Endpoint, EndpointSet, EndpointsView, Families, HttpVersion, Identity,
-    Proof, ProxyTlvs, RequestEdits, RequestHead, Scheme, SetHealth, Target,
+    PolicyFaultKind, Proof, ProxyTlvs, RequestEdits, RequestHead, Scheme, SetHealth, Target,
 };
 
+use crate::budget::Purse;
 use crate::decide::{AskDecide, AskIdentify, AskPick, AskRoute, Asking};
-use crate::instances::Instance;
+use crate::instances::{Failed, Instance};
 use crate::plugin::{LoadError, Plugin, Questions};
 use crate::state::Facts;
 use crate::stats::QUESTIONS;
@@ -26,7 +27,12 @@ impl Plugin {
     /// # Errors
     /// It failed in place of answering.
     pub fn rehearse(&self) -> Result<(), LoadError> {
-        let mut instance = Instance::new(&self.handle.core).map_err(|failed| failed.at_load())?;
+        let core = &self.handle.core;
+        let mut instance = match Instance::new(core, &Purse::new(&core.allowances, None)) {
+            // What a tenant has in use is no reason to refuse a configuration.
+            Err(failed) if failed.kind == PolicyFaultKind::Budget => return Ok(()),
+            made => made.map_err(Failed::at_load)?,
+        };
         let Questions { route, pick, identify, decide } = self.questions();
         let mut edits = RequestEdits::default();
         let asked = [

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
+use crate::kv::{KvError, Stores};
 use crate::prepared::Preparations;
 use crate::simulation::Simulation;
 use crate::ticker::Ticker;
@@ -33,6 +34,7 @@ pub struct Runtime {
     pub(crate) cache: Option<PathBuf>,
     pub(crate) preparations: Preparations,
     pub(crate) simulation: Option<Arc<Simulation>>,
+    pub(crate) kv: Stores,
 }
 
 /// The most memory any plugin may be limited to: the size of a slot's accessible part.
@@ -79,8 +81,26 @@ impl Runtime {
             .consume_fuel(false);
         let engine = Engine::new(&config).map_err(RuntimeError::Engine)?;
         let ticker = Ticker::start(&engine)?;
-        let preparations = Preparations::default();
-        Ok(Arc::new(Self { engine, ticker, cache: options.cache, preparations, simulation }))
+        Ok(Arc::new(Self {
+            engine,
+            ticker,
+            cache: options.cache,
+            preparations: Preparations::default(),
+            simulation,
+            kv: Stores::default(),
+        }))
+    }
+}
+
+impl Runtime {
+    /// Reads what the plugins so far keep on disk, and begins to write it. Before the first of them is asked.
+    pub fn begin_kv(&self) -> Result<(), KvError> {
+        self.kv.begin()
+    }
+
+    /// Writes what plugins keep on disk and is not written yet. After the last question.
+    pub fn finish_kv(&self) {
+        self.kv.finish();
     }
 }
 

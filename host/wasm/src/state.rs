@@ -10,6 +10,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use crate::budget::{Held, Purse};
 use crate::memo::Trace;
 use crate::plugin::{Core, Limits};
 
@@ -34,6 +35,8 @@ impl Facts {
 
 pub(crate) struct State {
     pub(crate) core: Arc<Core>,
+    /// What it spends from, on this worker.
+    pub(crate) purse: Rc<Purse>,
     pub(crate) facts: Facts,
     /// What the guest asked to change: of the request, of the identity.
     pub(crate) edits: RequestEdits,
@@ -44,7 +47,9 @@ pub(crate) struct State {
     limits: Limits,
     /// A growth was refused since the last call began.
     pub(crate) refused_growth: bool,
-    pub(crate) memory: usize,
+    /// The same, because its tenant has all the memory it may have.
+    pub(crate) refused_budget: bool,
+    pub(crate) memory: Held,
     wasi: Option<(WasiCtx, ResourceTable)>,
 }
 
@@ -54,12 +59,14 @@ pub(crate) struct State {
 unsafe impl Send for State {}
 
 impl State {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, purse: Rc<Purse>) -> Self {
+        let memory = Held::of(core.share.tenant.as_ref());
         let limits = core.limits;
         let random = core.runtime.simulation.as_ref().map_or_else(fastrand::Rng::new, |simulation| simulation.random());
         let wasi = core.grants.wasi.then(crate::wasi::context);
         Self {
             core,
+            purse,
             facts: Facts::default(),
             edits: RequestEdits::default(),
             identity: IdentityEdits::default(),
@@ -68,7 +75,8 @@ impl State {
             deadline: Deadline::begin(),
             limits,
             refused_growth: false,
-            memory: 0,
+            refused_budget: false,
+            memory,
             wasi,
         }
     }
@@ -91,10 +99,9 @@ impl ResourceLimiter for State {
     fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let fits = desired <= self.limits.memory;
         self.refused_growth |= !fits;
-        if fits {
-            self.memory = desired;
-        }
-        Ok(fits)
+        let granted = fits && self.memory.grow(desired);
+        self.refused_budget |= fits && !granted;
+        Ok(granted)
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
@@ -146,6 +153,11 @@ impl Deadline {
 
     pub(crate) fn begin_at(begun: Instant) -> Self {
         Self { begun, cpu_at_first_look: None }
+    }
+
+    /// CPU time so far of what runs for longer than a tick; what is shorter has no time to wait for a core.
+    pub(crate) fn cpu(&self) -> Option<std::time::Duration> {
+        self.cpu_at_first_look.map(|first| cpu_time().saturating_sub(first) + crate::ticker::TICK)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What is counted of a plugin, by all workers together.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use tidegate_policy::PolicyFaultKind;
@@ -82,10 +82,12 @@ const MAX_NAME: usize = 64;
 #[derive(Debug, Default)]
 pub struct PluginStats {
     pub questions: [QuestionStats; QUESTIONS.len()],
-    pub(crate) live: AtomicU64,
+    pub(crate) live: Arc<AtomicU64>,
     pub(crate) made: AtomicU64,
     custom: Mutex<BTreeMap<String, CustomMetric>>,
-    log: Mutex<Option<(Instant, u32)>>,
+    pub(crate) log_dropped: AtomicU64,
+    /// When it was last told that decisions are shed, in seconds of this process and one.
+    shedding_told: AtomicU64,
 }
 
 impl PluginStats {
@@ -95,6 +97,20 @@ impl PluginStats {
 
     pub fn instantiations(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is time for a line about decisions that are shed: once in ten seconds is enough.
+    pub(crate) fn tell_of_shedding(&self) -> bool {
+        static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let now = ZERO.elapsed().as_secs() + 1;
+        let told = self.shedding_told.load(Ordering::Relaxed);
+        (told == 0 || now >= told + 10)
+            && self.shedding_told.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Lines beyond what it may write.
+    pub fn log_lines_dropped(&self) -> u64 {
+        self.log_dropped.load(Ordering::Relaxed)
     }
 
     pub fn custom(&self) -> BTreeMap<String, CustomMetric> {
@@ -111,22 +127,6 @@ impl PluginStats {
             return;
         }
         update(custom.entry(name.to_owned()).or_insert(start));
-    }
-
-    /// Whether a guest may write another line: a hundred a second.
-    pub(crate) fn may_log(&self) -> bool {
-        const LINES: u32 = 100;
-        let mut log = lock(&self.log);
-        match &mut *log {
-            Some((begun, lines)) if begun.elapsed() < Duration::from_secs(1) => {
-                *lines += 1;
-                *lines <= LINES
-            }
-            window => {
-                *window = Some((Instant::now(), 1));
-                true
-            }
-        }
     }
 }
 

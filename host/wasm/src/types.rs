@@ -106,6 +106,18 @@ pub(crate) struct Response {
 
 #[derive(Clone, Debug, ComponentType, Lower)]
 #[component(variant)]
+pub(crate) enum KvError {
+    #[component(name = "too-large")]
+    TooLarge,
+    #[component(name = "not-a-number")]
+    NotANumber,
+    #[allow(dead_code, reason = "the contract has it, for what may come")]
+    #[component(name = "other")]
+    Other(Option<String>),
+}
+
+#[derive(Clone, Debug, ComponentType, Lower)]
+#[component(variant)]
 pub(crate) enum EditError {
     #[component(name = "invalid-name")]
     InvalidName,

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tidegate_policy::contract::{self, asked, asked_with};
 use tidegate_policy::{Asked, Blame, Origin, PolicyFaultKind, RequestEdits, RouteAnswer};
-use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 fn runtime() -> Arc<Runtime> {
     Runtime::new(RuntimeOptions { cache: None, max_instances: 50 }).expect("an engine")
@@ -31,6 +31,7 @@ fn spec(path: &str, settings: serde_json::Value) -> PluginSpec {
         grants: Grants { headers: None, wasi: false },
         isolation: Isolation::Worker,
         memoise: false,
+        share: Share::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidegate_policy::contract::asked;
 use tidegate_policy::{Element, Families, Identity, Node, Origin};
-use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 /// A forwarding policy whose functions are these bodies. `$elements` sets an empty chain, `$families` all families.
 fn plugin(configure: &str, identify: &str, memoise: bool) -> Arc<Plugin> {
@@ -66,6 +66,7 @@ fn plugin(configure: &str, identify: &str, memoise: bool) -> Arc<Plugin> {
         grants: Grants { headers: None, wasi: false },
         isolation: Isolation::Worker,
         memoise,
+        share: Share::default(),
     };
     let runtime = Runtime::new(RuntimeOptions { cache: None, max_instances: 10 }).expect("an engine");
     runtime.load(&spec, None).expect("it loads")

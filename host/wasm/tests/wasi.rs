@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_policy::contract::asked;
 use tidegate_policy::{Identity, Origin, PolicyFaultKind};
-use tidegate_wasm::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 /// A forwarding policy that imports clocks, standard output and polls, and runs `body` when it is asked.
 fn guest(body: &str) -> Vec<u8> {
@@ -77,6 +77,7 @@ fn spec(body: &str) -> PluginSpec {
         grants: Grants { headers: None, wasi: true },
         isolation: Isolation::Worker,
         memoise: false,
+        share: Share::default(),
     }
 }
 

@@ -48,6 +48,48 @@ pub mod metrics {
     }
 }
 
+/// What outlives the question.
+pub mod kv {
+    use std::time::Duration;
+
+    use super::nanos;
+    use crate::bindings::facts::tidegate::policy::kv as wit;
+    use crate::kv::Error;
+
+    fn error(error: wit::KvError) -> Error {
+        match error {
+            wit::KvError::TooLarge => Error::TooLarge,
+            wit::KvError::NotANumber => Error::NotANumber,
+            wit::KvError::Other(text) => Error::Other(text),
+        }
+    }
+
+    pub fn get(key: &str) -> Option<Vec<u8>> {
+        wit::get(key)
+    }
+
+    pub fn set(key: &str, value: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        wit::set(key, value, ttl.map(nanos)).map_err(error)
+    }
+
+    pub fn delete(key: &str) -> bool {
+        wit::delete(key)
+    }
+
+    pub fn increment(key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, Error> {
+        wit::increment(key, by, ttl.map(nanos)).map_err(error)
+    }
+
+    pub fn compare_and_swap(
+        key: &str,
+        expected: Option<&[u8]>,
+        value: Option<&[u8]>,
+        ttl: Option<Duration>,
+    ) -> Result<bool, Error> {
+        wit::compare_and_swap(key, expected, value, ttl.map(nanos)).map_err(error)
+    }
+}
+
 fn ip(address: wit::types::IpAddress) -> IpAddr {
     match address {
         wit::types::IpAddress::Ipv4((a, b, c, d)) => Ipv4Addr::new(a, b, c, d).into(),

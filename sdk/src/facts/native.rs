@@ -34,6 +34,78 @@ pub mod metrics {
     pub fn observe(_: &str, _: f64) {}
 }
 
+/// Kept with the question: ask the same one again to see what was kept.
+pub mod kv {
+    use std::time::Duration;
+
+    use crate::kv::Error;
+    use crate::testing::{with_question, with_question_mut};
+
+    /// As the gateway has them.
+    const MAX_KEY: usize = 512;
+    const MAX_VALUE: usize = 1 << 20;
+
+    pub fn get(key: &str) -> Option<Vec<u8>> {
+        with_question(|q| {
+            q.kv.get(key).filter(|(_, end)| end.is_none_or(|end| q.now < end)).map(|(value, _)| value.clone())
+        })
+    }
+
+    fn put(key: &str, value: Vec<u8>, end: Option<Duration>) -> Result<(), Error> {
+        if key.len() > MAX_KEY || value.len() > MAX_VALUE {
+            return Err(Error::TooLarge);
+        }
+        with_question_mut(|q| q.kv.insert(key.to_owned(), (value, end)));
+        Ok(())
+    }
+
+    fn end(ttl: Option<Duration>) -> Option<Duration> {
+        with_question(|q| ttl.map(|ttl| q.now + ttl))
+    }
+
+    pub fn set(key: &str, value: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        put(key, value.to_vec(), end(ttl))
+    }
+
+    pub fn delete(key: &str) -> bool {
+        let there = get(key).is_some();
+        with_question_mut(|q| q.kv.remove(key));
+        there
+    }
+
+    pub fn increment(key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, Error> {
+        let (number, end) = match get(key) {
+            None => (0, end(ttl)),
+            Some(value) => {
+                let text = std::str::from_utf8(&value).ok();
+                let number = text.and_then(|text| text.parse::<i64>().ok()).ok_or(Error::NotANumber)?;
+                (number, with_question(|q| q.kv.get(key).and_then(|(_, end)| *end)))
+            }
+        };
+        let sum = number.saturating_add(by);
+        put(key, sum.to_string().into_bytes(), end)?;
+        Ok(sum)
+    }
+
+    pub fn compare_and_swap(
+        key: &str,
+        expected: Option<&[u8]>,
+        value: Option<&[u8]>,
+        ttl: Option<Duration>,
+    ) -> Result<bool, Error> {
+        if get(key).as_deref() != expected {
+            return Ok(false);
+        }
+        match value {
+            Some(value) => set(key, value, ttl)?,
+            None => {
+                delete(key);
+            }
+        }
+        Ok(true)
+    }
+}
+
 pub fn header(name: &str) -> Option<Vec<u8>> {
     with_question(|q| q.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()))
 }

@@ -44,6 +44,9 @@ impl<'a, P: ?Sized> Asking<'a, P> {
                 Ok(answered) => (answered.origin, decided(&answered.value), answered.took),
                 Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind), fault.took),
             };
+            if origin == Origin::Wasm {
+                record.guest_took(took);
+            }
             record.decisions.push(DecisionRecord { question, by: name(policy), watched, origin, decided, took });
             (policy, decision)
         };
@@ -87,18 +90,21 @@ pub(super) fn route(
         match decision {
             Ok(answered) => match answered.value {
                 RouteAnswer::Pass => edits.fit(&asked.request.target),
-                RouteAnswer::Forward(name) => match snapshot.cluster(&name) {
-                    Some(cluster) => {
-                        edits.fit(&asked.request.target);
-                        return Ok(Destination::Cluster(cluster.clone()));
+                RouteAnswer::Forward(name) => {
+                    match snapshot.cluster(&name).filter(|cluster| cluster.owner.serves(route.tenant.as_deref())) {
+                        Some(cluster) => {
+                            edits.fit(&asked.request.target);
+                            return Ok(Destination::Cluster(cluster.clone()));
+                        }
+                        None => {
+                            *edits = RequestEdits::default();
+                            // One name that leads nowhere says little against all the others.
+                            let refused =
+                                router.answer_refused(&format!("no cluster is named {name:?}"), Blame::Nobody);
+                            fall_back(&router.name(), &refused)?;
+                        }
                     }
-                    None => {
-                        *edits = RequestEdits::default();
-                        // One name that leads nowhere says little against all the others.
-                        let refused = router.answer_refused(&format!("no cluster is named {name:?}"), Blame::Nobody);
-                        fall_back(&router.name(), &refused)?;
-                    }
-                },
+                }
                 RouteAnswer::Respond(response) if response.status.as_u16() >= 200 => {
                     return Ok(Destination::Respond(*response));
                 }

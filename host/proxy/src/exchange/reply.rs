@@ -48,6 +48,8 @@ fn answer(cause: Cause) -> Option<(StatusCode, &'static str)> {
         // RFC 9220, section 3.
         TunnelUnsupported => (StatusCode::NOT_IMPLEMENTED, "http_request_denied"),
         PolicyDenied => (StatusCode::SERVICE_UNAVAILABLE, "http_request_denied"),
+        // RFC 6585, section 4: a quota, not a fault of the gateway that a balancer in front should see.
+        TenantFull => (StatusCode::TOO_MANY_REQUESTS, "http_request_denied"),
         Overload | Draining => (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response"),
         Status | Internal => (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error"),
         ClientGone => return None,
@@ -61,7 +63,7 @@ pub(super) fn to_fault(cause: Cause, request: &RequestHead, snapshot: &Snapshot)
     if let Ok(value) = HeaderValue::try_from(format!("{}; error={token}", snapshot.via.pseudonym())) {
         headers.insert(PROXY_STATUS, value);
     }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if grpc::is_call(request) {

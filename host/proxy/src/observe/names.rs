@@ -130,6 +130,22 @@ pub const SHADOW_COMPARED: &str = "tidegate_plugin_shadow_compared_total";
 pub const SHADOW_DIFFERENCES: &str = "tidegate_plugin_shadow_differences_total";
 /// Questions that a shadow was not asked, by plugin and reason (`rate`, `quarantined`). From its shadow.
 pub const SHADOW_SKIPPED: &str = "tidegate_plugin_shadow_skipped_total";
+/// Log lines beyond what a plugin may write, by plugin. From the plugin's statistics.
+pub const PLUGIN_LOG_DROPPED: &str = "tidegate_plugin_log_lines_dropped_total";
+/// Bytes of `kv` in use, by plugin. From the plugin's namespace.
+pub const PLUGIN_KV_BYTES: &str = "tidegate_plugin_kv_bytes";
+/// Entries of `kv` that had to make room, by plugin. From the plugin's namespace.
+pub const PLUGIN_KV_EVICTED: &str = "tidegate_plugin_kv_evicted_total";
+/// CPU time of a tenant's guests, seconds, by tenant. From the plugin runtime.
+pub const TENANT_CPU: &str = "tidegate_tenant_cpu_seconds_total";
+/// Linear memory of a tenant's live instances, by tenant. From the plugin runtime.
+pub const TENANT_MEMORY: &str = "tidegate_tenant_memory_bytes";
+/// Live instances, by tenant. From the plugin runtime.
+pub const TENANT_INSTANCES: &str = "tidegate_tenant_instances";
+/// Requests in flight, by tenant, where they are bounded. From `Breaker`.
+pub const TENANT_REQUESTS: &str = "tidegate_tenant_requests_active";
+/// Requests refused because the tenant had all it may have in flight, by tenant. From `Breaker`.
+pub const TENANT_REFUSED: &str = "tidegate_tenant_requests_refused_total";
 /// What guests count themselves, by plugin and name. From the plugin's statistics.
 pub const PLUGIN_CUSTOM: &str = "tidegate_plugin_custom";
 /// Requests from trusted peers whose `Forwarded` and `X-Forwarded-For` named different clients. From `received_identity`.

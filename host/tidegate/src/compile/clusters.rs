@@ -12,7 +12,7 @@ use tidegate_policy::{
     Balancer, Breaker, EjectionRules, Endpoint, EndpointSet, EndpointState, HealthRules, SetHealth, Thresholds,
 };
 use tidegate_proxy::snapshot::{Cluster, PoolSettings, ProxyFields, SendProxyHeader, UpstreamProtocol};
-use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck};
+use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck, Owner};
 
 use super::{Files, Scope};
 
@@ -76,6 +76,11 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
     let previous = scope.previous.and_then(|previous| previous.clusters.get(&config.name));
     let cluster = Cluster {
         name: config.name.as_str().into(),
+        owner: match &config.tenant {
+            Some(tenant) => Owner::Tenant(tenant.as_str().into()),
+            None if config.shared => Owner::Shared,
+            None => Owner::Gateway,
+        },
         set,
         pool: PoolSettings {
             protocol,

@@ -9,7 +9,7 @@ use tidegate_config::{OnFailure, OnLoadFailure, Plugin as PluginConfig, PluginIs
 use tidegate_registry::{Component, Error};
 use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime};
 
-use super::{Fresh, Scope, Served, rollouts};
+use super::{Fresh, Scope, Served, rollouts, tenants};
 use crate::plugins;
 use crate::shipping::{Depot, Order, Shipping, Stage};
 
@@ -118,7 +118,7 @@ pub(super) fn explain(name: &str, error: &LoadError) -> String {
 
 fn load_binary(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, plugin: &PluginConfig, bytes: Binary) {
     let previous = scope.previous.and_then(|previous| previous.plugins.get(&plugin.name));
-    match runtime.load(&spec(plugin, bytes), previous) {
+    match runtime.load(&spec(scope, plugin, bytes), previous) {
         Ok(loaded) => scope.plugins.list.push((plugin.name.clone(), loaded)),
         Err(error) => {
             let settings = matches!(error, LoadError::Settings(_));
@@ -194,7 +194,7 @@ impl Shipment<'_> {
     fn configure(&self, scope: &mut Scope<'_>, component: Component) -> Result<(), LoadError> {
         let plugin = self.order.plugin;
         let previous = scope.previous.and_then(|previous| previous.plugins.get(&plugin.name));
-        let loaded = self.runtime.load(&spec(plugin, Binary::from(&component.bytes[..])), previous)?;
+        let loaded = self.runtime.load(&spec(scope, plugin, Binary::from(&component.bytes[..])), previous)?;
         scope.plugins.list.push((plugin.name.clone(), loaded));
         let served = Served { reference: self.order.reference.to_string(), version: component.version.clone() };
         scope.plugins.served.insert(plugin.name.clone(), served);
@@ -203,7 +203,7 @@ impl Shipment<'_> {
     }
 }
 
-pub(super) fn spec(plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
+pub(super) fn spec(scope: &Scope<'_>, plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
     PluginSpec {
         name: plugin.name.as_str().into(),
         bytes,
@@ -216,5 +216,6 @@ pub(super) fn spec(plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
             PluginIsolation::Request => Isolation::Request,
         },
         memoise: plugin.memoise,
+        share: tenants::share(scope, plugin),
     }
 }

@@ -79,7 +79,7 @@ fn other<'a>(
         }
     );
     let bytes = read(scope, binaries, &version.source, version.source_line)?;
-    let mut spec = spec(plugin, bytes);
+    let mut spec = spec(scope, plugin, bytes);
     spec.name = name.as_str().into();
     if let Some(settings) = &version.settings {
         spec.settings.clone_from(settings);

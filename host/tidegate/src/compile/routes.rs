@@ -97,6 +97,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &RouteConfig, clusters: &HashMap<S
     };
     Some(Route {
         name: config.name.as_str().into(),
+        tenant: config.tenant.as_deref().and_then(|name| scope.tenant(name)).map(|tenant| tenant.proxy.clone()),
         action: action?,
         router,
         forwarding: StandardForwarding {

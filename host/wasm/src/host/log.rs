@@ -1,6 +1,8 @@
 //! `log`: a guest's lines in the gateway's log, under the plugin's name, cut and rationed.
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use wasmtime::StoreContextMut;
 
@@ -14,7 +16,9 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("write", |mut store: StoreContextMut<'_, State>, (level, message): (Level, String)| {
         let state = store.data_mut();
         state.trace.taint();
-        if state.core.stats.may_log() {
+        if !state.purse.may_log(Instant::now()) {
+            state.core.stats.log_dropped.fetch_add(1, Ordering::Relaxed);
+        } else {
             let end = (0..=MAX_LINE.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
             let (plugin, message) = (&*state.core.name, &*one_line(&message[..end]));
             match level {

@@ -52,6 +52,7 @@ fn head(method: Method, headers: HeaderMap) -> OutgoingHead {
         cluster_by_name: Default::default(),
         table: RouteTable::new(Vec::new()),
         routes: Vec::new(),
+        tenants: Vec::new(),
         via: "gw".into(),
         buffers: crate::Buffers::new(0, 0, std::env::temp_dir()),
     };

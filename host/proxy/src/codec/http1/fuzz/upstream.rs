@@ -64,6 +64,7 @@ fn snapshot() -> Snapshot {
         cluster_by_name: Default::default(),
         table: RouteTable::new(Vec::new()),
         routes: Vec::new(),
+        tenants: Vec::new(),
         via: "gw".into(),
         buffers: crate::Buffers::new(0, 0, std::env::temp_dir()),
     }

@@ -121,6 +121,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
     };
     let cluster = Arc::new(Cluster {
         name: "o".into(),
+        owner: crate::Owner::Gateway,
         balancer: Arc::new(RoundRobin::new(&set)),
         plugin: None,
         maglev: Arc::new(Maglev::new(&set, 7, HashOn::Path)),
@@ -136,6 +137,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         let families = Families { forwarded: false, x_forwarded: false, x_real_ip: false };
         Arc::new(Route {
             name: name.into(),
+            tenant: None,
             action,
             router: None,
             forwarding: StandardForwarding { mode: ForwardingMode::Replace, families, by: None },
@@ -178,6 +180,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         cluster_by_name: std::iter::once(("o".into(), 0)).collect(),
         table: RouteTable::new(vec![rule(PathPattern::Prefix("/own".to_owned())), rule(PathPattern::Any)]),
         routes: vec![route("own", RouteAction::Respond(own)), route("o", RouteAction::Cluster(cluster))],
+        tenants: Vec::new(),
         via: "gw".into(),
         buffers: Buffers::new(0, 0, std::env::temp_dir()),
     };

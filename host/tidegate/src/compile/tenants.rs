@@ -1,0 +1,53 @@
+//! Tenants: what each crate knows of them, and what a plugin may use of its tenant's.
+
+use std::sync::Arc;
+
+use tidegate_config::{Config, Plugin as PluginConfig, Tenant as TenantConfig};
+use tidegate_policy::Breaker;
+use tidegate_wasm::{CpuShare, KvGrant, Share, TenantLimits};
+
+use super::{Compiled, Scope};
+
+/// A tenant, to exchanges and to plugins.
+pub(crate) struct Tenant {
+    pub(crate) proxy: Arc<tidegate_proxy::Tenant>,
+    pub(crate) wasm: Arc<tidegate_wasm::Tenant>,
+}
+
+/// What is in use under `previous` counts on.
+pub(super) fn compile(config: &Config, previous: Option<&Compiled>) -> Vec<Tenant> {
+    let known = |name: &str| previous?.tenants.iter().find(|tenant| *tenant.proxy.name == *name);
+    config.tenants.iter().map(|tenant| compile_one(tenant, known(&tenant.name))).collect()
+}
+
+fn compile_one(config: &TenantConfig, previous: Option<&Tenant>) -> Tenant {
+    let limits = TenantLimits {
+        cpu: config.limits.cpu.map(cpu),
+        memory: config.limits.memory,
+        instances: config.limits.instances,
+        log_lines: config.limits.log_lines,
+    };
+    let requests = Breaker::new(config.limits.requests, None, previous.map(|previous| &previous.proxy.requests));
+    Tenant {
+        proxy: Arc::new(tidegate_proxy::Tenant { name: config.name.as_str().into(), requests }),
+        wasm: tidegate_wasm::Tenant::new(&config.name, limits, previous.map(|previous| &previous.wasm)),
+    }
+}
+
+fn cpu(share: tidegate_config::CpuShare) -> CpuShare {
+    CpuShare { per_second: share.per_second, burst: share.burst }
+}
+
+pub(super) fn share(scope: &Scope<'_>, plugin: &PluginConfig) -> Share {
+    Share {
+        tenant: plugin.tenant.as_deref().and_then(|name| scope.tenant(name)).map(|tenant| tenant.wasm.clone()),
+        cpu: plugin.cpu.map(cpu),
+        instances: plugin.instances,
+        log_lines: plugin.log_lines,
+        kv: plugin.kv.as_ref().map(|kv| KvGrant {
+            bytes: kv.bytes,
+            of_tenant: kv.of_tenant,
+            persist: kv.persist.clone(),
+        }),
+    }
+}
