@@ -52,8 +52,17 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
     let tenants = root.sections("tenant").iter().map(Tenant::read).collect();
     let routes =
         root.sections("route").iter().enumerate().map(|(index, route)| Route::read(route, index + 1)).collect();
-    let mut config =
-        Config { file: file.to_owned(), gateway, listeners, clusters, plugins, registry, tenants, routes, warnings: Vec::new() };
+    let mut config = Config {
+        file: file.to_owned(),
+        gateway,
+        listeners,
+        clusters,
+        plugins,
+        registry,
+        tenants,
+        routes,
+        warnings: Vec::new(),
+    };
     check(&mut config, &source);
     if source.errors.borrow().is_empty() { Ok(config) } else { Err(finish(source)) }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::is_token;
 use crate::reader::Section;
 use crate::registry::{Registry, Shipped};
 use crate::tenant::{CpuShare, granted_headers};

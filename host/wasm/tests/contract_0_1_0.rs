@@ -9,7 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tidegate_policy::contract::{self, asked, asked_with, attempt, endpoints};
 use tidegate_policy::{Cause, Choice, EndpointsView, Families, Identity, RequestEdits, RouteAnswer, Verdict};
-use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions};
+use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 fn load(name: &str, digest: &str, settings: serde_json::Value) -> Arc<Plugin> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests/contract-0.1.0").join(name);
@@ -25,6 +25,7 @@ fn load(name: &str, digest: &str, settings: serde_json::Value) -> Arc<Plugin> {
         grants: Grants { headers: None, wasi: false },
         isolation: Isolation::Worker,
         memoise: false,
+        share: Share::default(),
     };
     let runtime = Runtime::new(RuntimeOptions { cache: None, max_instances: 10 }).expect("an engine");
     let plugin = runtime.load(&spec, None).expect("it loads");

@@ -11,7 +11,7 @@ use tidegate_policy::contract::asked_with;
 use tidegate_policy::{Asked, Decision, RequestEdits, RouteAnswer, Router, Version, Versioned};
 use tidegate_wasm::{
     Deployment, Grants, Guard, Isolation, Limits, LoadError, Plugin, PluginSpec, Reason, Rollout, RolloutSpec, Runtime,
-    RuntimeOptions, Shadow, ShadowSpec, StickyBy,
+    RuntimeOptions, Shadow, ShadowSpec, Share, StickyBy,
 };
 
 fn runtime() -> Arc<Runtime> {
@@ -29,6 +29,7 @@ fn spec(name: &str, settings: serde_json::Value) -> PluginSpec {
         grants: Grants { headers: None, wasi: false },
         isolation: Isolation::Worker,
         memoise: false,
+        share: Share::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidegate_policy::{Asked, AttemptFacts, EndpointsView, Identity, PolicyFault, RequestEdits};
 use tidegate_wasm::{
-    Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions, Simulation,
+    Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions, Share, Simulation,
 };
 
 use super::answer::{Outcome, difference, of_choice, of_identity, of_route, of_verdict};
@@ -105,6 +105,7 @@ impl Asker {
             grants: Grants { headers: case.grants.clone(), wasi: false },
             isolation,
             memoise,
+            share: Share::default(),
         };
         let plugin = match self.runtime.load(&spec, self.previous.as_ref()) {
             Ok(plugin) => plugin,
