@@ -55,9 +55,9 @@ pub(crate) struct Instance {
 }
 
 /// A live instance's place, if its plugin and its tenant may have another.
-fn place(core: &Arc<Core>) -> Result<Place, Failed> {
+fn place(core: &Arc<Core>, purse: &Purse) -> Result<Place, Failed> {
     let over = |why: &str| Failed { kind: PolicyFaultKind::Budget, detail: why.to_owned() };
-    let place = Place::take(&core.share, &core.stats.live).map_err(over)?;
+    let place = Place::take(purse.tenant(), core.share.instances, &core.stats.live).map_err(over)?;
     core.stats.made.fetch_add(1, Ordering::Relaxed);
     Ok(place)
 }
@@ -115,7 +115,7 @@ fn failed(error: &wasmtime::Error, state: &State) -> Failed {
 impl Instance {
     /// Instantiates and configures.
     pub(crate) fn new(core: &Arc<Core>, purse: &Rc<Purse>) -> Result<Self, Failed> {
-        let place = place(core)?;
+        let place = place(core, purse)?;
         let mut store = store(core, purse);
         let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
         let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
@@ -168,10 +168,7 @@ fn nearly_full(memory: usize, at_start: usize, limit: usize) -> bool {
 /// Makes an instance and drops it, to see that it can be made. What a tenant has in use is no reason to refuse a
 /// configuration.
 pub(crate) fn try_out(core: &Arc<Core>) -> Result<(), Failed> {
-    match Instance::new(core, &Purse::new(&core.allowances, None)) {
-        Err(failed) if failed.kind != PolicyFaultKind::Budget => Err(failed),
-        _ => Ok(()),
-    }
+    Instance::new(core, &Purse::new(&core.allowances, None)).map(drop)
 }
 
 /// The schema that a component states for its settings, from an instance of its own.

@@ -60,7 +60,7 @@ unsafe impl Send for State {}
 
 impl State {
     pub(crate) fn new(core: Arc<Core>, purse: Rc<Purse>) -> Self {
-        let memory = Held::of(core.share.tenant.as_ref());
+        let memory = Held::of(purse.tenant());
         let limits = core.limits;
         let wasi = core.grants.wasi.then(crate::wasi::context);
         Self {
