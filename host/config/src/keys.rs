@@ -488,7 +488,12 @@ pub(crate) const TABLES: &[Table] = &[
                 Text,
                 "The tenant whose it is: only that tenant's tables may name it, and what it uses is of the tenant's budget.",
             ),
-            key("shared", Bool, "false", "Every tenant's tables may name it. Not together with `tenant`."),
+            key(
+                "shared",
+                Bool,
+                "false",
+                "Every tenant's tables may name it; what it uses is of its own limits. Not together with `tenant`.",
+            ),
             key("settings", Free, "{}", "The plugin's own table, checked against its schema."),
             key(
                 "on_failure",

@@ -166,6 +166,13 @@ impl Exchange<'_> {
         }
     }
 
+    /// The same before a retry policy is asked. Whether the client has left shows with what follows.
+    async fn turn_to_retry(&self, plan: &Plan, reply: &mut Option<Reply>) {
+        if plan.route.retry_plugin.is_some() {
+            drop(self.turn(&plan.route, reply).await);
+        }
+    }
+
     /// Where to, then identify. No byte is sent for a request that has no place to go.
     fn plan(&mut self, route: Arc<Route>, hops: Hops) -> Result<Planned, Fault> {
         let request = &self.asked.request;

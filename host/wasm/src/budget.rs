@@ -135,17 +135,21 @@ pub(crate) struct Place {
 
 impl Place {
     /// Or whose bound is reached.
-    pub(crate) fn take(share: &Share, live: &Arc<AtomicU64>) -> Result<Self, &'static str> {
-        if !enter(live, 1, share.instances) {
+    pub(crate) fn take(
+        tenant: Option<&Arc<Tenant>>,
+        most: Option<u64>,
+        live: &Arc<AtomicU64>,
+    ) -> Result<Self, &'static str> {
+        if !enter(live, 1, most) {
             return Err("its plugin has all the instances it may have (limits.instances)");
         }
-        if let Some(tenant) = &share.tenant
+        if let Some(tenant) = tenant
             && !enter(&tenant.counts.instances, 1, tenant.limits.instances)
         {
             live.fetch_sub(1, Ordering::Relaxed);
             return Err("its tenant has all the instances it may have (limits.instances)");
         }
-        Ok(Self { tenant: share.tenant.clone(), live: live.clone() })
+        Ok(Self { tenant: tenant.cloned(), live: live.clone() })
     }
 }
 
@@ -326,6 +330,11 @@ impl Purse {
         Rc::new(Self { cpu, log: Bucket::new(&allowances.log), tenant })
     }
 
+    /// Who is charged besides; nobody while a plugin is tried out.
+    pub(crate) fn tenant(&self) -> Option<&Arc<Tenant>> {
+        self.tenant.as_ref().map(|purse| &purse.tenant)
+    }
+
     /// Whose CPU time is used up, if any is.
     pub(crate) fn short(&self, now: Instant) -> Option<&'static str> {
         let closed = |cpu: Option<&Bucket>| cpu.is_some_and(|cpu| !cpu.open(now));
@@ -454,18 +463,18 @@ mod tests {
     fn plugins_of_a_tenant_share_its_bounds() {
         let limits = TenantLimits { memory: Some(100), instances: Some(3), ..TenantLimits::default() };
         let tenant = Tenant::new("a", limits, None);
-        let share = Share { tenant: Some(tenant.clone()), instances: Some(2), ..Share::default() };
+        let take = |live: &Arc<AtomicU64>| Place::take(Some(&tenant), Some(2), live);
         let (one, other) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let first = Place::take(&share, &one);
-        let second = Place::take(&share, &one);
+        let first = take(&one);
+        let second = take(&one);
         assert!(first.is_ok() && second.is_ok());
-        assert!(Place::take(&share, &one).is_err_and(|why| why.contains("plugin")));
-        let third = Place::take(&share, &other);
+        assert!(take(&one).is_err_and(|why| why.contains("plugin")));
+        let third = take(&other);
         assert!(third.is_ok() && tenant.crowded());
-        assert!(Place::take(&share, &other).is_err_and(|why| why.contains("tenant")));
+        assert!(take(&other).is_err_and(|why| why.contains("tenant")));
         assert_eq!(other.load(Ordering::Relaxed), 1, "a place that was not to be had is given back");
         drop(first);
-        assert!(Place::take(&share, &other).is_ok());
+        assert!(take(&other).is_ok());
 
         let (mut a, mut b) = (Held::of(Some(&tenant)), Held::of(Some(&tenant)));
         assert!(a.grow(60) && b.grow(40) && !b.grow(41) && !a.grow(61));

@@ -55,9 +55,9 @@ pub(crate) struct Instance {
 }
 
 /// A live instance's place, if its plugin and its tenant may have another.
-fn place(core: &Arc<Core>) -> Result<Place, Failed> {
+fn place(core: &Arc<Core>, purse: &Purse) -> Result<Place, Failed> {
     let over = |why: &str| Failed { kind: PolicyFaultKind::Budget, detail: why.to_owned() };
-    let place = Place::take(&core.share, &core.stats.live).map_err(over)?;
+    let place = Place::take(purse.tenant(), core.share.instances, &core.stats.live).map_err(over)?;
     core.stats.made.fetch_add(1, Ordering::Relaxed);
     Ok(place)
 }
@@ -115,7 +115,7 @@ fn failed(error: &wasmtime::Error, state: &State) -> Failed {
 impl Instance {
     /// Instantiates and configures.
     pub(crate) fn new(core: &Arc<Core>, purse: &Rc<Purse>) -> Result<Self, Failed> {
-        let place = place(core)?;
+        let place = place(core, purse)?;
         let mut store = store(core, purse);
         let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
         let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
@@ -169,13 +169,9 @@ fn nearly_full(memory: usize, at_start: usize, limit: usize) -> bool {
 /// configuration.
 ///
 /// # Returns
-/// Bytes of its memory; nothing where it was not made for that reason.
+/// Bytes of its memory.
 pub(crate) fn try_out(core: &Arc<Core>) -> Result<usize, Failed> {
-    match Instance::new(core, &Purse::new(&core.allowances, None)) {
-        Ok(instance) => Ok(instance.at_start),
-        Err(failed) if failed.kind == PolicyFaultKind::Budget => Ok(0),
-        Err(failed) => Err(failed),
-    }
+    Instance::new(core, &Purse::new(&core.allowances, None)).map(|instance| instance.at_start)
 }
 
 /// The schema that a component states for its settings, from an instance of its own.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, Method};
 use tidegate_policy::{
     Asked, AttemptFacts, Cause, ConnectionHead, Endpoint, EndpointSet, EndpointsView, Families, HttpVersion, Identity,
-    PolicyFaultKind, Proof, ProxyTlvs, RequestEdits, RequestHead, Scheme, SetHealth, Target,
+    Proof, ProxyTlvs, RequestEdits, RequestHead, Scheme, SetHealth, Target,
 };
 
 use crate::budget::Purse;
@@ -28,11 +28,7 @@ impl Plugin {
     /// It failed in place of answering.
     pub fn rehearse(&self) -> Result<(), LoadError> {
         let core = &self.handle.core;
-        let mut instance = match Instance::new(core, &Purse::new(&core.allowances, None)) {
-            // What a tenant has in use is no reason to refuse a configuration.
-            Err(failed) if failed.kind == PolicyFaultKind::Budget => return Ok(()),
-            made => made.map_err(Failed::at_load)?,
-        };
+        let mut instance = Instance::new(core, &Purse::new(&core.allowances, None)).map_err(Failed::at_load)?;
         let Questions { route, pick, identify, decide } = self.questions();
         let mut edits = RequestEdits::default();
         let asked = [

@@ -60,7 +60,7 @@ unsafe impl Send for State {}
 
 impl State {
     pub(crate) fn new(core: Arc<Core>, purse: Rc<Purse>) -> Self {
-        let memory = Held::of(core.share.tenant.as_ref());
+        let memory = Held::of(purse.tenant());
         let limits = core.limits;
         let random = core.runtime.simulation.as_ref().map_or_else(fastrand::Rng::new, |simulation| simulation.random());
         let wasi = core.grants.wasi.then(crate::wasi::context);

@@ -126,6 +126,7 @@ impl Exchange<'_> {
                 Event::Answered(at, Err(fault)) => {
                     let index = racers.remove(at).index;
                     if racers.is_empty() {
+                        self.turn_to_retry(plan, reply).await;
                         return Err(self.after(plan, &RequestBody::None, view, index, fault));
                     }
                     self.failed(view, index);
@@ -143,10 +144,18 @@ impl Exchange<'_> {
                         self.failed(view, racer.index);
                         self.blame(plan, view, racer.index, fault.cause);
                     }
+                    self.turn_to_retry(plan, reply).await;
                     return Err(self.after(plan, &RequestBody::None, view, last, fault));
                 }
                 Event::Hedge => {
                     next = None;
+                    // Its balancer's turn comes with the next round: a hedge can wait, a neighbour should not.
+                    let turns = &self.served.worker.turns;
+                    let tenant = plan.route.tenant.as_ref().filter(|_| cluster.plugin.is_some());
+                    if tenant.is_some_and(|tenant| turns.now(tenant).is_none()) {
+                        next = Some(Deadline::after(timers, plan.route.hedge_after));
+                        continue;
+                    }
                     let Some(index) = self.hedge(plan, cluster, view, &racers) else { continue };
                     let Some(endpoint) = cluster.set.endpoints.get(index as usize) else { continue };
                     racers.push(enter(index, Instant::now(), InFlight::begin(&endpoint.state)));

@@ -81,6 +81,10 @@ fn other<'a>(
     let bytes = read(scope, binaries, &version.source, version.source_line)?;
     let mut spec = spec(scope, plugin, bytes);
     spec.name = name.as_str().into();
+    if let (As::Shadow, Some(kv)) = (load_as, &mut spec.share.kv) {
+        // What it keeps is nobody else's: its answers are not used, and neither is what it writes.
+        (kv.of_tenant, kv.persist) = (false, None);
+    }
     if let Some(settings) = &version.settings {
         spec.settings.clone_from(settings);
     }
