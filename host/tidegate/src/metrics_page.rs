@@ -53,6 +53,9 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     }
     of_rollouts(out, &compiled);
     of_shadows(out, &compiled);
+    if !compiled.tenants.is_empty() {
+        of_tenants(out, &compiled.tenants);
+    }
 }
 
 fn of_rollouts(out: &mut String, compiled: &Compiled) {
@@ -97,9 +100,6 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
             let labels = format!("plugin=\"{}\",reason=\"{reason}\"", label(shadow.plugin()));
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::SHADOW_SKIPPED);
         }
-    }
-    if !compiled.tenants.is_empty() {
-        of_tenants(out, &compiled.tenants);
     }
 }
 
