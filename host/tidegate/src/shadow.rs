@@ -43,7 +43,8 @@ fn words(report: &Value) -> String {
         }
         for group in list(&shadow["groups"]) {
             let (stood, other) = (text(&group["stood"]), text(&group["shadow"]));
-            let _ = writeln!(out, "\n  {:>8}  {}: {stood} -> {other}", group["count"], text(&group["question"]));
+            let count = group["count"].as_u64().unwrap_or_default();
+            let _ = writeln!(out, "\n  {count:>8}  {}: {stood} -> {other}", text(&group["question"]));
             for example in list(&group["examples"]) {
                 example_words(&mut out, example, [&stood, &other]);
             }
