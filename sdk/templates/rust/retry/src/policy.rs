@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::json;
 use tidegate_sdk::{Attempt, Cause, Endpoints, Policy, Request, Retry, Verdict};
 
 #[derive(Clone, Debug, Deserialize)]
@@ -39,6 +40,12 @@ impl Policy for Unreached {
         }
         Ok(Self(settings))
     }
+
+    fn settings_schema() -> Option<String> {
+        let number = json!({ "type": "integer", "minimum": 0 });
+        let properties = json!({ "attempts": number, "pause_ms": number });
+        Some(json!({ "type": "object", "additionalProperties": false, "properties": properties }).to_string())
+    }
 }
 
 impl Retry for Unreached {
@@ -63,7 +70,7 @@ mod tests {
 
     #[test]
     fn it_goes_elsewhere_where_nothing_was_reached() {
-        let mut policy: Unreached = configure(serde_json::json!({})).expect("good settings");
+        let mut policy: Unreached = configure(json!({})).expect("good settings");
         let mut ask = |failure| Question::get("/").failed(failure, Proof::Unprocessed).decide(&mut policy);
         assert_eq!(ask(Cause::Connect), Verdict::Elsewhere(Duration::ZERO));
         assert_eq!(ask(Cause::Status(503)), Verdict::Again(Duration::from_millis(50)));
