@@ -116,7 +116,7 @@ const RESERVED: [&str; 27] = [
     "type",
 ];
 
-/// What an instance of each language's engine needs: LANGUAGES.md has the measurements.
+/// Room for each language's engine, which starts within the defaults: LANGUAGES.md has the measurements.
 fn limits(language: Language) -> &'static str {
     match language {
         Language::Rust | Language::C => "",
