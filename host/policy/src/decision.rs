@@ -93,6 +93,15 @@ pub enum PolicyFaultKind {
 }
 
 impl PolicyFaultKind {
+    /// Whose fault it is, where an answer was not given.
+    pub fn blame(self) -> Blame {
+        match self {
+            // That no instance was to be had is the pool's doing, and a budget is back with the next second.
+            Self::Exhausted | Self::Budget => Blame::Nobody,
+            _ => Blame::Policy,
+        }
+    }
+
     pub const ALL: [Self; 8] = [
         Self::Trap,
         Self::Deadline,
@@ -116,5 +125,16 @@ impl PolicyFaultKind {
             Self::Invalid => "invalid",
             Self::Budget => "budget",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_use_up_is_nobodys_fault() {
+        let nobodys = PolicyFaultKind::ALL.into_iter().filter(|kind| kind.blame() == Blame::Nobody);
+        assert_eq!(nobodys.collect::<Vec<_>>(), [PolicyFaultKind::Exhausted, PolicyFaultKind::Budget]);
     }
 }

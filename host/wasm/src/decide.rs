@@ -119,12 +119,7 @@ impl Asker {
             }
             Err(Failed { kind, detail }) => {
                 stats.failed(kind);
-                let blame = match kind {
-                    // That no instance was to be had is the pool's doing, and a budget is back with the next second.
-                    PolicyFaultKind::Exhausted | PolicyFaultKind::Budget => Blame::Nobody,
-                    _ => Blame::Policy,
-                };
-                self.note(kind, blame, &detail);
+                self.note(kind, kind.blame(), &detail);
                 Err(PolicyFault { took, ..self.fault(kind, detail) })
             }
         }

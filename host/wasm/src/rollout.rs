@@ -109,7 +109,7 @@ impl Rollout {
             json!({ "reason": ended.reason.name(), "detail": ended.detail, "at": at.as_secs() })
         });
         let version = |version: Version| {
-            let counts = &self.counts[version as usize];
+            let counts = self.counts(version);
             let (tally, pace) = (counts.tally(), counts.pace());
             json!({
                 "decisions": self.decisions(version),
@@ -147,11 +147,9 @@ impl Rollout {
             // What was remembered says nothing of how long the guest takes.
             Ok(answered) if answered.origin == Origin::Wasm => self.counts(version).answered(answered.took),
             Ok(_) => {}
-            Err(fault) => match fault.kind {
-                // Of those faults that were counted, and of a pool that others have emptied.
-                PolicyFaultKind::Quarantined | PolicyFaultKind::Exhausted => {}
-                _ => self.fault(version),
-            },
+            // A quarantine is of those faults that were counted.
+            Err(fault) if fault.kind == PolicyFaultKind::Quarantined || fault.kind.blame() == Blame::Nobody => {}
+            Err(_) => self.fault(version),
         }
     }
 
