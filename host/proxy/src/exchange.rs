@@ -95,15 +95,7 @@ async fn serve(served: &Served, head: RequestHead, body: Incoming, reply: Reply)
     let mut exchange =
         Exchange { served, snapshot, asked, record, retrying: None, within_bound: None, within_tenant: None };
     let mut reply = Some(reply);
-    let planned = match exchange.route() {
-        Err(fault) => Err(fault),
-        Ok(Routed::Respond(response)) => Ok(Planned::Respond(response)),
-        Ok(Routed::To(route, hops)) => match exchange.turn(&route, &mut reply).await {
-            Ok(_turn) => exchange.plan(route, hops),
-            Err(fault) => Err(fault),
-        },
-    };
-    let forwarded = match planned {
+    let forwarded = match exchange.planned(&mut reply).await {
         Ok(Planned::Forward(mut plan)) => exchange.forward(&mut plan, body, &mut reply).await,
         Ok(Planned::Respond(response)) => return Box::pin(exchange.respond(response, reply)).await,
         Err(fault) => Err(fault),
@@ -126,6 +118,18 @@ enum Planned {
 }
 
 impl Exchange<'_> {
+    /// What is to be done: all that is decided before a first attempt.
+    async fn planned(&mut self, reply: &mut Option<Reply>) -> Result<Planned, Fault> {
+        match self.route()? {
+            Routed::Respond(response) => Ok(Planned::Respond(response)),
+            Routed::To(route, hops) => {
+                let asks = route.router.is_some() || route.forwarding_plugin.is_some();
+                let _turn = if asks { self.turn(&route, reply).await? } else { None };
+                self.plan(route, hops)
+            }
+        }
+    }
+
     /// Finds the route, and a place among its tenant's requests.
     fn route(&mut self) -> Result<Routed, Fault> {
         let request = &self.asked.request;
@@ -163,13 +167,6 @@ impl Exchange<'_> {
         match turns.now(tenant) {
             Some(turn) => Ok(Some(turn)),
             None => Box::pin(attempt::select(turns.wait(tenant), reply, |_| Poll::Pending)).await.map(Some),
-        }
-    }
-
-    /// The same before a retry policy is asked. Whether the client has left shows with what follows.
-    async fn turn_to_retry(&self, plan: &Plan, reply: &mut Option<Reply>) {
-        if plan.route.retry_plugin.is_some() {
-            drop(self.turn(&plan.route, reply).await);
         }
     }
 
@@ -237,7 +234,9 @@ impl Exchange<'_> {
         loop {
             // What is sent after the handshake is nobody's replay.
             plan.head.early = !handshake.is_complete();
-            drop(self.turn(&plan.route, reply).await?);
+            if plan.cluster.plugin.is_some() {
+                drop(self.turn(&plan.route, reply).await?);
+            }
             match self.attempt(plan, &mut body, &mut view, reply).await {
                 Step::Done => return Ok(()),
                 Step::Failed(fault) => return Err(fault),

@@ -93,6 +93,14 @@ impl Turns {
         (!line.had_its_turn() && line.waiting.get() == 0).then(|| Turn(line))
     }
 
+    /// The tenant's turn, as soon as it has one.
+    pub(crate) async fn take(&self, tenant: &Tenant) -> Turn {
+        match self.now(tenant) {
+            Some(turn) => turn,
+            None => self.wait(tenant).await,
+        }
+    }
+
     /// Waits for it, behind those of the tenant who came before.
     pub(crate) async fn wait(&self, tenant: &Tenant) -> Turn {
         struct Waiting<'a>(&'a Line);
@@ -169,10 +177,7 @@ mod tests {
             let decide = |tenant: &Rc<Tenant>, time: Duration| {
                 let (turns, tenant, order) = (turns.clone(), tenant.clone(), order.clone());
                 tokio::task::spawn_local(async move {
-                    let turn = match turns.now(&tenant) {
-                        Some(turn) => turn,
-                        None => turns.wait(&tenant).await,
-                    };
+                    let turn = turns.take(&tenant).await;
                     order.borrow_mut().push(tenant.name.clone());
                     turns.took(&tenant, time);
                     drop(turn);
@@ -200,10 +205,7 @@ mod tests {
                 .map(|index| {
                     let (turns, tenant, done) = (turns.clone(), tenant.clone(), done.clone());
                     tokio::task::spawn_local(async move {
-                        let turn = match turns.now(&tenant) {
-                            Some(turn) => turn,
-                            None => turns.wait(&tenant).await,
-                        };
+                        let turn = turns.take(&tenant).await;
                         // Some ask no guest at all.
                         if index % 3 != 0 {
                             turns.took(&tenant, Duration::from_micros(20));

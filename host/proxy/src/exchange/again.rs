@@ -15,7 +15,7 @@ use crate::upstream::{Lease, health};
 
 impl Exchange<'_> {
     /// A whole response head arrived: whether its status is a reason to try again, and when.
-    pub(super) fn after_status(
+    pub(super) async fn after_status(
         &mut self,
         plan: &Plan,
         body: &RequestBody,
@@ -38,7 +38,7 @@ impl Exchange<'_> {
         if head.status == StatusCode::REQUEST_TIMEOUT && lease.reused() && retry.on.reset {
             // The origin gave up an idle connection as the request was on its way (RFC 9110, section 15.5.9).
             let raced = Fault::new(Cause::Reset, "408 on a connection that had idled");
-            return self.consider(plan, body, view, index, &raced, None).map(Step::Again);
+            return Box::pin(self.consider(plan, body, view, index, &raced, None)).await.map(Step::Again);
         }
         let mut fault = Fault::new(Cause::Status, head.status);
         match head.status {
@@ -54,13 +54,16 @@ impl Exchange<'_> {
             StatusCode::TOO_EARLY => fault.unprocessed = true,
             _ => {}
         }
-        let wanted = plan.route.retry_plugin.is_some() || retry.retries_status(head.status);
+        if plan.route.retry_plugin.is_none() && !retry.retries_status(head.status) {
+            return None;
+        }
         let response = Some((head.status, &head.headers));
-        wanted.then(|| self.consider(plan, body, view, index, &fault, response))?.map(Step::Again)
+        // Boxed: what is rare is no part of every attempt's state.
+        Box::pin(self.consider(plan, body, view, index, &fault, response)).await.map(Step::Again)
     }
 
     /// After a failure: again, or the fault stands.
-    pub(super) fn after(
+    pub(super) async fn after(
         &mut self,
         plan: &Plan,
         body: &RequestBody,
@@ -78,7 +81,7 @@ impl Exchange<'_> {
         if fault.cause == Cause::TotalTimeout || begun {
             return Step::Failed(fault);
         }
-        match self.consider(plan, body, view, index, &fault, None) {
+        match Box::pin(self.consider(plan, body, view, index, &fault, None)).await {
             Some(pause) => {
                 tracing::debug!(cause = fault.cause.name(), detail = %fault.detail, "attempt failed, trying again");
                 Step::Again(pause)
@@ -116,7 +119,7 @@ impl Exchange<'_> {
     }
 
     /// The core's ground rules around question four: attempts, time, proof, a body to send, the budget.
-    fn consider(
+    async fn consider(
         &mut self,
         plan: &Plan,
         body: &RequestBody,
@@ -138,6 +141,9 @@ impl Exchange<'_> {
                 response.is_none_or(|(status, _)| status.is_server_error() || route.retry.retries_status(status));
             metrics.retries_unsafe.add(wanted.into());
             return None;
+        }
+        if let (Some(tenant), Some(_)) = (&route.tenant, &route.retry_plugin) {
+            drop(self.served.worker.turns.take(tenant).await);
         }
         let now = self.served.worker.now();
         let time_left = match plan.total {

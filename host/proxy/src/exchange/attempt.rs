@@ -249,9 +249,8 @@ impl Exchange<'_> {
                         self.record.upstream = Some(took);
                         lease.answered();
                         endpoint.state.sample_latency(worker.now(), took);
-                        self.turn_to_retry(plan, reply).await;
                         // What was read of the body is lost to another attempt unless a whole copy is kept.
-                        if let Some(step) = self.after_status(plan, body, view, index, &head, &lease) {
+                        if let Some(step) = self.after_status(plan, body, view, index, &head, &lease).await {
                             return step;
                         }
                         let rest = (upload == Upload::Running).then_some(uploading);
@@ -291,8 +290,7 @@ impl Exchange<'_> {
         if moved.get() == 0 && (upload != Upload::Done || incoming.length() == Length::None) {
             body.give_back(incoming);
         }
-        self.turn_to_retry(plan, reply).await;
-        self.after(plan, body, view, index, broke)
+        self.after(plan, body, view, index, broke).await
     }
 
     /// Leases a connection and sends the head; the body follows.
@@ -325,10 +323,7 @@ impl Exchange<'_> {
                 let lease = Box::pin(select(leasing, reply, |cx| clocks.poll(cx))).await;
                 match lease.and_then(|lease| lease) {
                     Ok(lease) => lease,
-                    Err(fault) => {
-                        self.turn_to_retry(plan, reply).await;
-                        return Err(self.after(plan, body, view, index, fault.nothing_written()));
-                    }
+                    Err(fault) => return Err(self.after(plan, body, view, index, fault.nothing_written()).await),
                 }
             }
         };
@@ -345,8 +340,7 @@ impl Exchange<'_> {
             Err(mut fault) => {
                 fault.unprocessed |= !lease.written();
                 body.give_back(incoming);
-                self.turn_to_retry(plan, reply).await;
-                return Err(self.after(plan, body, view, index, fault));
+                return Err(self.after(plan, body, view, index, fault).await);
             }
         };
         Ok(Begun { index, begun, load, lease, incoming, out, awaiting, arrived: None })

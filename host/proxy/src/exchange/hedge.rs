@@ -126,8 +126,7 @@ impl Exchange<'_> {
                 Event::Answered(at, Err(fault)) => {
                     let index = racers.remove(at).index;
                     if racers.is_empty() {
-                        self.turn_to_retry(plan, reply).await;
-                        return Err(self.after(plan, &RequestBody::None, view, index, fault));
+                        return Err(self.after(plan, &RequestBody::None, view, index, fault).await);
                     }
                     self.failed(view, index);
                     self.blame(plan, view, index, fault.cause);
@@ -144,8 +143,7 @@ impl Exchange<'_> {
                         self.failed(view, racer.index);
                         self.blame(plan, view, racer.index, fault.cause);
                     }
-                    self.turn_to_retry(plan, reply).await;
-                    return Err(self.after(plan, &RequestBody::None, view, last, fault));
+                    return Err(self.after(plan, &RequestBody::None, view, last, fault).await);
                 }
                 Event::Hedge => {
                     next = None;

@@ -122,10 +122,7 @@ impl Exchange<'_> {
             select(upstreams.tunnel(&plan.cluster, index, &self.asked.connection), reply, |cx| clocks.poll(cx)).await;
         let (incoming, outgoing, _seat) = match dialled.and_then(|dialled| dialled) {
             Ok(dialled) => dialled,
-            Err(fault) => {
-                self.turn_to_retry(plan, reply).await;
-                return self.after(plan, body, view, index, fault.nothing_written());
-            }
+            Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()).await,
         };
         self.record.upstream = Some(begun.elapsed());
         self.report(view, index, Outcome::Success);

@@ -70,7 +70,7 @@ impl Exchange<'_> {
         }
         let (socket, _seat) = match self.served.worker.upstreams.udp(&plan.cluster, index) {
             Ok(opened) => opened,
-            Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()),
+            Err(fault) => return self.after(plan, body, view, index, fault.nothing_written()).await,
         };
         self.record.upstream = Some(begun.elapsed());
         let status =
