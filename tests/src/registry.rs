@@ -1,7 +1,7 @@
 //! Somebody else's registry: the one of the distribution project, as Debian packages it, on a port of loopback.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::peer::find;
@@ -78,10 +78,6 @@ impl Registry {
         let hex = digest.trim_start_matches("sha256:");
         let blobs = self.folder.path().join("data/docker/registry/v2/blobs/sha256");
         blobs.join(&hex[..2]).join(hex).join("data")
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     fn log(&self) -> String {

@@ -5,9 +5,8 @@ use std::collections::{HashMap, HashSet};
 use crate::cluster::ProxyProtocol;
 use crate::error::{ConfigError, nearest};
 use crate::file::Config;
-use crate::plugin::PluginSource;
 use crate::reader::Source;
-use crate::route::{Destination, HeaderMatch, HostMatch, PathMatch};
+use crate::route::{HeaderMatch, HostMatch, PathMatch};
 
 mod tenants;
 
@@ -68,23 +67,8 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
     };
     for route in &config.routes {
         let who = || format!("route {:?}", route.name);
-        match &route.destination {
-            Destination::Cluster(name) => named(route.destination_line, who(), "cluster", name),
-            Destination::Split(shares) => {
-                shares.iter().for_each(|(name, _)| named(route.destination_line, who(), "cluster", name));
-            }
-            Destination::Respond(_) | Destination::Nothing => {}
-        }
-        let asked = [
-            (&route.router, route.router_line),
-            (&route.forwarding.plugin, route.forwarding.line),
-            (&route.retry.plugin, route.retry.line),
-        ];
-        for (plugin, line) in asked {
-            if let Some(name) = plugin {
-                named(line, who(), "plugin", name);
-            }
-        }
+        route.destination.clusters().for_each(|name| named(route.destination_line, who(), "cluster", name));
+        route.plugins().for_each(|(name, line)| named(line, who(), "plugin", name));
     }
     for cluster in &config.clusters {
         if let Some(name) = &cluster.balance.plugin {
@@ -106,11 +90,7 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
 /// UDP is sent as it is: a cluster that asks for more would not get it.
 fn udp(config: &Config, source: &Source<'_>) {
     for route in config.routes.iter().filter(|route| !route.connect_udp.is_empty()) {
-        let named: Vec<&str> = match &route.destination {
-            Destination::Cluster(name) => vec![name],
-            Destination::Split(shares) => shares.iter().map(|(name, _)| name.as_str()).collect(),
-            Destination::Respond(_) | Destination::Nothing => Vec::new(),
-        };
+        let named: Vec<&str> = route.destination.clusters().collect();
         for cluster in config.clusters.iter().filter(|cluster| named.contains(&cluster.name.as_str())) {
             let wants = [
                 ("tls", cluster.tls.is_some()),
@@ -129,9 +109,8 @@ fn udp(config: &Config, source: &Source<'_>) {
 
 /// A plugin from a registry needs somewhere to be kept.
 fn shipped(config: &Config, source: &Source<'_>) {
-    let from_registry = |source: &PluginSource| matches!(source, PluginSource::Registry(_));
     if config.gateway.plugin_store.is_none()
-        && let Some(plugin) = config.plugins.iter().find(|plugin| from_registry(&plugin.source))
+        && let Some(plugin) = config.plugins.iter().find(|plugin| plugin.shipped().is_some())
     {
         let message = format!("plugin {:?} comes from a registry: set gateway.plugin_store", plugin.name);
         source.error(plugin.source_line, message);
@@ -188,7 +167,7 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
         }
     }
     for plugin in &config.plugins {
-        if let PluginSource::Registry(shipped) = &plugin.source
+        if let Some(shipped) = plugin.shipped()
             && shipped.signed_by.is_empty()
             && !shipped.reference.contains('@')
         {

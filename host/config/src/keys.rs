@@ -604,7 +604,11 @@ pub(crate) const TABLES: &[Table] = &[
         name: "rollout",
         doc: "A next version of a plugin, with its limits, grants and the rest, named `NAME@next` in logs and metrics. It is compiled, configured and asked once of a plain request before anything changes. Where it gives no answer, the current version is asked after it. All questions of one exchange go to one version.",
         keys: &[
-            required("source", Text, "Its component, as `source` of the plugin."),
+            required(
+                "source",
+                Text,
+                "A file, or `builtin:` and a name. Of what a registry has, `tidegate plugin pull` makes a file.",
+            ),
             optional("settings", Free, "Its own table. Default: the plugin's."),
             required(
                 "share",
@@ -650,7 +654,11 @@ pub(crate) const TABLES: &[Table] = &[
         name: "shadow",
         doc: "A version that is asked beside a plugin, with its limits, grants and the rest, named `NAME@shadow` in logs and metrics. It is asked after the answer that stands, costs a request the time of its own decision, may run for 50ms a second over all workers, and is left alone in quarantine. Not memoised: what it reads is shown.",
         keys: &[
-            required("source", Text, "Its component, as `source` of the plugin."),
+            required(
+                "source",
+                Text,
+                "A file, or `builtin:` and a name. Of what a registry has, `tidegate plugin pull` makes a file.",
+            ),
             optional("settings", Free, "Its own table. Default: the plugin's."),
             key("share", Share, "100%", "Of the exchanges, by chance."),
             key("rate", Number, "1000", "Most questions a second, over all workers."),

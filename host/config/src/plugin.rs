@@ -43,7 +43,6 @@ pub struct Plugin {
 /// Another version of a plugin: all but this is the plugin's.
 #[derive(Clone, Debug)]
 pub struct OtherVersion {
-    pub line: usize,
     pub source_line: usize,
     pub source: PluginSource,
     /// `None`: the plugin's.
@@ -111,6 +110,14 @@ pub enum PluginIsolation {
 }
 
 impl Plugin {
+    /// Where it is in a registry, if it comes from one.
+    pub fn shipped(&self) -> Option<&Shipped> {
+        match &self.source {
+            PluginSource::Registry(shipped) => Some(shipped),
+            PluginSource::File(_) | PluginSource::Builtin(_) => None,
+        }
+    }
+
     pub(crate) fn read(section: &Section<'_>, registry: &Registry) -> Self {
         let source = PluginSource::read(section, registry);
         let limits = section.section("limits");
@@ -182,7 +189,6 @@ impl PluginSource {
 impl OtherVersion {
     fn read(section: &Section<'_>) -> Self {
         Self {
-            line: section.line,
             source_line: section.line_of("source"),
             source: PluginSource::local(section),
             settings: section.has("settings").then(|| section.free("settings")),

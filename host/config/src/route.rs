@@ -76,6 +76,18 @@ pub enum Destination {
     Nothing,
 }
 
+impl Destination {
+    /// The clusters it names.
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = &str> {
+        let (one, shares) = match self {
+            Self::Cluster(name) => (Some(name), [].as_slice()),
+            Self::Split(shares) => (None, shares.as_slice()),
+            Self::Respond(_) | Self::Nothing => (None, [].as_slice()),
+        };
+        one.into_iter().chain(shares.iter().map(|(name, _)| name)).map(String::as_str)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Respond {
     pub status: u16,
@@ -122,6 +134,16 @@ pub struct RetryPolicy {
 }
 
 impl Route {
+    /// The plugins it names, each with the line.
+    pub(crate) fn plugins(&self) -> impl Iterator<Item = (&str, usize)> {
+        let named = [
+            (&self.router, self.router_line),
+            (&self.forwarding.plugin, self.forwarding.line),
+            (&self.retry.plugin, self.retry.line),
+        ];
+        named.into_iter().filter_map(|(plugin, line)| Some((plugin.as_deref()?, line)))
+    }
+
     /// `place` counts from 1.
     pub(crate) fn read(section: &Section<'_>, place: usize) -> Self {
         let (destination, destination_line) = destination(section);

@@ -40,7 +40,8 @@ pub use body::Coding;
 pub use buffer::{Allowance, Buffers};
 pub use exchange::{ClientCertificate, Via};
 pub use listener::tls::{
-    CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec, TlsError,
+    CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec,
+    TlsError, roots,
 };
 pub use pace::LeastRate;
 pub use tenant::{Owner, Tenant};

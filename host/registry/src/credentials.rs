@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::error::Error;
+use crate::error::{Error, in_a_line};
 use crate::reference::Reference;
 
 /// What a registry may be told.
@@ -193,8 +193,7 @@ async fn ask_helper(folder: &Path, name: &str, key: &str) -> Result<Option<Login
         if text.contains("credentials not found") {
             return Ok(None);
         }
-        let text: String = text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
-        return Err(format!("{program} fails: {text:?}"));
+        return Err(format!("{program} fails: {:?}", in_a_line(text.trim())));
     }
     let answer: Value = serde_json::from_slice(&said).map_err(|_| format!("{program} answers no JSON"))?;
     let field = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -93,3 +93,8 @@ impl Error {
         }
     }
 }
+
+/// A stranger's words, for a log: no line breaks, no novels.
+pub(crate) fn in_a_line(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}

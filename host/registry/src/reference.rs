@@ -163,26 +163,11 @@ pub(crate) fn authority_parts(text: &str) -> Result<(&str, Option<u16>), Referen
 
 /// OCI distribution spec, "Pulling manifests": `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` between slashes.
 fn is_repository(text: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    // What lies between two letters or digits: nothing, or one separator.
+    let joins = |between: &str| matches!(between, "." | "_" | "__") || between.bytes().all(|b| b == b'-');
     let word = |word: &str| {
-        let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        let mut separator = Vec::new();
-        let mut began = false;
-        for byte in word.bytes() {
-            if alphanumeric(&byte) {
-                let joins = matches!(separator[..], [] | [b'.'] | [b'_'] | [b'_', b'_'])
-                    || separator.iter().all(|b| *b == b'-');
-                if !joins || (!began && !separator.is_empty()) {
-                    return false;
-                }
-                began = true;
-                separator.clear();
-            } else if b"._-".contains(&byte) {
-                separator.push(byte);
-            } else {
-                return false;
-            }
-        }
-        began && separator.is_empty()
+        word.starts_with(alphanumeric) && word.ends_with(alphanumeric) && word.split(alphanumeric).all(joins)
     };
     text.len() <= 255 && text.split('/').all(word)
 }

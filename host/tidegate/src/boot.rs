@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::json;
-use tidegate_config::{AccessLogTarget, Config, Gateway as GatewayConfig};
+use tidegate_config::{AccessLogTarget, Config, Errors, Gateway as GatewayConfig};
 use tidegate_policy::Ailment;
 use tidegate_proxy::HealthChecks;
 use tidegate_proxy::observe::{RecordSink, WorkerMetrics};
@@ -209,14 +209,25 @@ impl Control {
         Ok(snapshot.generation)
     }
 
+    /// The same configuration with something that it names as that is now; else why not, in a line.
+    fn swap_same(
+        &self,
+        config: &Arc<Config>,
+        compiled: Result<Compiled, Errors>,
+        tls_files: TlsFiles,
+        previous: &Compiled,
+    ) -> Result<u64, String> {
+        let words = |errors: Errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let swapped = self.swap(config, compiled.map_err(words)?, tls_files, previous);
+        swapped.map_err(|refused| refused.reasons().join("; "))
+    }
+
     /// Takes certificates, keys and roots as they are now, if they are others than those that are served. The rest of the
     /// configuration stays what was loaded: its file may be half edited.
     pub(crate) fn renew_tls(&self) {
         let _one_at_a_time = lock(&self.reloading);
-        let (config, previous, served) = {
-            let running = self.running();
-            (running.config.clone(), running.compiled.clone(), running.tls_files.clone())
-        };
+        let (config, previous) = self.serves();
+        let served = self.running().tls_files.clone();
         let now = TlsFiles::of(&config);
         // What was refused as it is now will not fit any better.
         if self.draining() || now == served || lock(&self.refused_files).as_ref() == Some(&now) {
@@ -224,11 +235,7 @@ impl Control {
         }
         let changed = now.differing(&served).map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         let compiled = self.compiler.compile_tls(&config, &previous);
-        let compiled = compiled.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
-        let swapped = compiled.and_then(|compiled| {
-            self.swap(&config, compiled, now.clone(), &previous).map_err(|refused| refused.reasons().join("; "))
-        });
-        match swapped {
+        match self.swap_same(&config, compiled, now.clone(), &previous) {
             Ok(generation) => {
                 self.renewals_ok.fetch_add(1, Ordering::Relaxed);
                 lock(&self.refused_files).take();
@@ -252,11 +259,7 @@ impl Control {
         let (config, previous) = self.serves();
         let tls_files = TlsFiles::of(&config);
         let Some(compiled) = self.compiler.refresh(&config, &previous, names) else { return };
-        let compiled = compiled.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
-        let swapped = compiled.and_then(|compiled| {
-            self.swap(&config, compiled, tls_files, &previous).map_err(|refused| refused.reasons().join("; "))
-        });
-        match swapped {
+        match self.swap_same(&config, compiled, tls_files, &previous) {
             Ok(generation) => tracing::info!(generation, "plugins refreshed"),
             Err(reasons) => tracing::error!("plugins not refreshed: {reasons}"),
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
-use tidegate_wasm::{CustomMetric, Plugin, QUESTIONS, QuestionStats, Reason};
+use tidegate_wasm::{CustomMetric, Plugin, QuestionStats, Reason};
 
 use crate::boot::Control;
 use crate::compile::{Compiled, Loaded, Tenant};
@@ -225,12 +225,7 @@ fn of_tenants(out: &mut String, tenants: &[Tenant]) {
 
 /// Every question that a plugin answers, with its counts.
 fn asked<'a>(plugins: &'a [&'a Plugin]) -> impl Iterator<Item = (String, &'static str, &'a QuestionStats)> {
-    plugins.iter().flat_map(|plugin| {
-        let answers = plugin.questions();
-        let answers = [answers.route, answers.pick, answers.identify, answers.decide];
-        let questions = QUESTIONS.iter().zip(&plugin.stats().questions).zip(answers);
-        questions.filter(|(_, answers)| *answers).map(|((name, stats), _)| (labels(plugin), *name, stats))
-    })
+    plugins.iter().flat_map(|plugin| plugin.answered().map(|(name, stats)| (labels(plugin), name, stats)))
 }
 
 fn by_question(out: &mut String, plugins: &[&Plugin], name: &str, help: &str, of: impl Fn(&QuestionStats) -> u64) {

@@ -118,11 +118,8 @@ impl Registry {
 
     /// Runs to the end, or to the deadline.
     fn run<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let limit = Duration::from_secs(self.timeout);
-        let done = runtime.block_on(async { tokio::time::timeout(limit, work).await });
-        // A name that nobody resolves must not keep the program.
-        runtime.shutdown_background();
+        let done = shipping::block_on(async { tokio::time::timeout(limit, work).await })?;
         done.with_context(|| format!("not done within {} s; see --timeout", self.timeout))?
     }
 }

@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context;
-use tidegate_config::{
-    Config, OnLoadFailure, Plugin as PluginConfig, PluginSource, Pull, RegistryCredentials, Shipped,
-};
+use tidegate_config::{Config, OnLoadFailure, Plugin as PluginConfig, Pull, RegistryCredentials, Shipped};
 use tidegate_registry::{
     Client, Component, Credentials, Digest, Error, Options, PlainHttp, PublicKey, Reference, Revoked, Store, Verifier,
     Version,
@@ -162,17 +160,22 @@ fn together<'a, T, I>(
     }
     let late = || Error::Timeout { what: "to fetch it".to_owned(), seconds: timeout.as_secs().max(1) };
     let one = async |item| tokio::time::timeout(timeout, work(item)).await.unwrap_or_else(|_| Err(late()));
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    match block_on(futures_util::future::join_all(items.iter().map(one))) {
+        Ok(all) => all,
         Err(error) => {
             let why = |_| Err(Error::Connect { host: "any registry".to_owned(), why: error.to_string() });
-            return items.iter().map(why).collect();
+            items.iter().map(why).collect()
         }
-    };
-    let all = runtime.block_on(futures_util::future::join_all(items.iter().map(one)));
+    }
+}
+
+/// Runs `work` on this thread, to its end.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
     // A name that nobody resolves must not hold up the rest.
     runtime.shutdown_background();
-    all
+    Ok(done)
 }
 
 /// What plugins of one configuration are fetched with.
@@ -187,7 +190,7 @@ impl Depot {
     /// Notes what is wrong in the configuration. `None`: something is, or no plugin comes from a registry.
     pub(crate) fn open(scope: &mut Scope<'_>) -> Option<Self> {
         let config = scope.config;
-        let first = config.plugins.iter().find(|plugin| shipped(plugin).is_some())?;
+        let first = config.plugins.iter().find(|plugin| plugin.shipped().is_some())?;
         let registry = &config.registry;
         let plain_http = PlainHttp::new(registry.plain_http.clone())
             .map_err(|error| scope.error(registry.plain_http_line, format!("registry: plain_http: {error}")));
@@ -220,18 +223,10 @@ pub(crate) struct Order<'a> {
     verifier: Option<Verifier>,
 }
 
-/// What a plugin's registry is, where it has one.
-pub(crate) fn shipped(plugin: &PluginConfig) -> Option<&Shipped> {
-    match &plugin.source {
-        PluginSource::Registry(shipped) => Some(shipped),
-        PluginSource::File(_) | PluginSource::Builtin(_) => None,
-    }
-}
-
 /// The tags that are looked up again while the gateway runs, and how often.
 pub(crate) fn refreshed(config: &Config) -> impl Iterator<Item = (&str, Duration)> {
     config.plugins.iter().filter_map(|plugin| {
-        let shipped = shipped(plugin)?;
+        let shipped = plugin.shipped()?;
         // A digest means what it meant.
         let moves = shipped.reference.parse::<Reference>().is_ok_and(|reference| reference.digest().is_none());
         Some((plugin.name.as_str(), shipped.refresh.filter(|_| moves)?))
@@ -241,7 +236,7 @@ pub(crate) fn refreshed(config: &Config) -> impl Iterator<Item = (&str, Duration
 impl<'a> Order<'a> {
     /// Notes what is wrong. `None`: something is, or the plugin comes from elsewhere.
     pub(crate) fn of(scope: &mut Scope<'_>, plugin: &'a PluginConfig) -> Option<Self> {
-        let shipped = shipped(plugin)?;
+        let shipped = plugin.shipped()?;
         let reference = shipped.reference.parse::<Reference>().map_err(|error| {
             scope.error(plugin.source_line, format!("plugin {:?}: {error}", plugin.name));
         });
@@ -290,19 +285,11 @@ impl<'a> Order<'a> {
 
 /// TLS towards registries: HTTP/1.1, with the roots of a file or the system's.
 pub(crate) fn tls(ca: Option<&Path>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
     let roots = match ca {
         None => system_roots(),
         Some(file) => {
-            let mut roots = rustls::RootCertStore::empty();
-            let opened = CertificateDer::pem_file_iter(file).with_context(|| format!("cannot read {}", file.display()));
-            for certificate in opened? {
-                let certificate = certificate.with_context(|| format!("{} is not PEM", file.display()))?;
-                roots.add(certificate).with_context(|| format!("{} has no root", file.display()))?;
-            }
-            anyhow::ensure!(!roots.is_empty(), "{} has no certificate", file.display());
-            Arc::new(roots)
+            let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            Arc::new(tidegate_proxy::roots(&pem).with_context(|| file.display().to_string())?)
         }
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -29,7 +29,8 @@ pub(crate) struct Manifest {
     pub(crate) limits: LimitSettings,
 }
 
-/// What one decision may take, as in the gateway's configuration.
+/// What one decision may take: whole numbers with `ns`, `us`, `ms`, `s` or `m`, and with `KiB`, `MiB` or `GiB`. The gateway's
+/// configuration takes more forms.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitSettings {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
+use crate::host::nanos;
 use crate::kv::KvGrant;
 
 /// CPU time of guests.
@@ -217,7 +218,6 @@ impl Allowance {
 
     /// In nanoseconds.
     pub(crate) fn of_cpu(share: CpuShare) -> Arc<Self> {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         Self::new(nanos(share.per_second), nanos(share.burst))
     }
 
@@ -328,6 +328,12 @@ impl Purse {
     pub(crate) fn new(allowances: &Allowances, tenant: Option<Rc<TenantPurse>>) -> Rc<Self> {
         let cpu = allowances.cpu.as_ref().map(Bucket::new);
         Rc::new(Self { cpu, log: Bucket::new(&allowances.log), tenant })
+    }
+
+    /// For what is made once to see that it can be, on no worker. Its tenant's bounds are left out: what that has in use is no
+    /// reason to refuse a configuration.
+    pub(crate) fn trial(allowances: &Allowances) -> Rc<Self> {
+        Self::new(allowances, None)
     }
 
     /// Who is charged besides; nobody while a plugin is tried out.

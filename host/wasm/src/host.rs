@@ -17,7 +17,7 @@ mod metrics;
 mod random;
 mod request;
 
-pub(crate) use kv::kv_now;
+pub(crate) use clock::{monotonic, nanos};
 
 type Instance<'a> = LinkerInstance<'a, State>;
 type Link = fn(&mut Instance<'_>) -> wasmtime::Result<()>;

@@ -50,7 +50,7 @@ pub(crate) struct Instance {
     pub(crate) store: Store<State>,
     pub(crate) functions: Functions,
     /// Bytes of memory when it was configured.
-    pub(crate) at_start: usize,
+    at_start: usize,
     _place: Place,
 }
 
@@ -108,7 +108,7 @@ fn failed(error: &wasmtime::Error, state: &State) -> Failed {
     };
     // The chain without the backtrace's addresses, which say nothing to a user.
     let mut detail: String = format!("{error:#}");
-    detail.truncate((0..=400.min(detail.len())).rev().find(|at| detail.is_char_boundary(*at)).unwrap_or(0));
+    detail.truncate(detail.floor_char_boundary(400));
     Failed { kind, detail }
 }
 
@@ -165,19 +165,18 @@ fn nearly_full(memory: usize, at_start: usize, limit: usize) -> bool {
     memory > limit / 4 * 3 && memory.saturating_sub(at_start) > limit.saturating_sub(at_start) / 2
 }
 
-/// Makes an instance and drops it, to see that it can be made. What a tenant has in use is no reason to refuse a
-/// configuration.
+/// Makes an instance and drops it, to see that it can be made.
 ///
 /// # Returns
 /// Bytes of its memory.
 pub(crate) fn try_out(core: &Arc<Core>) -> Result<usize, Failed> {
-    Instance::new(core, &Purse::new(&core.allowances, None)).map(|instance| instance.at_start)
+    Instance::new(core, &Purse::trial(&core.allowances)).map(|instance| instance.at_start)
 }
 
 /// The schema that a component states for its settings, from an instance of its own.
 pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed> {
     let Some(index) = &core.prepared.exports.settings_schema else { return Ok(None) };
-    let mut store = store(core, &Purse::new(&core.allowances, None));
+    let mut store = store(core, &Purse::trial(&core.allowances));
     let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
     let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
     let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(shape)?;
@@ -347,7 +346,7 @@ mod tests {
         let plugin = runtime.load(&spec, None).expect("it loads");
         let begun = Instant::now();
         let core = &plugin.handle.core;
-        let instance = Instance::new(core, &Purse::new(&core.allowances, None)).expect("an instance");
+        let instance = Instance::new(core, &Purse::trial(&core.allowances)).expect("an instance");
         let (took, counted) = (begun.elapsed(), instance.store.data().deadline.begun.elapsed());
         assert!(counted > took / 2, "of {took:?} only {counted:?} count");
     }

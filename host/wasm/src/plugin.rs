@@ -18,7 +18,7 @@ use crate::kv::Kv;
 use crate::prepared::{Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
-use crate::stats::PluginStats;
+use crate::stats::{PluginStats, QuestionStats};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Isolation {
@@ -338,15 +338,18 @@ impl Plugin {
         self.questions.decide.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Retry>)
     }
 
+    /// The questions that it answers, by name, with their counts.
+    pub fn answered(&self) -> impl Iterator<Item = (&'static str, &QuestionStats)> {
+        let questions = crate::QUESTIONS.into_iter().zip(&self.stats().questions);
+        questions.zip(self.questions.list()).filter_map(|(question, answers)| answers.then_some(question))
+    }
+
     /// For the status page.
     pub fn status(&self) -> serde_json::Value {
         let stats = self.stats();
-        let questions: serde_json::Map<String, serde_json::Value> = crate::QUESTIONS
-            .iter()
-            .zip(&stats.questions)
-            .zip(self.questions.list())
-            .filter(|(_, answers)| *answers)
-            .map(|((name, question), _)| {
+        let questions: serde_json::Map<String, serde_json::Value> = self
+            .answered()
+            .map(|(name, question)| {
                 let faults: serde_json::Map<_, _> =
                     question.faults().filter(|(_, n)| *n > 0).map(|(kind, n)| (kind.to_owned(), json!(n))).collect();
                 let (_, count, seconds) = question.times();
@@ -355,7 +358,7 @@ impl Plugin {
                     "asked": question.asked(), "memo_hits": question.memo_hits(),
                     "mean_ns": mean.round(), "faults": faults,
                 });
-                ((*name).to_owned(), row)
+                (name.to_owned(), row)
             })
             .collect();
         json!({

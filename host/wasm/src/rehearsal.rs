@@ -28,7 +28,7 @@ impl Plugin {
     /// It failed in place of answering.
     pub fn rehearse(&self) -> Result<(), LoadError> {
         let core = &self.handle.core;
-        let mut instance = Instance::new(core, &Purse::new(&core.allowances, None)).map_err(Failed::at_load)?;
+        let mut instance = Instance::new(core, &Purse::trial(&core.allowances)).map_err(Failed::at_load)?;
         let Questions { route, pick, identify, decide } = self.questions();
         let mut edits = RequestEdits::default();
         let asked = [

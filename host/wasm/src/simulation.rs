@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::host::nanos;
+
 /// What components of a runtime take for the time and for chance. What bounds them runs by the real clock.
 #[derive(Debug)]
 pub struct Simulation {
@@ -38,8 +40,4 @@ impl Simulation {
     pub(crate) fn random(&self) -> fastrand::Rng {
         fastrand::Rng::with_seed(self.seed.load(Ordering::Relaxed))
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -40,7 +40,7 @@ fn hash_of(interface: &str, function: &str) -> Arc<[u8]> {
 fn spec(bytes: Arc<[u8]>) -> PluginSpec {
     PluginSpec {
         name: "p".into(),
-        bytes,
+        bytes: bytes.into(),
         settings: serde_json::json!({}),
         deny: false,
         limits: Limits { time: Duration::from_secs(5), memory: 1 << 20 },

@@ -6,7 +6,7 @@ use crate::error::nearest;
 use crate::file::Config;
 use crate::plugin::{Kv, Plugin};
 use crate::reader::Source;
-use crate::route::{Destination, HostMatch, Route};
+use crate::route::{HostMatch, Route};
 use crate::tenant::{Tenant, covers};
 
 pub(super) fn check(config: &mut Config, source: &Source<'_>) {
@@ -102,23 +102,11 @@ fn of_route(config: &Config, source: &Source<'_>, route: &Route) {
             source.error(route.host_line, message);
         }
     }
-    let named: Vec<&String> = match &route.destination {
-        Destination::Cluster(name) => vec![name],
-        Destination::Split(shares) => shares.iter().map(|(name, _)| name).collect(),
-        Destination::Respond(_) | Destination::Nothing => Vec::new(),
-    };
-    for name in named {
+    for name in route.destination.clusters() {
         may_name(config, source, route.destination_line, &who, tenant, ("cluster", name));
     }
-    let asked = [
-        (&route.router, route.router_line),
-        (&route.forwarding.plugin, route.forwarding.line),
-        (&route.retry.plugin, route.retry.line),
-    ];
-    for (plugin, line) in asked {
-        if let Some(name) = plugin {
-            may_name(config, source, line, &who, tenant, ("plugin", name));
-        }
+    for (name, line) in route.plugins() {
+        may_name(config, source, line, &who, tenant, ("plugin", name));
     }
 }
 

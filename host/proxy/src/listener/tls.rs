@@ -133,6 +133,15 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, T
     if chain.is_empty() { Err(TlsError::NoCertificate) } else { Ok(chain) }
 }
 
+/// Roots from PEM text, at least one.
+pub fn roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(TlsError::Rustls)?;
+    }
+    Ok(roots)
+}
+
 pub(crate) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| TlsError::NoKey)
 }
@@ -230,11 +239,7 @@ fn config(
     let builder = match client {
         None => builder.with_no_client_auth(),
         Some((pem, auth)) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(pem)? {
-                roots.add(certificate).map_err(TlsError::Rustls)?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider);
             let verifier = match auth {
                 ClientAuth::Required => verifier,
                 ClientAuth::Optional => verifier.allow_unauthenticated(),

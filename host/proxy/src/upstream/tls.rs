@@ -7,7 +7,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::listener::tls::{certificates, private_key, provider};
+use crate::listener::tls::{certificates, private_key, provider, roots};
 use crate::snapshot::UpstreamProtocol;
 use crate::{CertificatePair, TlsError};
 
@@ -78,15 +78,6 @@ impl ClientTls {
         };
         Ok(Self { config: Arc::new(config), quic, server_name })
     }
-}
-
-/// Roots from PEM text, at least one.
-pub(crate) fn roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem)? {
-        roots.add(certificate).map_err(TlsError::Rustls)?;
-    }
-    Ok(roots)
 }
 
 /// For `verify = false`: any certificate will do, but the peer must hold its key.

@@ -106,6 +106,10 @@ impl Client {
         let service = bearer.get("service").unwrap_or_default();
         let scope = format!("repository:{}:{}", reference.repository(), access.actions());
         let server = Url::parse(realm)?;
+        let get = |server: Url, authorization| {
+            let url = if service.is_empty() { server } else { server.with_query("service", service) };
+            Ask { authorization, ..Ask::get(url.with_query("scope", &scope), MAX_TOKEN) }
+        };
         let ask = match login {
             Some(Login::Identity(token)) => {
                 let form = [
@@ -123,14 +127,8 @@ impl Client {
                     ..Ask::get(server, MAX_TOKEN)
                 }
             }
-            Some(Login::Password { .. }) | None => {
-                let url = if service.is_empty() { server } else { server.with_query("service", service) };
-                let authorization = login.and_then(|login| match login {
-                    Login::Password { name, password } => Some(basic(name, password)),
-                    Login::Identity(_) => None,
-                });
-                Ask { authorization, ..Ask::get(url.with_query("scope", &scope), MAX_TOKEN) }
-            }
+            Some(Login::Password { name, password }) => get(server, Some(basic(name, password))),
+            None => get(server, None),
         };
         let what = format!("a token for {}", reference.name());
         let answer = self.send(&what, &ask).await?;

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Client;
-use crate::error::Error;
+use crate::error::{Error, in_a_line};
 
 /// Blobs often lie elsewhere; a registry that sends further than this goes round in circles.
 const MAX_REDIRECTS: usize = 5;
@@ -95,9 +95,13 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// A host without the brackets of an IPv6 address.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
 pub(super) fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost" || bare(host).parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 pub(super) struct Ask {
@@ -134,9 +138,7 @@ impl Answer {
             let error = body.get("errors")?.get(0)?;
             let code = error.get("code")?.as_str()?;
             let message = error.get("message").and_then(|message| message.as_str()).unwrap_or_default();
-            // A server's text goes into logs: no line breaks, no novels.
-            let text: String = format!("{code}: {message}").chars().filter(|c| !c.is_control()).take(200).collect();
-            Some(format!(" ({text})"))
+            Some(format!(" ({})", in_a_line(&format!("{code}: {message}"))))
         };
         said().unwrap_or_default()
     }
@@ -212,9 +214,8 @@ impl Client {
         if plain {
             return handshake(url, stream).await;
         }
-        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let tls_error = |why: String| Error::Tls { host: url.authority().to_owned(), why };
-        let name = ServerName::try_from(bare).map_err(|error| tls_error(error.to_string()))?;
+        let name = ServerName::try_from(bare(host).to_owned()).map_err(|error| tls_error(error.to_string()))?;
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.options.tls));
         let stream = connector.connect(name, stream).await.map_err(|error| tls_error(error.to_string()))?;
         handshake(url, stream).await
@@ -248,8 +249,7 @@ impl Drop for Driver {
 
 async fn dial(host: &str, port: u16) -> Result<TcpStream, Error> {
     let failed = |why: String| Error::Connect { host: format!("{host}:{port}"), why };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::net::lookup_host((bare, port)).await.map_err(|error| failed(error.to_string()))?;
+    let found = tokio::net::lookup_host((bare(host), port)).await.map_err(|error| failed(error.to_string()))?;
     // Whatever the resolver makes of "localhost": what is granted to loopback stays there.
     let addresses: Vec<SocketAddr> = found.filter(|to| !is_loopback(host) || to.ip().is_loopback()).collect();
     let mut last = "it has no address".to_owned();

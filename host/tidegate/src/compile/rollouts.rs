@@ -27,6 +27,15 @@ enum As {
     Shadow,
 }
 
+impl As {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Next => NEXT,
+            Self::Shadow => SHADOW,
+        }
+    }
+}
+
 /// Puts what was loaded to use, with the other versions that the configuration has of it.
 pub(super) fn deploy<'a>(scope: &mut Scope<'a>, runtime: &Arc<Runtime>, binaries: &mut Binaries<'a>) {
     let config = scope.config;
@@ -70,14 +79,7 @@ fn other<'a>(
     current: &Plugin,
     load_as: As,
 ) -> Option<Arc<Plugin>> {
-    let name = format!(
-        "{}{}",
-        plugin.name,
-        match load_as {
-            As::Next => NEXT,
-            As::Shadow => SHADOW,
-        }
-    );
+    let name = format!("{}{}", plugin.name, load_as.suffix());
     let bytes = read(scope, binaries, &version.source, version.source_line)?;
     let mut spec = spec(scope, plugin, bytes);
     spec.name = name.as_str().into();

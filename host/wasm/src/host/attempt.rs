@@ -3,7 +3,7 @@
 use tidegate_policy::{AttemptFacts, Proof as PolicyProof};
 use wasmtime::StoreContextMut;
 
-use super::Instance;
+use super::{Instance, nanos};
 use crate::state::State;
 use crate::types::{Cause, Proof};
 
@@ -42,8 +42,4 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
 fn facts(state: &mut State) -> Option<&AttemptFacts> {
     state.trace.taint();
     state.facts.attempt.as_deref()
-}
-
-fn nanos(time: std::time::Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

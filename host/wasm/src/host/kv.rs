@@ -1,36 +1,28 @@
 //! `kv`: bytes that outlive the question. What it gives changes, so no answer from it is remembered.
 
-use std::sync::LazyLock;
-use std::time::Instant;
-
 use wasmtime::StoreContextMut;
 
-use super::Instance;
+use super::{Instance, clock::monotonic};
 use crate::kv::{Kv, Refused};
 use crate::state::State;
 use crate::types::KvError;
 
 type Store<'a> = StoreContextMut<'a, State>;
 
-/// The time that entries end by, in nanoseconds.
-pub(crate) fn kv_now() -> u64 {
-    static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
-    ZERO.elapsed().as_nanos() as u64
-}
-
 pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
-    linker.func_wrap("get", |mut store: Store<'_>, (key,): (String,)| Ok((of(&mut store)?.get(&key, kv_now()),)))?;
+    linker.func_wrap("get", |mut store: Store<'_>, (key,): (String,)| Ok((of(&mut store)?.get(&key, monotonic()),)))?;
     linker.func_wrap("set", |mut store: Store<'_>, (key, value, ttl): (String, Vec<u8>, Option<u64>)| {
-        Ok((of(&mut store)?.set(&key, value, ttl, kv_now()).map_err(KvError::from),))
+        Ok((of(&mut store)?.set(&key, value, ttl, monotonic()).map_err(KvError::from),))
     })?;
-    linker
-        .func_wrap("delete", |mut store: Store<'_>, (key,): (String,)| Ok((of(&mut store)?.delete(&key, kv_now()),)))?;
+    linker.func_wrap("delete", |mut store: Store<'_>, (key,): (String,)| {
+        Ok((of(&mut store)?.delete(&key, monotonic()),))
+    })?;
     linker.func_wrap("increment", |mut store: Store<'_>, (key, by, ttl): (String, i64, Option<u64>)| {
-        Ok((of(&mut store)?.increment(&key, by, ttl, kv_now()).map_err(KvError::from),))
+        Ok((of(&mut store)?.increment(&key, by, ttl, monotonic()).map_err(KvError::from),))
     })?;
     type Swap = (String, Option<Vec<u8>>, Option<Vec<u8>>, Option<u64>);
     linker.func_wrap("compare-and-swap", |mut store: Store<'_>, (key, expected, value, ttl): Swap| {
-        let swapped = of(&mut store)?.compare_and_swap(&key, expected.as_deref(), value, ttl, kv_now());
+        let swapped = of(&mut store)?.compare_and_swap(&key, expected.as_deref(), value, ttl, monotonic());
         Ok((swapped.map_err(KvError::from),))
     })
 }

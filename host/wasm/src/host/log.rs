@@ -19,8 +19,8 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         if !state.purse.may_log(Instant::now()) {
             state.core.stats.log_dropped.fetch_add(1, Ordering::Relaxed);
         } else {
-            let end = (0..=MAX_LINE.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-            let (plugin, message) = (&*state.core.name, &*one_line(&message[..end]));
+            let line = &message[..message.floor_char_boundary(MAX_LINE)];
+            let (plugin, message) = (&*state.core.name, &*one_line(line));
             match level {
                 Level::Trace => tracing::trace!(plugin, "{message}"),
                 Level::Debug => tracing::debug!(plugin, "{message}"),

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redb::{Database, ReadableDatabase, TableDefinition, TableError};
 
 use super::{Entry, NEVER, Namespace, OVERHEAD, lock};
-use crate::host::kv_now;
+use crate::host::monotonic;
 
 /// Namespace and key; when it ends, in milliseconds since 1970 or 0 for never, and the value.
 const ENTRIES: TableDefinition<'_, (&str, &str), (u64, &[u8])> = TableDefinition::new("entries");
@@ -60,7 +60,7 @@ impl Journal {
     }
 
     fn read(&self, space: &Namespace) -> Result<(), redb::Error> {
-        let (now, wall) = (kv_now(), wall_ms());
+        let (now, wall) = (monotonic(), wall_ms());
         let read = self.database.begin_read()?;
         let table = match read.open_table(ENTRIES) {
             Err(TableError::TableDoesNotExist(_)) => return Ok(()),
@@ -106,7 +106,7 @@ impl Journal {
     }
 
     fn write_one(&self, space: &Namespace) -> Result<(), redb::Error> {
-        let (now, wall) = (kv_now(), wall_ms());
+        let (now, wall) = (monotonic(), wall_ms());
         // Copied under the locks, written without them.
         let mut changes = Changes::new();
         for shard in &space.shards {

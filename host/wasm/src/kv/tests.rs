@@ -104,7 +104,7 @@ fn counters_of_many_threads_lose_nothing() {
 fn a_database_keeps_what_was_written_and_not_what_ended() {
     let folder = tempfile::tempdir().expect("a folder");
     let kept = KvGrant { persist: Some(folder.path().join("kv.redb")), ..grant(1 << 20) };
-    let now = crate::host::kv_now();
+    let now = crate::host::monotonic();
     {
         let stores = Stores::default();
         let kv = stores.open("p", None, &kept);
@@ -133,7 +133,7 @@ fn a_database_keeps_what_was_written_and_not_what_ended() {
         begun
     });
     assert!(begun, "the database is free again");
-    let now = crate::host::kv_now();
+    let now = crate::host::monotonic();
     assert_eq!(kv.get("stays", now), Some(b"1".to_vec()));
     assert_eq!(kv.get("has an hour", now), Some(b"2".to_vec()));
     assert_eq!(kv.get("has an hour", now + 3_700_000_000_000), None, "its time goes on");

@@ -34,17 +34,16 @@ impl<P: ?Sized> Side<P> {
 pub(crate) struct Split<P: ?Sized> {
     current: Side<P>,
     next: Side<P>,
-    rollout: Arc<Rollout>,
 }
 
 impl<P: ?Sized> Split<P> {
     pub(crate) fn new(current: Arc<P>, next: Arc<P>, rollout: &Arc<Rollout>) -> Self {
         let side = |policy, version| Side { policy, version, rollout: rollout.clone() };
-        Self { current: side(current, Version::Current), next: side(next, Version::Next), rollout: rollout.clone() }
+        Self { current: side(current, Version::Current), next: side(next, Version::Next) }
     }
 
     fn choose(&self, asked: &Asked) -> &Side<P> {
-        match self.rollout.choose(asked) {
+        match self.current.rollout.choose(asked) {
             Version::Current => &self.current,
             Version::Next => &self.next,
         }
@@ -61,7 +60,7 @@ impl<P: ?Sized> Split<P> {
 /// What every question's trait has beside its question. A side refuses answers on its own account; the two together are
 /// never told, since the core asks for the version first.
 macro_rules! common {
-    ($policy:ident) => {
+    () => {
         fn name(&self) -> ByteString {
             self.policy.name()
         }
@@ -87,7 +86,7 @@ macro_rules! common {
 }
 
 impl Router for Side<dyn Router> {
-    common!(Router);
+    common!();
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         self.counted(|policy| policy.route(asked, edits))
@@ -103,7 +102,7 @@ impl Router for Split<dyn Router> {
 }
 
 impl Balancer for Side<dyn Balancer> {
-    common!(Balancer);
+    common!();
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         self.counted(|policy| policy.pick(asked, endpoints))
@@ -119,7 +118,7 @@ impl Balancer for Split<dyn Balancer> {
 }
 
 impl Forwarding for Side<dyn Forwarding> {
-    common!(Forwarding);
+    common!();
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         self.counted(|policy| policy.identify(asked, identity))
@@ -135,7 +134,7 @@ impl Forwarding for Split<dyn Forwarding> {
 }
 
 impl Retry for Side<dyn Retry> {
-    common!(Retry);
+    common!();
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         self.counted(|policy| policy.decide(asked, attempt, endpoints))

@@ -43,7 +43,7 @@ fn difference<T: Copy>(
 
 pub(crate) fn short(mut text: String) -> String {
     if text.len() > MAX_WORDS {
-        text.truncate((0..=MAX_WORDS).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        text.truncate(text.floor_char_boundary(MAX_WORDS));
         text.push('…');
     }
     text
