@@ -67,8 +67,9 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "The tables of the file.",
         keys: &[
             optional("gateway", Table("gateway"), "What concerns the process."),
-            required("listener", Tables("listener"), "Where clients connect; one at least."),
+            optional("listener", Tables("listener"), "Where clients connect; one at least, unless there is a steer."),
             optional("cluster", Tables("cluster"), "Where requests can go."),
+            optional("steer", Tables("steer"), "Packets that the kernel sends on, by NAT or direct server return."),
             optional("plugin", Tables("plugin"), "WebAssembly components that answer questions."),
             optional("registry", Table("registry"), "Where plugins with a source `oci://` come from."),
             optional(
@@ -476,7 +477,50 @@ pub(crate) const TABLES: &[Table] = &[
             required("address", Text, "IP address and port."),
             key("weight", Number, "1", "Its share of the requests, to 1,000,000; 0 takes it out."),
             optional("zone", Text, "Where it is, for balancers."),
-            optional("labels", Free, "Texts by name, for balancers."),
+            optional("labels", Free, "Texts by name, for balancers; `mac` for a steer with `mode = \"dsr\"`."),
+        ],
+    },
+    Table {
+        name: "steer",
+        doc: "Packets for a virtual address that the kernel sends on to a cluster, on Linux, through nftables: this process sees none of them. It needs the program `nft` and CAP_NET_ADMIN, and owns the table `tidegate_NAME`, which goes when the program stops, or at its next start. Health checks of the cluster, which go to the endpoints' own addresses, add and remove endpoints; an endpoint of weight 0, or one that leaves the configuration, keeps the flows it has, and one that is unhealthy loses them to others. Keys of the cluster about requests are errors.",
+        keys: &[
+            required("name", Text, "Of the table in the kernel, logs and metrics: letters, digits, `_`, `.` and `-`."),
+            required("address", Text, "The virtual address, which this host has or which is routed to it."),
+            required("ports", TextOrList, "`443`, or ranges as in `8000-8010`."),
+            key("protocols", TextList, "[\"tcp\"]", "Of `tcp` and `udp`."),
+            required("cluster", Text, "Where to. Its endpoints are of the address's IP version."),
+            required(
+                "mode",
+                OneOf(&["nat", "dsr"]),
+                "`nat`: the destination is rewritten, and both ways lead through this host, which must forward (`net.ipv4.ip_forward`). One port becomes the endpoint's; several stay as they are. `dsr`: only the frame's MAC address is rewritten; the endpoint, on the same Ethernet, has the virtual address too and answers the client itself. Ports stay, and fragments of datagrams beyond the first are lost.",
+            ),
+            optional("interface", Text, "Where packets come in. Required for `dsr`; for `nat` the default is any."),
+            optional("endpoint_interface", Text, "For `dsr`, where the endpoints are. Default: `interface`."),
+            key(
+                "source",
+                OneOf(&["keep", "gateway"]),
+                "keep",
+                "For `nat`, whose address the endpoint sees: the client's, and then its way back must lead through this host; or this host's.",
+            ),
+            key(
+                "affinity",
+                OneOf(&["connection", "client"]),
+                "connection",
+                "What is hashed: the client's address and port, or its address alone, so that all its flows go to one endpoint.",
+            ),
+            key("table", Number, "4099", "Entries of Maglev's table: a prime, a hundred times the endpoints."),
+            key(
+                "flows",
+                Number,
+                "65536",
+                "For `dsr`, flows that are remembered for each endpoint. More go by the table alone, and may move when it changes.",
+            ),
+            key(
+                "flow_timeout",
+                Time,
+                "5m",
+                "For `dsr`, how long a silent flow is remembered. After a single packet it is 30s at most.",
+            ),
         ],
     },
     Table {

@@ -41,13 +41,7 @@ impl Netlink {
         self.exchange(kind, NLM_F_ACK, content, |_, _| {})
     }
 
-    fn exchange(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        content: &[u8],
-        mut each: impl FnMut(u16, &[u8]),
-    ) -> io::Result<()> {
+    fn exchange(&mut self, kind: u16, flags: u16, content: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         self.sequence += 1;
         let mut message = Vec::with_capacity(HEADER + content.len());
         message.extend(((HEADER + content.len()) as u32).to_ne_bytes());

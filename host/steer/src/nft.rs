@@ -49,7 +49,9 @@ impl std::fmt::Display for TableName {
 pub enum NftError {
     #[error("steering needs the program nft, which cannot be run: install the package nftables ({0})")]
     Missing(std::io::Error),
-    #[error("steering needs CAP_NET_ADMIN, which nft must inherit (with systemd: AmbientCapabilities=CAP_NET_ADMIN): {0}")]
+    #[error(
+        "steering needs CAP_NET_ADMIN, which nft must inherit (with systemd: AmbientCapabilities=CAP_NET_ADMIN): {0}"
+    )]
     NotPermitted(String),
     #[error("nft refused it: {0}")]
     Refused(String),
@@ -62,7 +64,8 @@ impl From<NftablesError> for NftError {
         match error {
             NftablesError::NftExecution { inner, .. } => Self::Missing(inner),
             NftablesError::NftFailed { stderr, stdout, .. } => {
-                let said: Vec<&str> = stderr.lines().chain(stdout.lines()).filter(|line| !line.trim().is_empty()).collect();
+                let said: Vec<&str> =
+                    stderr.lines().chain(stdout.lines()).filter(|line| !line.trim().is_empty()).collect();
                 let said = said.join("; ");
                 if said.contains("Operation not permitted") { Self::NotPermitted(said) } else { Self::Refused(said) }
             }

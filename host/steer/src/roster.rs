@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn roles_follow_weight_and_health() {
         let mut roster = Roster::default();
-        let members = [member(1, 3, true, None), member(2, 0, true, None), member(3, 1, false, None), member(4, 0, false, None)];
+        let members =
+            [member(1, 3, true, None), member(2, 0, true, None), member(3, 1, false, None), member(4, 0, false, None)];
         roster.follow(&members, false, Instant::now());
         assert_eq!(roles(&roster), [Role::Takes(3), Role::Drains, Role::Down, Role::Down]);
         let before = roster.clone();

@@ -176,7 +176,9 @@ mod tests {
     fn macs_are_read_strictly_and_written_back() {
         let mac: Mac = "02:00:5E:00:53:01".parse().expect("a MAC");
         assert_eq!(mac.to_string(), "02:00:5e:00:53:01");
-        for wrong in ["", "02:00:5e:00:53", "02:00:5e:00:53:01:02", "2:0:5e:0:53:1", "02-00-5e-00-53-01", "+2:00:5e:00:53:01"] {
+        for wrong in
+            ["", "02:00:5e:00:53", "02:00:5e:00:53:01:02", "2:0:5e:0:53:1", "02-00-5e-00-53-01", "+2:00:5e:00:53:01"]
+        {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
         }
     }

@@ -83,9 +83,7 @@ pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, dsr: &Dsr, kept: Option<&
         let [flows, received, _] = super::counters(backend.address);
         let [at, keep, to, held] = ["at", "keep", "to", "held"].map(|kind| named(kind, backend.address));
         let is_held = || matches(flow(steer), format!("@{held}"));
-        let hold = |seconds: u64| {
-            json!({ "set": { "op": "update", "elem": { "elem": { "val": flow(steer), "timeout": seconds } }, "set": format!("@{held}") } })
-        };
+        let hold = |seconds: u64| json!({ "set": { "op": "update", "elem": { "elem": { "val": flow(steer), "timeout": seconds } }, "set": format!("@{held}") } });
         let timeout = dsr.flow_timeout.as_secs().max(1);
         batch.rule("elsewhere", [is_held(), goto(&keep)]);
         batch.rule(&at, [is_held(), goto(&keep)]);

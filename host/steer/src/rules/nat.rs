@@ -10,9 +10,7 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    Batch, Plan, UNSERVED, choice, count, drop, goto, ip, l4proto, matches, named, payload, ports,
-};
+use super::{Batch, Plan, UNSERVED, choice, count, drop, goto, ip, l4proto, matches, named, payload, ports};
 use crate::spec::{Nat, Protocol, Source, Steer};
 
 const CHAINS: [&str; 3] = ["at", "received", "sent"];
@@ -37,7 +35,8 @@ pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, nat: &Nat, kept: Option<&
     }
     batch.backends(plan, kept, &CHAINS, &COUNTERS);
     for protocol in &steer.protocols {
-        let interface = nat.interface.iter().map(|name| matches(json!({ "meta": { "key": "iifname" } }), name.as_str()));
+        let interface =
+            nat.interface.iter().map(|name| matches(json!({ "meta": { "key": "iifname" } }), name.as_str()));
         let packets = [
             matches(payload(ip(steer.address), "daddr"), steer.address.to_string()),
             matches(l4proto(), protocol.name()),

@@ -41,7 +41,11 @@ fn dsr(address: &str) -> Steer {
         flows: 65_536,
         flow_timeout: Duration::from_secs(300),
     };
-    Steer { protocols: vec![Protocol::Tcp, Protocol::Udp], mode: Mode::Dsr(mode), ..nat(address, &[80..=80, 8000..=8010]) }
+    Steer {
+        protocols: vec![Protocol::Tcp, Protocol::Udp],
+        mode: Mode::Dsr(mode),
+        ..nat(address, &[80..=80, 8000..=8010])
+    }
 }
 
 fn plan(steer: Steer, backends: &[(&str, Role)]) -> Plan {
@@ -108,7 +112,10 @@ fn another_steer_of_the_name_replaces_the_first_in_whatever_family() {
     let before = plan(nat("192.0.2.1", &[80..=80]), &[(ONE, Role::Takes(1))]);
     let commands = transaction(&plan(dsr("192.0.2.1"), &[(ONE, Role::Takes(1))]), Some(&before));
     let deleted: Vec<&Value> = commands.iter().filter_map(|command| command["delete"].get("table")).collect();
-    assert_eq!(deleted, [&json!({ "family": "ip", "name": "tidegate_web" }), &json!({ "family": "netdev", "name": "tidegate_web" })]);
+    assert_eq!(
+        deleted,
+        [&json!({ "family": "ip", "name": "tidegate_web" }), &json!({ "family": "netdev", "name": "tidegate_web" })]
+    );
 }
 
 #[test]
