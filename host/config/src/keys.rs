@@ -397,6 +397,7 @@ pub(crate) const TABLES: &[Table] = &[
                 "http",
                 "A request in the cluster's protocol, a connection, or `grpc.health.v1.Health/Check`.",
             ),
+            optional("port", Number, "Where it is asked, in place of the endpoint's port."),
             key("interval", Time, "5s", "From the start of a check to that of the next. The first is made at once."),
             key("timeout", Time, "2s", "A check that takes longer has failed."),
             key("jitter", Share, "10%", "The interval is longer by up to this share of it, at random."),

@@ -29,6 +29,8 @@ use check::Target;
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthCheck {
     pub kind: CheckKind,
+    /// In place of the endpoint's.
+    pub port: Option<u16>,
     /// From start to start.
     pub interval: Duration,
     pub timeout: Duration,
@@ -212,7 +214,8 @@ impl Work {
 /// Checks one endpoint for good; the first time at once.
 async fn watch(work: Arc<Work>, zero: Instant, verdicts: Arc<Notify>) {
     let check = &work.check;
-    let target = Target::new(work.address, work.pool.clone(), work.tls.as_deref(), check.kind.clone());
+    let address = SocketAddr::new(work.address.ip(), check.port.unwrap_or(work.address.port()));
+    let target = Target::new(address, work.pool.clone(), work.tls.as_deref(), check.kind.clone());
     let mut streak = Streak::default();
     loop {
         let begun = tokio::time::Instant::now();

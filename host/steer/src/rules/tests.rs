@@ -127,3 +127,58 @@ fn every_entry_of_the_table_leads_somewhere_and_weights_count() {
     assert_eq!(entries.len(), 4099);
     assert!((950..1100).contains(&of_one), "{of_one}");
 }
+
+/// `nft` and the kernel take each of these, one after another, in a network namespace of its own. Needs root; says so where
+/// it is not to be had.
+#[test]
+fn the_kernel_takes_them() {
+    let four = |steer: Steer| {
+        let one = plan(steer.clone(), &[(ONE, Role::Takes(1)), (TWO, Role::Takes(2))]);
+        let two = plan(steer.clone(), &[(ONE, Role::Drains), (TWO, Role::Down), (THREE, Role::Takes(1))]);
+        let none = plan(steer, &[(ONE, Role::Down)]);
+        vec![one.clone(), two.clone(), none, one, two]
+    };
+    let six = |steer: Steer| {
+        let one = plan(steer.clone(), &[("[fd00::1]:80", Role::Takes(1)), ("[fd00::2]:80", Role::Takes(1))]);
+        vec![one, plan(steer, &[("[fd00::2]:80", Role::Takes(1))])]
+    };
+    let wide = |steer: Steer| Steer {
+        protocols: vec![Protocol::Tcp, Protocol::Udp],
+        affinity: Affinity::Client,
+        mode: Mode::Nat(Nat { interface: Some("eth0".to_owned()), source: Source::Gateway }),
+        ..steer
+    };
+    let large = Steer { table: 65_537, ..dsr("192.0.2.1") };
+    let named = Steer { name: "a-b.c_9".to_owned(), ..nat("192.0.2.1", &[1..=65_535]) };
+    let plans = [
+        four(nat("192.0.2.1", &[80..=80])),
+        four(wide(nat("192.0.2.1", &[80..=80, 8000..=8010]))),
+        four(dsr("192.0.2.1")),
+        six(wide(nat("2001:db8::1", &[80..=80]))),
+        six(dsr("2001:db8::1")),
+        four(large).into_iter().take(2).collect(),
+        four(named),
+    ];
+    let folder = std::env::temp_dir().join(format!("tidegate-steer-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let mut script = "ip link add eth0 type veth peer name eth1".to_owned();
+    let mut before: Option<&Plan> = None;
+    for (index, plan) in plans.iter().flatten().enumerate() {
+        let file = folder.join(format!("{index}.json"));
+        let commands = transaction(plan, before.filter(|before| before.steer.name == plan.steer.name));
+        std::fs::write(&file, json!({ "nftables": commands }).to_string()).expect("written");
+        script += &format!(" && echo {index} && nft -j -f {}", file.display());
+        before = Some(plan);
+    }
+    script += " && nft list ruleset | grep -q unserved";
+    let run = |script: &str| std::process::Command::new("unshare").args(["--net", "sh", "-c", script]).output();
+    match run("nft list tables") {
+        Ok(output) if output.status.success() => {
+            let output = run(&script).expect("it ran a moment ago");
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(output.status.success(), "after plan {said}");
+        }
+        _ => eprintln!("SKIPPED: no network namespaces or no nft here (they need root)"),
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+}
