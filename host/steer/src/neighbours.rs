@@ -17,7 +17,8 @@ const KNOWN: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
 /// An interface.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Link {
-    index: i32,
+    /// Another, if it was made anew under its name.
+    pub index: i32,
     pub mac: Mac,
 }
 

@@ -30,6 +30,8 @@ pub struct Plan {
     pub backends: Vec<Backend>,
     /// Of this host's interface to the backends; needed for DSR.
     pub own_mac: Option<Mac>,
+    /// The index of the interface where packets come in, for DSR. With an interface the kernel forgets the chain on it.
+    pub interface: Option<i32>,
 }
 
 impl Plan {
@@ -47,7 +49,7 @@ impl Plan {
 pub fn transaction(plan: &Plan, before: Option<&Plan>) -> Vec<Value> {
     let table = plan.table();
     let mut batch = Batch { table: &table, commands: Vec::new() };
-    let kept = before.filter(|before| before.steer == plan.steer);
+    let kept = before.filter(|before| before.steer == plan.steer && before.interface == plan.interface);
     if kept.is_none() {
         let gone = before.map(Plan::table).filter(|gone| *gone != table);
         batch.commands.extend(removal(gone.iter().chain([&table])));

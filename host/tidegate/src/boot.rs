@@ -192,13 +192,13 @@ impl Control {
         previous: &Compiled,
     ) -> Result<u64, ReloadRefused> {
         let snapshot = compiled.snapshot.clone();
+        self.steering.claim(&compiled.steers).map_err(|error| ReloadRefused::Failed(format!("{error:#}")))?;
         let mut running = self.running();
         // A listener bound now would outlive the workers' last look.
         if self.draining() {
             return Err(ReloadRefused::Failed(DRAINING.to_owned()));
         }
         self.compiler.begin_kv().map_err(|error| ReloadRefused::Failed(error.to_string()))?;
-        self.steering.claim(&compiled.steers).map_err(|error| ReloadRefused::Failed(format!("{error:#}")))?;
         let applied = running.gateway.apply(snapshot.clone());
         applied.map_err(|error| ReloadRefused::Failed(error.to_string()))?;
         let fresh = settle(&mut compiled);

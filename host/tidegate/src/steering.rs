@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate_steer::{Claim, TableName, nft, removal};
+use tidegate_steer::{Claim, ClaimError, TableName, nft, removal};
 
 use crate::boot::Control;
 use crate::compile::Steered;
@@ -47,7 +47,7 @@ impl Steering {
     /// What keeps one of them out of the kernel; whatever was installed goes again.
     pub(crate) fn begin(&self, wanted: &[Steered]) -> anyhow::Result<()> {
         self.claim(wanted)?;
-        let swept = sweep(&lock(&self.state).claims);
+        let swept = sweep(wanted, &lock(&self.state).claims);
         // Without steers nobody asked for nft, and what it lacks is no matter.
         if !wanted.is_empty() {
             swept?;
@@ -68,11 +68,8 @@ impl Steering {
         if state.claims.is_empty() && !wanted.is_empty() {
             nft::tables()?;
         }
-        for name in wanted.iter().map(|steered| &steered.steer.name) {
-            if !state.claims.contains_key(name) {
-                let claim = Claim::new(name)?;
-                state.claims.insert(name.clone(), claim);
-            }
+        for steered in wanted {
+            claim(&mut state.claims, &steered.steer.name)?;
         }
         Ok(())
     }
@@ -93,15 +90,18 @@ impl Steering {
             }
         }
         if state.steers.is_empty() {
-            state.claims.clear();
             self.publish(&state);
             return None;
         }
         let now = Instant::now();
         state.count();
-        for one in &mut state.steers {
-            if let Some(steered) = wanted.iter().find(|steered| steered.steer.name == one.name()) {
-                one.settle(steered, now);
+        let State { steers, claims, .. } = &mut *state;
+        for one in steers {
+            let Some(steered) = wanted.iter().find(|steered| steered.steer.name == one.name()) else { continue };
+            // What a reload claimed may have been let go by a look in between.
+            match claim(claims, one.name()) {
+                Ok(()) => one.settle(steered, now),
+                Err(error) => one.fail(error.to_string(), now),
             }
         }
         let next = state.steers.iter().filter_map(|one| one.retry_in(now)).fold(LOOK, Duration::min);
@@ -131,7 +131,7 @@ impl Steering {
     pub(crate) fn end(&self) {
         let mut state = lock(&self.state);
         state.ended = true;
-        let tables: Vec<TableName> = state.steers.drain(..).flat_map(|one| one.tables()).collect();
+        let tables: Vec<TableName> = state.steers.drain(..).filter_map(|one| one.table()).collect();
         remove(&tables);
         state.claims.clear();
         self.publish(&state);
@@ -149,11 +149,9 @@ impl State {
     fn let_go(&mut self, wanted: &[Steered]) {
         let named = |name: &str| wanted.iter().any(|steered| steered.steer.name == name);
         let gone: Vec<One> = self.steers.extract_if(.., |one| !named(one.name())).collect();
-        let tables: Vec<TableName> = gone.iter().flat_map(One::tables).collect();
+        let tables: Vec<TableName> = gone.iter().filter_map(One::table).collect();
         remove(&tables);
-        for one in gone {
-            self.claims.remove(one.name());
-        }
+        self.claims.retain(|name, _| named(name));
     }
 
     fn count(&mut self) {
@@ -168,6 +166,13 @@ impl State {
     }
 }
 
+fn claim(claims: &mut HashMap<String, Claim>, name: &str) -> Result<(), ClaimError> {
+    if !claims.contains_key(name) {
+        claims.insert(name.to_owned(), Claim::new(name)?);
+    }
+    Ok(())
+}
+
 /// Removes tables; failing is logged, and their names stay for the next start to clear.
 fn remove(tables: &[TableName]) {
     if tables.is_empty() {
@@ -179,24 +184,21 @@ fn remove(tables: &[TableName]) {
     }
 }
 
-/// Removes the tables of steers whose process is dead. Those in `claims` are replaced within the transaction that installs
+/// Removes the tables of steers whose process is dead. Those that are wanted are replaced within the transaction that installs
 /// them, so that packets are steered without a gap.
-fn sweep(claims: &HashMap<String, Claim>) -> Result<(), nft::NftError> {
-    let mut left: Vec<(TableName, Claim)> = Vec::new();
+fn sweep(wanted: &[Steered], claims: &HashMap<String, Claim>) -> Result<(), nft::NftError> {
+    let mut left: Vec<TableName> = Vec::new();
+    // Held until the tables are gone: nobody may install under these names meanwhile.
+    let mut held: HashMap<String, Claim> = HashMap::new();
     for table in nft::tables()? {
-        if claims.contains_key(table.steer()) || left.iter().any(|(known, _)| known.steer() == table.steer()) {
-            continue;
-        }
-        // Held until the table is gone: nobody may install under this name meanwhile.
-        if let Ok(claim) = Claim::new(table.steer()) {
-            left.push((table, claim));
+        let replaced = wanted.iter().any(|steered| TableName::of(&steered.steer) == table);
+        let dead = claims.contains_key(table.steer()) || claim(&mut held, table.steer()).is_ok();
+        if dead && !replaced {
+            tracing::warn!(%table, "removing the rules of a process that did not stop in order");
+            left.push(table);
         }
     }
-    for (table, _) in &left {
-        tracing::warn!(%table, "removing the rules of a process that did not stop in order");
-    }
-    let tables: Vec<TableName> = left.iter().map(|(table, _)| table.clone()).collect();
-    if tables.is_empty() { Ok(()) } else { nft::apply(&removal(&tables)) }
+    if left.is_empty() { Ok(()) } else { nft::apply(&removal(&left)) }
 }
 
 /// For as long as the program runs.

@@ -54,7 +54,12 @@ fn plan(steer: Steer, backends: &[(&str, Role)]) -> Plan {
         role: *role,
         mac: Some(Mac([2, 0, 0, 0, 0, index as u8 + 1])),
     });
-    Plan { steer: Arc::new(steer), backends: backends.collect(), own_mac: Some(Mac([2, 0, 0, 0, 1, 0])) }
+    Plan {
+        steer: Arc::new(steer),
+        backends: backends.collect(),
+        own_mac: Some(Mac([2, 0, 0, 0, 1, 0])),
+        interface: Some(2),
+    }
 }
 
 const ONE: &str = "10.0.0.1:8080";
@@ -116,6 +121,14 @@ fn another_steer_of_the_name_replaces_the_first_in_whatever_family() {
         deleted,
         [&json!({ "family": "ip", "name": "tidegate_web" }), &json!({ "family": "netdev", "name": "tidegate_web" })]
     );
+}
+
+#[test]
+fn an_interface_that_was_made_anew_gets_its_chain_again() {
+    let before = plan(dsr("192.0.2.1"), &[(ONE, Role::Takes(1))]);
+    let after = Plan { interface: Some(3), ..before.clone() };
+    assert_eq!(transaction(&after, Some(&before)), transaction(&after, None));
+    assert_ne!(transaction(&before, Some(&before)), transaction(&before, None));
 }
 
 #[test]

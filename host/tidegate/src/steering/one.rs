@@ -76,11 +76,9 @@ impl One {
         self.plan.is_some()
     }
 
-    /// What may be in the kernel.
-    pub(super) fn tables(&self) -> Vec<TableName> {
-        let mut tables = vec![TableName::of(self.steer())];
-        tables.extend(self.plan.as_ref().map(Plan::table).filter(|table| !tables.contains(table)));
-        tables
+    /// What is in the kernel.
+    pub(super) fn table(&self) -> Option<TableName> {
+        self.plan.as_ref().map(Plan::table)
     }
 
     pub(super) fn report(&self) -> Report {
@@ -118,7 +116,7 @@ impl One {
         }
     }
 
-    fn fail(&mut self, failure: String, now: Instant) {
+    pub(super) fn fail(&mut self, failure: String, now: Instant) {
         self.failed += 1;
         if self.failure.as_ref() != Some(&failure) {
             tracing::error!(steer = self.name(), "cannot change the rules of a steer, and goes on trying: {failure}");
@@ -132,9 +130,12 @@ impl One {
         let steer = self.steered.steer.clone();
         let cluster = self.steered.cluster.clone();
         let mut members = members(&cluster.set);
-        let own_mac = match &steer.mode {
-            Mode::Nat(_) => None,
-            Mode::Dsr(dsr) => Some(self.find_macs(dsr, &mut members)?),
+        let (own_mac, interface) = match &steer.mode {
+            Mode::Nat(_) => (None, None),
+            Mode::Dsr(dsr) => {
+                let interface = neighbours::link(&dsr.interface).map_err(|error| error.to_string())?;
+                (Some(self.find_macs(dsr, &mut members)?), Some(interface.index))
+            }
         };
         self.roster.follow(&members, own_mac.is_some(), now);
         let silence = match &steer.mode {
@@ -146,7 +147,7 @@ impl One {
             self.counts.get(&received).map_or(0, |count| count.packets)
         };
         self.roster.expire(received, silence, now);
-        let plan = Plan { steer, backends: self.roster.backends().to_vec(), own_mac };
+        let plan = Plan { steer, backends: self.roster.backends().to_vec(), own_mac, interface };
         if self.plan.as_ref() == Some(&plan) {
             return Ok(());
         }
@@ -198,9 +199,7 @@ impl One {
 
     /// Fills in the MAC addresses of members, and gives this host's own.
     fn find_macs(&mut self, dsr: &Dsr, members: &mut [Member]) -> Result<Mac, String> {
-        let words = |error: neighbours::LinkError| error.to_string();
-        neighbours::link(&dsr.interface).map_err(words)?;
-        let link = neighbours::link(&dsr.endpoint_interface).map_err(words)?;
+        let link = neighbours::link(&dsr.endpoint_interface).map_err(|error| error.to_string())?;
         for member in &mut *members {
             member.mac = self.steered.macs.get(&member.address).copied();
         }
