@@ -163,7 +163,7 @@ mod tests {
             { "counter": { "family": "ip", "table": "filter", "name": "other", "packets": 1, "bytes": 1 } },
         ] });
         let web = TableName { family: "ip", name: "tidegate_web".to_owned() };
-        assert_eq!(tables_in(&listing), [web.clone()]);
+        assert_eq!(tables_in(&listing), std::slice::from_ref(&web));
         assert_eq!(web.steer(), "web");
         let counters = counters_in(&listing);
         assert_eq!(counters.len(), 1);

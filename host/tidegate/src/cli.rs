@@ -168,8 +168,12 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
             for note in &compiled.plugins.notes {
                 eprintln!("tidegate: warning: {note}");
             }
+            let steers = match compiled.steers.len() {
+                0 => String::new(),
+                some => format!("{some} steers, "),
+            };
             say(&format!(
-                "{}: ok: {} listeners, {} clusters, {} routes, {} plugins\n",
+                "{}: ok: {} listeners, {steers}{} clusters, {} routes, {} plugins\n",
                 path.display(),
                 snapshot.listeners.len(),
                 snapshot.clusters.len(),
