@@ -323,7 +323,7 @@ async fn without_backends_packets_are_dropped_and_counted() {
         until_roles(&lab, &gateway, ["down", "down"]).await;
         let mut flow = lab.flow(true, PORT).expect("a socket");
         assert!(flow.ask().is_err());
-        assert!(metric(&lab, &gateway, "tidegate_steer_unserved_packets_total{steer=\"web\"}") >= 10);
+        assert!(metric(&lab, &gateway, "tidegate_steer_unserved_packets_total{steer=\"web\"}") > 0);
         let _services = lab.serve(port);
         until_roles(&lab, &gateway, ["takes", "takes"]).await;
         assert_eq!(flow.ask().expect("an answer").1, lab.client_address());
