@@ -1,4 +1,4 @@
-//! The four traits over the exported interfaces: from facts to a call, from its result to an answer.
+//! The traits over the exported interfaces: from facts to a call, from its result to an answer.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{
     self as policy, Answered, Asked, AttemptFacts, Balancer, Blame, Decision, DirectResponse, EndpointsView,
-    Forwarding, Identity, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router,
+    Forwarding, Identity, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router, TunnelRouter,
 };
 
 use crate::instances::{Failed, Instance, run, with_slot};
 use crate::memo::{Going, Read, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
 use crate::state::{Facts, IdentityEdits};
-use crate::types::{Choice, Response, RouteAnswer, Verdict};
+use crate::types::{Choice, Response, RouteAnswer, TunnelAnswer, Verdict};
 
 /// A plugin as the answerer of its questions.
 pub(crate) struct Asker(pub(crate) Arc<Handle>);
@@ -26,6 +26,7 @@ pub(crate) enum Question {
     Pick,
     Identify,
     Decide,
+    Tunnel,
 }
 
 /// One question being asked: how a guest is called, and what a memo keeps of its answer.
@@ -389,5 +390,45 @@ impl Retry for Asker {
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         self.refused(Question::Decide, reason, blame)
+    }
+}
+
+pub(crate) struct AskTunnel;
+
+impl Asking for AskTunnel {
+    type Answer = policy::TunnelAnswer;
+    const QUESTION: Question = Question::Tunnel;
+
+    fn call(&mut self, instance: &mut Instance) -> Result<policy::TunnelAnswer, Failed> {
+        let Instance { store, functions, .. } = instance;
+        let tunnel = functions.tunnel.as_ref().ok_or_else(|| absent("route of tunnel-router"))?;
+        let (answer,) = run(store, |store| tunnel.call(store, ()))?;
+        Ok(match answer {
+            TunnelAnswer::Pass => policy::TunnelAnswer::Pass,
+            TunnelAnswer::Forward(cluster) => policy::TunnelAnswer::Forward(cluster.into()),
+            TunnelAnswer::Refuse => policy::TunnelAnswer::Refuse,
+        })
+    }
+
+    fn remember(&self, answer: &policy::TunnelAnswer) -> Remembered {
+        Remembered::Tunnel(answer.clone())
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<policy::TunnelAnswer> {
+        if let Remembered::Tunnel(answer) = remembered { Some(answer.clone()) } else { None }
+    }
+}
+
+impl TunnelRouter for Asker {
+    fn name(&self) -> ByteString {
+        self.0.core.name.clone()
+    }
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<policy::TunnelAnswer> {
+        self.ask(Facts { asked: Some(asked.clone()), ..Facts::default() }, AskTunnel)
+    }
+
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Tunnel, reason, blame)
     }
 }

@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use serde_json::json;
 use tidegate_policy::{
     Asked, AttemptFacts, Balancer, Blame, Choice, Decision, EndpointsView, Forwarding, Identity, PolicyFault,
-    RequestEdits, Retry, RouteAnswer, Router, Verdict,
+    RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict,
 };
 
 use crate::decide::Asker;
@@ -240,6 +240,17 @@ impl Retry for Shadowed<dyn Retry> {
         let stood = self.policy.decide(asked, attempt, endpoints);
         let compare = |answer: &Decision<Verdict>| difference::of_verdicts(&stood, answer);
         self.shadow.beside(3, asked, |shadow| shadow.decide(asked, attempt, endpoints), compare);
+        stood
+    }
+}
+
+impl TunnelRouter for Shadowed<dyn TunnelRouter> {
+    common!();
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        let stood = self.policy.tunnel(asked);
+        let compare = |answer: &Decision<TunnelAnswer>| difference::of_tunnels(&stood, answer);
+        self.shadow.beside(4, asked, |shadow| shadow.tunnel(asked), compare);
         stood
     }
 }

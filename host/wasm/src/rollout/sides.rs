@@ -1,4 +1,4 @@
-//! Two versions as one policy, for each of the four questions.
+//! Two versions as one policy, for each question.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use tidegate_policy::{
     Asked, AttemptFacts, Balancer, Blame, Choice, Decision, EndpointsView, Forwarding, Identity, PolicyFault,
-    RequestEdits, Retry, RouteAnswer, Router, Verdict, Version, Versioned, Watch, Watched,
+    RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Version, Versioned, Watch, Watched,
 };
 
 use super::Rollout;
@@ -146,5 +146,21 @@ impl Retry for Split<dyn Retry> {
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         self.choose(asked).decide(asked, attempt, endpoints)
+    }
+}
+
+impl TunnelRouter for Side<dyn TunnelRouter> {
+    common!();
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        self.counted(|policy| policy.tunnel(asked))
+    }
+}
+
+impl TunnelRouter for Split<dyn TunnelRouter> {
+    common!(TunnelRouter of two);
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        self.choose(asked).tunnel(asked)
     }
 }
