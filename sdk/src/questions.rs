@@ -134,7 +134,7 @@ pub trait Retry: Policy {
 /// use tidegate_sdk::testing::Question;
 /// use tidegate_sdk::{Connection, Policy, TunnelRoute, TunnelRouter};
 ///
-/// /// `SHOP.shops.example` goes to the shop's own cluster; who names nothing goes nowhere.
+/// /// `NAME.shops.example` goes to the cluster `shop-NAME`; who names nothing goes nowhere.
 /// struct Shops;
 ///
 /// impl Policy for Shops {
@@ -148,7 +148,7 @@ pub trait Retry: Policy {
 ///     fn route(&mut self, connection: &Connection) -> TunnelRoute {
 ///         let Some(name) = connection.server_name() else { return TunnelRoute::Refuse };
 ///         match name.strip_suffix(".shops.example") {
-///             Some(shop) => TunnelRoute::Forward(shop.to_owned()),
+///             Some(shop) => TunnelRoute::Forward(format!("shop-{shop}")),
 ///             None => TunnelRoute::Pass,
 ///         }
 ///     }
@@ -157,7 +157,7 @@ pub trait Retry: Policy {
 /// tidegate_sdk::tunnel_router!(Shops);
 ///
 /// let ask = |name: &str| Question::connection(name).tunnel(&mut Shops);
-/// assert_eq!(ask("tea.shops.example"), TunnelRoute::Forward("tea".into()));
+/// assert_eq!(ask("tea.shops.example"), TunnelRoute::Forward("shop-tea".into()));
 /// assert_eq!(ask("other.example"), TunnelRoute::Pass);
 /// let mut nameless = Question { server_name: None, ..Question::connection("") };
 /// assert_eq!(nameless.tunnel(&mut Shops), TunnelRoute::Refuse);

@@ -41,6 +41,7 @@ mod streaming;
 mod tenants;
 mod timeouts;
 mod tls;
+mod tunnel_router;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};
