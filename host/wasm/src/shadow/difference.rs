@@ -142,7 +142,9 @@ pub(crate) fn of_verdicts(stood: &Decision<Verdict>, shadow: &Decision<Verdict>)
 }
 
 pub(crate) fn of_tunnels(stood: &Decision<TunnelAnswer>, shadow: &Decision<TunnelAnswer>) -> Option<Difference> {
-    let answer = |decision: &Decision<TunnelAnswer>| decision.as_ref().map(|answered| &answered.value);
+    fn answer(decision: &Decision<TunnelAnswer>) -> Result<&TunnelAnswer, &PolicyFault> {
+        decision.as_ref().map(|answered| &answered.value)
+    }
     let words = |answer: &TunnelAnswer| {
         let words = match answer {
             TunnelAnswer::Pass => "pass".to_owned(),
