@@ -230,7 +230,7 @@ settings = { suffixes = { "a.example" = "a", "b.example" = "b" }, refuse = "no.e
             assert_eq!(origins.reach(&gateway, &client).await.as_deref(), place);
         }
     }
-    let memoised = "tidegate_plugin_decisions_memoised_total{plugin=\"names\",question=\"tunnel\"}";
+    let memoised = "tidegate_plugin_memo_hits_total{plugin=\"names\",question=\"tunnel\"}";
     assert_eq!((gateway.metric(memoised).await, asked(&gateway).await), (9.0, 12.0));
 }
 
