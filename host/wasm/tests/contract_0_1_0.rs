@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tidegate_policy::contract::{self, asked, asked_with, attempt, endpoints};
-use tidegate_policy::{Cause, Choice, EndpointsView, Families, Identity, RequestEdits, RouteAnswer, TunnelAnswer, Verdict};
+use tidegate_policy::{
+    Cause, Choice, EndpointsView, Families, Identity, RequestEdits, RouteAnswer, TunnelAnswer, Verdict,
+};
 use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 fn load(name: &str, digest: &str, settings: serde_json::Value) -> Arc<Plugin> {
