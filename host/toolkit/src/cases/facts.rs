@@ -201,3 +201,32 @@ pub(super) fn attempt(case: &Case) -> Result<Rc<AttemptFacts>, String> {
         retries_left: attempt.retries_left,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::CaseFile;
+
+    fn tunnel(connection: &str) -> Result<Rc<Asked>, String> {
+        let text = format!(
+            "question = \"tunnel-router\"\n[[case]]\nname = \"a\"\nconnection = {connection}\nexpect = {{ pass = true }}\n"
+        );
+        let file: CaseFile = toml::from_str(&text).expect("a case");
+        asked(&file.cases[0], file.question)
+    }
+
+    #[test]
+    fn a_tunnel_router_is_asked_of_a_connection_with_its_fields() {
+        let fields = "{ server_name = \"a.example\", proxy_tlvs = { 0xea = \"vpce-1\", 5 = \"id\" } }";
+        let asked = tunnel(fields).expect("a connection");
+        assert_eq!((asked.request.method.as_str(), &*asked.request.authority), ("CONNECT", "a.example"));
+        let fields = &asked.connection.proxy_tlvs;
+        assert_eq!((fields.get(0xea), fields.get(5), fields.get(6)), (Some(&b"vpce-1"[..]), Some(&b"id"[..]), None));
+        for (wrong, part) in
+            [("256", "no type"), ("0xyz", "no type"), ("3", "checksum"), ("5 = \"\", 0x05", "more than one")]
+        {
+            let error = tunnel(&format!("{{ proxy_tlvs = {{ {wrong} = \"x\" }} }}")).expect_err(wrong);
+            assert!(error.contains("connection.proxy_tlvs") && error.contains(part), "{error}");
+        }
+    }
+}
