@@ -282,8 +282,9 @@ async fn haproxy_and_nginx_behind() {
     };
     let blocks = |port| {
         let path = |file: &str| folder.path().join(file).display().to_string();
-        let temporary: String =
-            ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|what| format!("{what}_temp_path temp;\n")).concat();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|what| format!("{what}_temp_path temp;\n"))
+            .concat();
         format!(
             "http {{\naccess_log off;\n{temporary}server {{ listen 127.0.0.1:{port} ssl http2 proxy_protocol;\n\
              ssl_certificate {}; ssl_certificate_key {};\n\
@@ -317,9 +318,11 @@ async fn haproxy_and_nginx_in_front() {
     let origin = echo(&authority, &["a.example"]).await;
     let tap = Tap::before(origin.address).await;
     let accept = "proxy_protocol = { accept = \"required\", trusted = [\"127.0.0.1\"] }\n[listener.tunnel]";
-    let config = listener("routes = [{ server_name = \"a.example\", cluster = \"a\" }]")
-        .replacen("[listener.tunnel]", accept, 1)
-        + &clusters(&[("a", tap.address)], "");
+    let config = listener("routes = [{ server_name = \"a.example\", cluster = \"a\" }]").replacen(
+        "[listener.tunnel]",
+        accept,
+        1,
+    ) + &clusters(&[("a", tap.address)], "");
     let gateway = Gateway::start(&config).await;
     let server = gateway.edge();
     let sections = |port| {
@@ -327,8 +330,11 @@ async fn haproxy_and_nginx_in_front() {
             "listen f\n  mode tcp\n  bind 127.0.0.1:{port}\n  server s {server} send-proxy-v2 proxy-v2-options crc32c\n"
         )
     };
-    let blocks =
-        |port| format!("stream {{ server {{ listen 127.0.0.1:{port}; proxy_pass {server}; proxy_protocol on; proxy_half_close on; }} }}\n");
+    let blocks = |port| {
+        format!(
+            "stream {{ server {{ listen 127.0.0.1:{port}; proxy_pass {server}; proxy_protocol on; proxy_half_close on; }} }}\n"
+        )
+    };
     let (Some(haproxy), Some(nginx)) = (Peer::haproxy(sections).await, Peer::nginx(blocks).await) else { return };
     for (index, peer) in [&haproxy, &nginx].into_iter().enumerate() {
         let before = Tap::before(peer.address).await;

@@ -177,7 +177,8 @@ async fn another_endpoint_is_tried_until_one_takes_it() {
     for _ in 0..6 {
         assert_eq!(exactly(&mut connect(&gateway).await, 4).await, b"here");
     }
-    let (taken, said) = gateway.reload(&relay(&[dead[0], dead[1], dead[2], origin.address], ", connect_attempts = 1", ""));
+    let (taken, said) =
+        gateway.reload(&relay(&[dead[0], dead[1], dead[2], origin.address], ", connect_attempts = 1", ""));
     assert!(taken, "{said}");
     let mut refused = 0;
     for _ in 0..4 {
@@ -280,7 +281,8 @@ async fn balancers_and_health() {
     let first = fate_or_name(&gateway).await.expect("a name");
     for _ in 0..5 {
         // The hash is bounded by load: one that is still open would count.
-        eventually("none is open", async || (gateway.metric("tidegate_tunnels_active").await == 0.0).then_some(())).await;
+        eventually("none is open", async || (gateway.metric("tidegate_tunnels_active").await == 0.0).then_some(()))
+            .await;
         assert_eq!(fate_or_name(&gateway).await.expect("a name"), first);
     }
     assert!(gateway.reload(&relay(&addresses, "", "balance = { by = \"least_request\" }")).0);

@@ -335,29 +335,23 @@ async fn begin(
             tracing::debug!(listener = %listener.name, %peer, "neither a PROXY header nor TLS");
             return None;
         }
-        Some(tls) => match tls::accept(
-            tcp,
-            (ahead, named),
-            tls,
-            listener.limits.handshake_timeout,
-            &worker.timers,
-        )
-        .await
-        {
-            Ok(accepted) => {
-                head.tls = true;
-                head.tls_version = accepted.version;
-                head.server_name = accepted.server_name;
-                head.alpn = accepted.alpn;
-                (head.client_certificate, head.client_chain) = accepted.client_certificate;
-                accepted.transport
+        Some(tls) => {
+            match tls::accept(tcp, (ahead, named), tls, listener.limits.handshake_timeout, &worker.timers).await {
+                Ok(accepted) => {
+                    head.tls = true;
+                    head.tls_version = accepted.version;
+                    head.server_name = accepted.server_name;
+                    head.alpn = accepted.alpn;
+                    (head.client_certificate, head.client_chain) = accepted.client_certificate;
+                    accepted.transport
+                }
+                Err(error) => {
+                    worker.metrics.handshakes_failed.add(1);
+                    tracing::debug!(listener = %listener.name, %peer, %error, "tls handshake failed");
+                    return None;
+                }
             }
-            Err(error) => {
-                worker.metrics.handshakes_failed.add(1);
-                tracing::debug!(listener = %listener.name, %peer, %error, "tls handshake failed");
-                return None;
-            }
-        },
+        }
     };
     Some((Stream::new(transport), Served::new(worker, listener, head)))
 }
