@@ -24,9 +24,14 @@ use crate::upstream::{TunnelSeat, health};
 use crate::worker::Worker;
 
 mod client_hello;
+mod datagrams;
 mod hello;
 mod pipe;
+mod quic;
 mod relay;
+
+pub(crate) use datagrams::{Ports, Serving};
+pub(crate) use quic::Ids;
 
 use client_hello::ClientHello;
 use hello::{Heard, Unheard, hear};

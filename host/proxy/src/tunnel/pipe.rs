@@ -75,7 +75,8 @@ impl Pipe {
 
     /// Moves in what the socket has; 0 at its end. Called while the pipe is empty: else it could seem that the socket is.
     pub(super) fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
-        let moved = from.try_io(Interest::READABLE, || splice(from.as_raw_fd(), self.write.as_raw_fd(), SIZE as usize))?;
+        let moved =
+            from.try_io(Interest::READABLE, || splice(from.as_raw_fd(), self.write.as_raw_fd(), SIZE as usize))?;
         self.held += moved;
         Ok(moved)
     }
