@@ -31,6 +31,7 @@ mod pooling;
 mod proxy_peers;
 mod proxy_protocol;
 mod proxy_upstream;
+mod quic_passthrough;
 mod reload;
 mod retry;
 mod rollout;
@@ -41,6 +42,7 @@ mod streaming;
 mod tenants;
 mod timeouts;
 mod tls;
+mod udp_tunnel;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};

@@ -32,6 +32,8 @@ mod relay;
 
 pub(crate) use datagrams::{Ports, Serving};
 pub(crate) use quic::Ids;
+#[cfg(fuzzing)]
+pub(crate) use quic::fuzz;
 
 use client_hello::ClientHello;
 use hello::{Heard, Unheard, hear};

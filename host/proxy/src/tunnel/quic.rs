@@ -8,6 +8,8 @@ mod initial;
 
 pub(crate) use ids::{Id, Ids, Known};
 pub(crate) use initial::Hearing;
+#[cfg(fuzzing)]
+pub(crate) use initial::fuzz;
 
 /// A client sends Initial packets in datagrams of at least so many bytes (RFC 9000, section 14.1).
 pub(crate) const LEAST_INITIAL: usize = 1200;

@@ -1,6 +1,9 @@
 //! The ClientHello of a QUIC connection: CRYPTO frames in the client's Initial packets, over as many packets and datagrams
 //! and in whatever order they come. The datagrams themselves are kept by whoever passes them on.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
+
 use std::ops::Range;
 
 use rustls::quic::DirectionalKeys;
