@@ -17,6 +17,8 @@ use crate::listener::tls::provider;
 /// Most bytes of a handshake before its hello is whole: more than any client sends unanswered, within its congestion window
 /// (RFC 9002, section 7.2).
 const MOST: usize = 24 * 1024;
+/// Most pieces with gaps between them: a client that shuffles them on purpose makes a tenth of it.
+const MOST_PIECES: usize = 256;
 
 /// A hello in the making.
 pub(crate) struct Hearing {
@@ -191,7 +193,7 @@ impl Pieces {
         }
         self.bytes[start..end].copy_from_slice(data);
         self.there.splice(first..last, [merged]);
-        Ok(())
+        if self.there.len() > MOST_PIECES { Err(NoHello::Malformed) } else { Ok(()) }
     }
 
     /// Without a gap.

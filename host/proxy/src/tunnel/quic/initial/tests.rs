@@ -150,6 +150,8 @@ fn what_is_no_hello_is_known() {
     assert_eq!(pushed(&[2, 0, 0, 0xbf, 0xff, 0xff, 0xff]), Err(NoHello::Malformed), "endless ranges");
     assert_eq!(pushed(&[6, 0xbf, 0xff, 0xff, 0xff, 1, 1]), Err(NoHello::TooLong));
     assert_eq!(pushed(&crypto(0, &[1, 0xff, 0, 0])), Err(NoHello::TooLong));
+    let crumbs: Vec<u8> = (0..300).flat_map(|number| crypto(2 * number, &[0])).collect();
+    assert_eq!(pushed(&crumbs), Err(NoHello::Malformed), "hundreds of gaps");
 }
 
 proptest! {
