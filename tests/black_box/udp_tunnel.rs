@@ -470,7 +470,7 @@ async fn proxy_headers_go_before_each_datagram() {
     let refused = tempfile::tempdir().expect("a folder");
     let file = refused.path().join("gateway.toml");
     std::fs::write(&file, config(&[origin.address], "", "", "proxy_protocol = \"v1\"")).expect("written");
-    let checked = tidegate_tests::gateway::run(&["check", "--config", &file.display().to_string()]);
+    let checked = tidegate_tests::gateway::run(&["check", &file.display().to_string()]);
     assert_eq!(checked.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&checked.stderr).contains("know no UDP"));
 }
