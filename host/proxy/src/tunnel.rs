@@ -25,6 +25,8 @@ use crate::worker::Worker;
 
 mod client_hello;
 mod datagrams;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod hello;
 mod pipe;
 mod quic;
@@ -33,7 +35,7 @@ mod relay;
 pub(crate) use datagrams::{Ports, Serving};
 pub(crate) use quic::Ids;
 #[cfg(fuzzing)]
-pub(crate) use quic::fuzz;
+pub(crate) use quic::fuzz as fuzz_quic;
 
 use client_hello::ClientHello;
 use hello::{Heard, Unheard, hear};
