@@ -26,11 +26,7 @@ fn in_any_order(mut data: &[u8]) {
         pieces.push(((*offset).into(), piece));
         data = rest;
     }
-    let put = |pieces: &mut dyn Iterator<Item = &(u64, &[u8])>| {
-        let mut together = Pieces::default();
-        pieces.try_for_each(|(offset, piece)| together.put(*offset, piece)).map(|()| together)
-    };
-    match (put(&mut pieces.iter()), put(&mut pieces.iter().rev())) {
+    match (put(pieces.iter()), put(pieces.iter().rev())) {
         (Ok(one), Ok(other)) => {
             assert_eq!((&one.bytes, &one.there), (&other.bytes, &other.there));
             assert!(one.there.windows(2).all(|two| two[0].end < two[1].start), "{:?}", one.there);
@@ -41,4 +37,9 @@ fn in_any_order(mut data: &[u8]) {
         (Err(one), Err(other)) => assert_eq!(one, other),
         (one, other) => panic!("{:?} and {:?}", one.err(), other.err()),
     }
+}
+
+fn put<'a>(mut pieces: impl Iterator<Item = &'a (u64, &'a [u8])>) -> Result<Pieces, NoHello> {
+    let mut together = Pieces::default();
+    pieces.try_for_each(|(offset, piece)| together.put(*offset, piece)).map(|()| together)
 }
