@@ -164,7 +164,9 @@ pub(super) fn receive(
 ) -> io::Result<()> {
     // Taken out for as long as it is used: whatever `take` does, it finds its own.
     let mut scratch = SCRATCH.take();
-    scratch.resize(BATCH * ROOM, 0);
+    if scratch.is_empty() {
+        scratch = vec![0; BATCH * ROOM];
+    }
     let mut metas = [RecvMeta::default(); BATCH];
     let received = {
         let mut pieces = scratch.chunks_exact_mut(ROOM);
