@@ -32,6 +32,7 @@ mod pooling;
 mod proxy_peers;
 mod proxy_protocol;
 mod proxy_upstream;
+mod quic_passthrough;
 mod reload;
 mod retry;
 mod rollout;
@@ -44,6 +45,7 @@ mod timeouts;
 mod tls;
 mod tunnel;
 mod tunnel_router;
+mod udp_tunnel;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};

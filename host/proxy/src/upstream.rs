@@ -56,6 +56,16 @@ fn advertised(cluster: &Cluster, client: &Rc<ConnectionHead>) -> Option<Advertis
     cluster.pool.proxy_protocol.map(|version| Advertised::new(version, client))
 }
 
+/// The PROXY header that goes before each datagram to an endpoint; empty where the cluster wants none.
+pub(crate) fn datagram_header(cluster: &Cluster, client: &ConnectionHead) -> Result<Box<[u8]>, Fault> {
+    let Some(version) = cluster.pool.proxy_protocol else { return Ok(Box::default()) };
+    let header = advertised::header_of_datagrams(version, client).ok_or_else(|| {
+        let detail = format!("cluster {:?} has PROXY headers of version 1, which know no UDP", cluster.name);
+        Fault::new(Cause::TunnelUnsupported, detail)
+    })?;
+    Ok(header.into())
+}
+
 /// All of a worker's pools.
 pub(crate) struct Upstreams {
     shared: Rc<Shared>,

@@ -38,10 +38,11 @@ pub const TUNNELS: &str = "tidegate_tunnels_total";
 pub const HELLOS_UNHEARD: &str = "tidegate_client_hellos_unheard_total";
 /// Tunnels open now. From `exchange::upgrade` and `tunnel`.
 pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
-/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams`.
+/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams` and
+/// `tunnel::datagrams`.
 pub const UDP_DATAGRAMS: &str = "tidegate_udp_datagrams_total";
-/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`). From
-/// `relay::datagrams` and `codec::http3`.
+/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`,
+/// `no_session`, `unsent`). From `relay::datagrams`, `tunnel::datagrams` and `codec::http3`.
 pub const UDP_DATAGRAMS_DROPPED: &str = "tidegate_udp_datagrams_dropped_total";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
