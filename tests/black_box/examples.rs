@@ -5,10 +5,12 @@ use std::path::Path;
 use http::{Method, Response, Version};
 use tidegate_tests::certs::Authority;
 use tidegate_tests::gateway::{root, run};
+use tidegate_tests::lab::{Lab, PORT, Wiring};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 6] = ["edge-tls", "first-steps", "l4-proxy", "rust-policy", "sni-passthrough", "tenants"];
+const EXAMPLES: [&str; 8] =
+    ["dsr", "edge-tls", "first-steps", "l4-proxy", "nat", "rust-policy", "sni-passthrough", "tenants"];
 
 /// Which their readers make.
 const NEED_CERTIFICATES: [&str; 2] = ["edge-tls", "sni-passthrough"];
@@ -125,6 +127,22 @@ async fn rust_policy() {
     assert_eq!(client.get("/").await.expect("an answer").text(), "stable");
     let answer = client.send(Method::GET, "/", &[("cookie", "beta=yes")], "").await.expect("an answer");
     assert_eq!((answer.text().as_str(), beta.last().header("x-beta")), ("beta", Some("yes")));
+}
+
+/// Both in a lab that has the addresses they name: the endpoints see the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nat_and_dsr() {
+    for (name, wiring, port) in [("nat", Wiring::Routed, 8080), ("dsr", Wiring::Bridged, PORT)] {
+        let Some(lab) = Lab::new(wiring, false) else { return };
+        let _services = lab.serve(port);
+        let (folder, config) = example(name, &[]);
+        let config = config.replace("\"eth0\"", "\"e0\"");
+        let _gateway = Gateway::start_under(&["ip", "netns", "exec", &lab.gateway.name], folder, &config).await;
+        for udp in [false, true] {
+            let mut flow = lab.flow(udp, PORT).expect("a flow");
+            assert_eq!(flow.ask().expect("an answer").1, lab.client_address(), "{name}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

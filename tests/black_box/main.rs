@@ -39,6 +39,7 @@ mod rollout;
 mod shadow;
 mod shipping;
 mod soak;
+mod steer;
 mod streaming;
 mod tenants;
 mod timeouts;

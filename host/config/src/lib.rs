@@ -16,6 +16,7 @@ mod plugin;
 mod reader;
 mod registry;
 mod route;
+mod steer;
 mod tenant;
 mod tunnel;
 mod units;
@@ -38,5 +39,6 @@ pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,
 };
+pub use steer::{Steer, SteerAffinity, SteerMode};
 pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};
 pub use tunnel::{Tunnel, TunnelRoute};

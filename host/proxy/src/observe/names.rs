@@ -159,3 +159,17 @@ pub const CONFLICTING_CLAIMS: &str = "tidegate_forwarding_conflicts_total";
 pub const GENERATION: &str = "tidegate_config_generation";
 /// Reloads, by outcome (`ok`, `refused`). From reload.
 pub const RELOADS: &str = "tidegate_reloads_total";
+/// 1 while a steer's rules are in the kernel, by steer. From steering.
+pub const STEER_INSTALLED: &str = "tidegate_steer_installed";
+/// Changes of a steer's rules, by steer and outcome (`applied`, `failed`). From steering.
+pub const STEER_CHANGES: &str = "tidegate_steer_changes_total";
+/// Flows that an endpoint was chosen for, by steer and endpoint. From the kernel's counters.
+pub const STEER_FLOWS: &str = "tidegate_steer_flows_total";
+/// Packets, by steer, endpoint and direction (`to_endpoint`; `to_client` with NAT only). From the kernel's counters.
+pub const STEER_PACKETS: &str = "tidegate_steer_packets_total";
+/// Their bytes, by the same. From the kernel's counters.
+pub const STEER_BYTES: &str = "tidegate_steer_bytes_total";
+/// Packets dropped because no endpoint could take them, by steer. From the kernel's counters.
+pub const STEER_UNSERVED: &str = "tidegate_steer_unserved_packets_total";
+/// Flows that connection tracking forgot because their endpoint was down, by steer. From steering.
+pub const STEER_MOVED: &str = "tidegate_steer_flows_moved_total";
