@@ -8,7 +8,7 @@ use tidegate_tests::gateway::{root, run};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 4] = ["edge-tls", "first-steps", "rust-policy", "tenants"];
+const EXAMPLES: [&str; 5] = ["edge-function", "edge-tls", "first-steps", "rust-policy", "tenants"];
 
 /// No example without a test, and no test without its example.
 #[test]
@@ -58,6 +58,21 @@ fn the_files_pass_the_check() {
         let file = root().join("examples").join(name).join("gateway.toml");
         let output = run(&["check", &file.to_string_lossy()]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_function() {
+    let site = named("site").await;
+    let (folder, config) = example("edge-function", &[&site]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    for client in [Client::http1(gateway.edge()), Client::http2(gateway.edge())] {
+        let answer = client.get("/fn/hello").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "hello from the edge\n"));
+        let answer = client.send(Method::POST, "/fn/shout", &[], "quietly").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "QUIETLY"));
+        assert_eq!(client.get("/fn/other").await.expect("an answer").status, 404);
+        assert_eq!(client.get("/").await.expect("an answer").text(), "site");
     }
 }
 

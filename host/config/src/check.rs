@@ -94,6 +94,7 @@ fn udp(config: &Config, source: &Source<'_>) {
         for cluster in config.clusters.iter().filter(|cluster| named.contains(&cluster.name.as_str())) {
             let wants = [
                 ("tls", cluster.tls.is_some()),
+                ("component", cluster.component.is_some()),
                 ("proxy_protocol", !matches!(cluster.proxy_protocol, ProxyProtocol::Off)),
             ];
             for (key, _) in wants.iter().filter(|(_, wanted)| *wanted) {

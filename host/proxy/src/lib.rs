@@ -7,6 +7,7 @@
 //! 3. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
 //! 4. `exchange`: one request, all steps in order. Read this first.
 //! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
+//!    `origin` is the connection in memory to one that answers within this process.
 //! 6. `relay`: bytes or datagrams both ways, for tunnels.
 //! 7. `body`: the frames that stream through, and the pump that moves them.
 //! 8. `buffer`, `pace`: what may wait here, and how slow a peer may be.
@@ -26,6 +27,7 @@ mod exchange;
 pub mod fuzz;
 mod listener;
 pub mod observe;
+mod origin;
 mod pace;
 mod proxy_protocol;
 mod relay;
@@ -43,6 +45,7 @@ pub use listener::tls::{
     CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec,
     TlsError, roots,
 };
+pub use origin::Origin;
 pub use pace::LeastRate;
 pub use tenant::{Owner, Tenant};
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
