@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tidegate_config::Config;
 
 use crate::compile::Compiler;
-use crate::{boot, demo, plugin_shipping, reload, shadow};
+use crate::{boot, demo, plugin_inspect, plugin_shipping, reload, shadow};
 
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
@@ -71,6 +71,8 @@ enum Command {
 enum PluginCommand {
     #[command(flatten)]
     Making(tidegate_toolkit::PluginCommand),
+    /// Show what a component is: the questions it answers, its imports, the grants it needs, the schema of its settings
+    Inspect(plugin_inspect::Inspect),
     #[command(flatten)]
     Shipping(plugin_shipping::Command),
 }
@@ -105,6 +107,7 @@ impl Cli {
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
             Command::Shadow { admin, json } => shadow::ask(&admin, json),
+            Command::Plugin(PluginCommand::Inspect(inspect)) => inspect.run(),
             Command::Plugin(PluginCommand::Shipping(command)) => command.run(),
             Command::Plugin(PluginCommand::Making(command)) => tidegate_toolkit::run(command),
             Command::Reference { schema } => {
