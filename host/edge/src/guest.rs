@@ -1,10 +1,12 @@
 //! One request's instance: its store, its limits, and how it comes to an end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName};
 use hyper::body::Incoming;
+use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::component::ResourceTable;
 use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store};
@@ -136,35 +138,18 @@ impl Guest {
     }
 }
 
-/// Where the answer goes: once, by the guest, or by the host in its place.
-#[derive(Clone)]
-pub(crate) struct Answer(Arc<Mutex<Option<oneshot::Sender<Result<Response, FaultKind>>>>>);
-
-impl Answer {
-    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Response, FaultKind>>) {
-        let (sender, receiver) = oneshot::channel();
-        (Self(Arc::new(Mutex::new(Some(sender)))), receiver)
-    }
-
-    /// Whether it is the first.
-    fn give(&self, answer: Result<Response, FaultKind>) -> bool {
-        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match sender {
-            Some(sender) => {
-                // Nobody may wait any more.
-                let _ = sender.send(answer);
-                true
-            }
-            None => false,
-        }
-    }
+/// What becomes of a request: the guest's answer, or, where that sender is dropped, the fault in its place. Neither: it was
+/// done, and had given none.
+pub(crate) struct Outcome {
+    pub(crate) answer: oneshot::Sender<Result<Response, FaultKind>>,
+    pub(crate) fault: oneshot::Sender<FaultKind>,
 }
 
 /// Lets an instance of its own answer `request`; returns when it is done, which may be after its answer.
 pub(crate) async fn run(
     component: Arc<Shared>,
     request: hyper::Request<Incoming>,
-    answer: Answer,
+    outcome: Outcome,
     _permit: OwnedSemaphorePermit,
 ) {
     let meter = Arc::new(Meter::new(component.limits.cpu_time));
@@ -173,46 +158,41 @@ pub(crate) async fn run(
     store.set_hostcall_fuel(HOSTCALL_BYTES);
     store.epoch_deadline_callback(|context| context.data().meter.look());
     store.set_epoch_deadline(1);
-    let work = Box::pin(call(&component, &mut store, request, answer.clone()));
+    let work = Box::pin(call(&component, &mut store, request, outcome.answer));
     let work = Metered { work, meter, ticker: component.edge.ticker.clone() };
     let done = match component.limits.timeout {
-        None => Some(work.await),
-        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+        None => work.await,
+        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(TooLong(limit).into())),
     };
-    let (kind, detail) = match done {
-        None => {
-            (FaultKind::Timeout, format!("it was not done within {:?}", component.limits.timeout.unwrap_or_default()))
-        }
-        Some(Ok(())) => {
-            if !answer.give(Err(FaultKind::NoAnswer)) {
-                return;
-            }
-            (FaultKind::NoAnswer, "it returned without an answer".to_owned())
-        }
-        Some(Err(error)) => {
-            let Some(fault) = fault(&error, &store.data().memory) else { return };
-            fault
-        }
-    };
+    let Err(error) = done else { return };
+    let Some((kind, detail)) = fault(&error, &store.data().memory) else { return };
     component.fault(kind, &detail);
-    answer.give(Err(kind));
+    // Nobody may wait any more, or for nothing but the rest of the answer.
+    let _ = outcome.fault.send(kind);
 }
+
+/// It was not done in time.
+#[derive(Debug, Error)]
+#[error("it was not done within {0:?}")]
+struct TooLong(Duration);
 
 async fn call(
     component: &Arc<Shared>,
     store: &mut Store<Guest>,
     request: hyper::Request<Incoming>,
-    answer: Answer,
+    answer: oneshot::Sender<Result<Response, FaultKind>>,
 ) -> wasmtime::Result<()> {
     let scheme = scheme(request.headers());
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(scheme, request)?;
     let of = component.clone();
     let out = view.new_response_outparam_from_callback(move |response: Result<Response, ErrorCode>| {
-        answer.give(response.map_err(|code| {
+        let response = response.map_err(|code| {
             of.fault(FaultKind::Error, &format!("it answered with the error {code:?}"));
             FaultKind::Error
-        }));
+        });
+        // Nobody may wait any more.
+        let _ = answer.send(response);
     })?;
     let proxy = component.pre.instantiate_async(&mut *store).await?;
     proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
@@ -233,6 +213,8 @@ fn fault(error: &wasmtime::Error, memory: &Memory) -> Option<(FaultKind, String)
         FaultKind::Full
     } else if error.is::<Spent>() {
         FaultKind::CpuTime
+    } else if error.is::<TooLong>() {
+        FaultKind::Timeout
     } else if memory.refused {
         FaultKind::Memory
     } else {

@@ -12,10 +12,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::io::DuplexStream;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::component::{Component, Shared};
-use crate::guest::{self, Answer, Response};
+use crate::guest::{self, Outcome, Response};
 use crate::stats::FaultKind;
 
 /// The guest gave no answer: the connection breaks off, as an origin's would.
@@ -51,22 +52,25 @@ async fn answer(component: &Arc<Shared>, guests: &Guests, request: Request<Incom
         component.fault(FaultKind::Full, "no instance came free in time");
         return Ok(full());
     };
-    let (answer, answered) = Answer::new();
+    let (answer, answered) = oneshot::channel();
+    let (fault, failed) = oneshot::channel();
     {
         let mut guests = guests.borrow_mut();
         while guests.try_join_next().is_some() {}
-        guests.spawn_local(guest::run(component.clone(), request, answer, permit));
+        guests.spawn_local(guest::run(component.clone(), request, Outcome { answer, fault }, permit));
     }
-    match answered.await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(FaultKind::Full)) => Ok(full()),
-        Ok(Err(kind)) => Err(Failed(kind)),
-        // A host function panicked, and took the guest along.
-        Err(_) => {
-            component.fault(FaultKind::Trap, "a host function panicked");
-            Err(Failed(FaultKind::Trap))
-        }
-    }
+    let kind = match answered.await {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(kind)) => kind,
+        Err(_) => match failed.await {
+            Ok(kind) => kind,
+            Err(_) => {
+                component.fault(FaultKind::NoAnswer, "it ended without an answer");
+                FaultKind::NoAnswer
+            }
+        },
+    };
+    if kind == FaultKind::Full { Ok(full()) } else { Err(Failed(kind)) }
 }
 
 /// RFC 9209, section 2.3.13.
