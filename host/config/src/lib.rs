@@ -18,6 +18,7 @@ mod reader;
 mod registry;
 mod route;
 mod tenant;
+mod tunnel;
 mod units;
 
 pub use cluster::{
@@ -40,3 +41,4 @@ pub use route::{
     Respond, RetryPolicy, Route,
 };
 pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};
+pub use tunnel::{Tunnel, TunnelRoute};

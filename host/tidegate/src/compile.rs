@@ -306,8 +306,8 @@ impl Compiler {
                 scope.components_stay = true;
             }
         }
-        let listeners = listeners::compile(&mut scope);
         let clusters = clusters::compile(&mut scope, &self.components);
+        let listeners = listeners::compile(&mut scope, &clusters);
         let routes = routes::compile(&mut scope, &clusters);
         let (Some(listeners), Some((table, routes))) = (listeners, routes) else {
             return Err(scope.errors);

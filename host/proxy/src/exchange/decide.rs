@@ -8,10 +8,10 @@ use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
     Asked, AttemptFacts, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
-    Retry, RouteAnswer, Verdict, Versioned, Watched,
+    Retry, RouteAnswer, TunnelAnswer, TunnelRouter, Verdict, Versioned, Watched,
 };
 
-use crate::observe::{Decided, DecisionRecord, Question, Record};
+use crate::observe::{Decided, Deciding, DecisionRecord, Question, Record};
 use crate::snapshot::{Cluster, Route, RouteAction, Snapshot};
 
 /// Where the request goes.
@@ -33,7 +33,7 @@ impl<'a, P: ?Sized> Asking<'a, P> {
     /// Returns whose decision it is.
     fn ask<T>(
         self,
-        record: &mut Record,
+        record: &mut impl Deciding,
         mut ask: impl FnMut(&P) -> Decision<T>,
         decided: impl Fn(&T) -> Decided,
     ) -> (&'a P, Decision<T>) {
@@ -47,7 +47,7 @@ impl<'a, P: ?Sized> Asking<'a, P> {
             if origin == Origin::Wasm {
                 record.guest_took(took);
             }
-            record.decisions.push(DecisionRecord { question, by: name(policy), watched, origin, decided, took });
+            record.decided(DecisionRecord { question, by: name(policy), watched, origin, decided, took });
             (policy, decision)
         };
         let Some(Versioned { policy, watched, instead }) = version else { return one(policy, None) };
@@ -162,11 +162,11 @@ pub(super) fn identify(
 }
 
 /// Question two: an endpoint that is available, or the fault that there is none.
-pub(super) fn pick(
+pub(crate) fn pick(
     cluster: &Cluster,
     asked: &Rc<Asked>,
     view: &EndpointsView,
-    record: &mut Record,
+    record: &mut impl Deciding,
 ) -> Result<u32, Fault> {
     let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
     if let Some(plugin) = &cluster.plugin {
@@ -223,6 +223,40 @@ fn warm_enough(cluster: &Cluster, asked: &Rc<Asked>, view: &EndpointsView, index
 fn blame_for(view: &EndpointsView, index: u32) -> Blame {
     let fit = view.get(index).is_some_and(|endpoint| endpoint.weight > 0) && !view.tried.contains(&index);
     if fit { Blame::Nobody } else { Blame::Policy }
+}
+
+/// Where a connection goes that nobody decrypts here, by the plugin that its listener asks. `None`: it has no opinion, or
+/// gave no answer and the listener's own routes stand.
+pub(crate) fn tunnel(
+    snapshot: &Snapshot,
+    router: &dyn TunnelRouter,
+    asked: &Rc<Asked>,
+    record: &mut impl Deciding,
+) -> Result<Option<Arc<Cluster>>, Fault> {
+    let asking = Asking {
+        question: Question::Tunnel,
+        policy: router,
+        version: router.version(asked),
+        name: |router| router.name(),
+    };
+    let (router, decision) = asking.ask(record, |router| router.tunnel(asked), |answer| answer.into());
+    match decision {
+        Ok(answered) => match answered.value {
+            TunnelAnswer::Pass => Ok(None),
+            TunnelAnswer::Forward(name) => match snapshot.cluster(&name) {
+                Some(cluster) if cluster.tls.is_none() => Ok(Some(cluster.clone())),
+                found => {
+                    let why = if found.is_some() { "has tls, which a tunnel cannot speak" } else { "is not there" };
+                    let refused = router.answer_refused(&format!("the cluster {name:?} {why}"), Blame::Nobody);
+                    fall_back(&router.name(), &refused).map(|()| None)
+                }
+            },
+            TunnelAnswer::Refuse => {
+                Err(Fault::new(Cause::TunnelDenied, format!("plugin {:?} refuses it", router.name())))
+            }
+        },
+        Err(fault) => fall_back(&router.name(), &fault).map(|()| None),
+    }
 }
 
 /// Question four. Asked only when the core could try again.
