@@ -1,5 +1,7 @@
 //! Components as origins: requests answered within the gateway, and failures that stay with the request that caused them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Method, Version};
@@ -113,20 +115,21 @@ async fn bodies_stream_both_ways_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_fails_fails_alone() {
-    let limits = "limits = { cpu_time = \"300ms\", timeout = \"2s\", memory = \"8MiB\" }";
+    let limits = "limits = { cpu_time = \"1s\", timeout = \"8s\", memory = \"8MiB\" }";
     // One worker, so that whoever blocks it blocks the neighbour.
     let gateway = Gateway::start_in(folder(), &format!("workers = 1\n{}", config(limits, ONE_TRY))).await;
     let client = Client::http1(gateway.edge());
+    let done = Arc::new(AtomicBool::new(false));
     let neighbour = {
-        let client = client.clone();
+        let (client, done) = (client.clone(), done.clone());
         tokio::spawn(async move {
             let mut slowest = Duration::ZERO;
-            for _ in 0..150 {
+            while !done.load(Ordering::Relaxed) {
                 let begun = Instant::now();
                 let answer = client.get("/told").await.expect("an answer");
                 assert_eq!(answer.status, 200);
                 slowest = slowest.max(begun.elapsed());
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             slowest
         })
@@ -152,8 +155,10 @@ async fn who_fails_fails_alone() {
     // What began well breaks off, and is no whole message.
     assert!(client.get("/trap-late").await.is_err());
     assert_eq!(faults(&gateway, "trap").await, 2.0);
+    done.store(true, Ordering::Relaxed);
     let slowest = neighbour.await.expect("the neighbour is served");
-    assert!(slowest < Duration::from_millis(200), "a neighbour waited {slowest:?}");
+    // The one that loops does so for a second.
+    assert!(slowest < Duration::from_millis(500), "a neighbour waited {slowest:?}");
     none_lives(&gateway).await;
 }
 
