@@ -9,8 +9,8 @@ use tidegate_tests::lab::{Lab, PORT, Wiring};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 8] =
-    ["dsr", "edge-tls", "first-steps", "l4-proxy", "nat", "rust-policy", "sni-passthrough", "tenants"];
+const EXAMPLES: [&str; 9] =
+    ["dsr", "edge-function", "edge-tls", "first-steps", "l4-proxy", "nat", "rust-policy", "sni-passthrough", "tenants"];
 
 /// Which their readers make.
 const NEED_CERTIFICATES: [&str; 2] = ["edge-tls", "sni-passthrough"];
@@ -63,6 +63,21 @@ fn the_files_pass_the_check() {
         let file = root().join("examples").join(name).join("gateway.toml");
         let output = run(&["check", &file.to_string_lossy()]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_function() {
+    let site = named("site").await;
+    let (folder, config) = example("edge-function", &[&site]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    for client in [Client::http1(gateway.edge()), Client::http2(gateway.edge())] {
+        let answer = client.get("/fn/hello").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "hello from the edge\n"));
+        let answer = client.send(Method::POST, "/fn/shout", &[], "quietly").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "QUIETLY"));
+        assert_eq!(client.get("/fn/other").await.expect("an answer").status, 404);
+        assert_eq!(client.get("/").await.expect("an answer").text(), "site");
     }
 }
 

@@ -9,6 +9,7 @@ mod connect;
 mod connect_udp;
 mod drain;
 mod early_data;
+mod edge;
 mod examples;
 mod faults;
 mod framing;

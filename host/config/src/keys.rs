@@ -138,6 +138,12 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             key("spool_limit", Size, "4GiB", "Disk that all spooled bodies may take."),
             key("max_plugin_instances", Number, "1000", "Live plugin instances over all workers and plugins."),
+            key(
+                "max_component_instances",
+                Number,
+                "1000",
+                "Requests at once that components of clusters answer, over all workers and clusters.",
+            ),
         ],
     },
     Table {
@@ -325,7 +331,18 @@ pub(crate) const TABLES: &[Table] = &[
             required("name", Text, "What routes and plugins call it: letters, digits, `_`, `.` and `-`."),
             optional("tenant", Text, "The tenant whose it is: only that tenant's routes and routers may name it."),
             key("shared", Bool, "false", "Every tenant's routes and routers may name it. Not together with `tenant`."),
-            required("endpoints", TextsOrTables("endpoint"), "Address and port of each, or tables."),
+            optional(
+                "endpoints",
+                TextsOrTables("endpoint"),
+                "Address and port of each, or tables. Needed, unless there is a `component`.",
+            ),
+            optional(
+                "component",
+                Text,
+                "File of a component of the world `wasi:http/proxy` 0.2, which answers the requests here, each in an instance of its own, in place of endpoints. It has clocks, random numbers and standard streams, which go to the log; no files, no sockets, and outgoing requests are denied.",
+            ),
+            key("limits", Table("cluster.limits"), "{}", "What a component may take."),
+            optional("env", Free, "A component's environment: texts by name. Default: empty."),
             key(
                 "protocol",
                 OneOf(&["auto", "http1", "http2", "http3"]),
@@ -461,6 +478,22 @@ pub(crate) const TABLES: &[Table] = &[
             key("failure_share", Share, "0%", "Out goes who fails this share of its requests; `0%` for off."),
             key("min_endpoints", Number, "5", "So many endpoints must be busy enough before they are compared."),
             key("min_requests", Number, "100", "So many requests within an interval are busy enough."),
+        ],
+    },
+    Table {
+        name: "cluster.limits",
+        doc: "What a component may take. A request beyond it ends as if an origin had broken off, and no other notices.",
+        keys: &[
+            key("cpu_time", Time, "100ms", "Of one request; waiting does not count."),
+            key("timeout", TimeOrOff, "60s", "From the begin of a request until the component is done with it."),
+            key("memory", Size, "64MiB", "Linear memory of one request."),
+            key(
+                "instances",
+                Number,
+                "256",
+                "Requests at once, over all workers. More wait for `pending_timeout`: 503 then.",
+            ),
+            key("log_lines", Number, "100", "Lines it may write in each second; more are dropped and counted."),
         ],
     },
     Table {

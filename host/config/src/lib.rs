@@ -5,6 +5,7 @@
 
 mod check;
 mod cluster;
+mod component;
 mod error;
 mod file;
 mod gateway;
@@ -24,6 +25,7 @@ mod units;
 pub use cluster::{
     Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey, PROXY_TLVS, ProxyProtocol,
 };
+pub use component::Component;
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};

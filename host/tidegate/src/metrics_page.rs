@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
+use tidegate_edge::Stats;
 use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
 use tidegate_steer::nft::Count;
@@ -56,6 +57,7 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     of_steers(out, &control.steering.reports());
     of_rollouts(out, &compiled);
     of_shadows(out, &compiled);
+    of_components(out, &compiled);
     if !compiled.tenants.is_empty() {
         of_tenants(out, &compiled.tenants);
     }
@@ -143,6 +145,29 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
         for (reason, count) in shadow.skipped() {
             let labels = format!("plugin=\"{}\",reason=\"{reason}\"", label(shadow.plugin()));
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::SHADOW_SKIPPED);
+        }
+    }
+}
+
+fn of_components(out: &mut String, compiled: &Compiled) {
+    if compiled.components().next().is_none() {
+        return;
+    }
+    let mut all = |name: &str, kind: &str, help: &str, of: &dyn Fn(&Stats) -> f64| {
+        head(out, name, kind, help);
+        for (cluster, stats) in compiled.components() {
+            let _ = writeln!(out, "{name}{{cluster=\"{cluster}\"}} {}", of(stats));
+        }
+    };
+    all(names::COMPONENT_REQUESTS, "counter", "requests of components", &|stats| stats.requests() as f64);
+    all(names::COMPONENT_INSTANCES, "gauge", "live instances", &|stats| stats.live() as f64);
+    all(names::COMPONENT_CPU, "counter", "CPU time of instances", &|stats| stats.cpu().as_secs_f64());
+    all(names::COMPONENT_LOG_DROPPED, "counter", "log lines dropped", &|stats| stats.lines_dropped() as f64);
+    head(out, names::COMPONENT_FAULTS, "counter", "requests that a component failed, by cause");
+    for (cluster, stats) in compiled.components() {
+        for (cause, count) in stats.faults() {
+            let labels = format!("cluster=\"{cluster}\",cause=\"{cause}\"");
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::COMPONENT_FAULTS);
         }
     }
 }

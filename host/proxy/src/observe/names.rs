@@ -141,6 +141,17 @@ pub const PLUGIN_LOG_DROPPED: &str = "tidegate_plugin_log_lines_dropped_total";
 pub const PLUGIN_KV_BYTES: &str = "tidegate_plugin_kv_bytes";
 /// Entries of `kv` that had to make room, by plugin. From the plugin's namespace.
 pub const PLUGIN_KV_EVICTED: &str = "tidegate_plugin_kv_evicted_total";
+/// Requests that a component answered or failed, by cluster. From the component's statistics.
+pub const COMPONENT_REQUESTS: &str = "tidegate_component_requests_total";
+/// Requests that a component failed, by cluster and cause (`trap`, `memory`, `cpu_time`, `timeout`, `no_answer`, `error`,
+/// `full`). From the component's statistics.
+pub const COMPONENT_FAULTS: &str = "tidegate_component_faults_total";
+/// Live instances, by cluster. From the component's statistics.
+pub const COMPONENT_INSTANCES: &str = "tidegate_component_instances";
+/// CPU time of a component's instances, seconds, by cluster. From the component's statistics.
+pub const COMPONENT_CPU: &str = "tidegate_component_cpu_seconds_total";
+/// Log lines beyond what a component may write, by cluster. From the component's statistics.
+pub const COMPONENT_LOG_DROPPED: &str = "tidegate_component_log_lines_dropped_total";
 /// CPU time of a tenant's guests, seconds, by tenant. From the plugin runtime.
 pub const TENANT_CPU: &str = "tidegate_tenant_cpu_seconds_total";
 /// Linear memory of a tenant's live instances, by tenant. From the plugin runtime.
