@@ -3,6 +3,7 @@
 mod admin;
 mod buffering;
 mod cli;
+mod callouts;
 mod client_cert;
 mod compression;
 mod connect;

@@ -70,6 +70,11 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
         route.destination.clusters().for_each(|name| named(route.destination_line, who(), "cluster", name));
         route.plugins().for_each(|(name, line)| named(line, who(), "plugin", name));
     }
+    for plugin in &config.plugins {
+        for (name, line) in plugin.http.iter().flat_map(|http| &http.clusters) {
+            named(*line, format!("plugin {:?}: grants.http", plugin.name), "cluster", name);
+        }
+    }
     for cluster in &config.clusters {
         if let Some(name) = &cluster.balance.plugin {
             named(cluster.balance.line, format!("cluster {:?}", cluster.name), "plugin", name);

@@ -7,7 +7,7 @@ use jsonschema::Validator;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 use crate::artifact::{self, Binary, ComponentDigest};
-use crate::host::{self, INTERFACES, KV, full_name};
+use crate::host::{self, HTTP_CLIENT, INTERFACES, KV, full_name};
 use crate::plugin::{LoadError, Questions};
 use crate::runtime::Runtime;
 use crate::state::State;
@@ -43,12 +43,24 @@ impl Exports {
 pub(crate) struct Granted {
     pub(crate) wasi: bool,
     pub(crate) kv: bool,
+    pub(crate) http: Http,
+}
+
+/// How a guest may call out.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Http {
+    No,
+    Yes,
+    /// It may import `http-client`, and is answered at once: it is in the shadow, or in a simulation.
+    WithoutWaits,
 }
 
 pub(crate) struct Prepared {
     pub(crate) pre: InstancePre<State>,
     pub(crate) exports: Exports,
     pub(crate) questions: Questions,
+    /// It calls out: its store is one that must be called on a fiber.
+    pub(crate) waits: bool,
     /// What it says of its settings, once it was asked.
     pub(crate) schema: OnceLock<Option<Validator>>,
 }
@@ -84,11 +96,14 @@ impl Runtime {
             return Err(LoadError::NoQuestion);
         }
         let mut linker = Linker::new(&self.engine);
-        let linked = host::link(&mut linker, questions.list(), granted.kv)
+        let linked = host::link(&mut linker, questions.list(), granted)
             .and_then(|()| if granted.wasi { wasi::link(&mut linker) } else { Ok(()) });
         linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
-        Ok(Prepared { pre, exports, questions, schema: OnceLock::new() })
+        let client = full_name(HTTP_CLIENT);
+        let imported = component.component_type();
+        let waits = granted.http == Http::Yes && imported.imports(&self.engine).any(|(import, _)| import == client);
+        Ok(Prepared { pre, exports, questions, waits, schema: OnceLock::new() })
     }
 }
 
@@ -114,6 +129,9 @@ fn check_imports(
         match known {
             Some(interface) if interface.name == KV && !granted.kv => {
                 return refuse(import, "was not granted; set grants.kv, as in kv = \"1MiB\"");
+            }
+            Some(interface) if interface.name == HTTP_CLIENT && granted.http == Http::No => {
+                return refuse(import, "was not granted; set grants.http, as in http = { clusters = [\"auth\"] }");
             }
             Some(interface)
                 if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}

@@ -136,6 +136,12 @@ pub const PLUGIN_LOG_DROPPED: &str = "tidegate_plugin_log_lines_dropped_total";
 pub const PLUGIN_KV_BYTES: &str = "tidegate_plugin_kv_bytes";
 /// Entries of `kv` that had to make room, by plugin. From the plugin's namespace.
 pub const PLUGIN_KV_EVICTED: &str = "tidegate_plugin_kv_evicted_total";
+/// Calls of a plugin to clusters, by plugin and outcome. From the plugin's statistics.
+pub const PLUGIN_CALLOUTS: &str = "tidegate_plugin_callouts_total";
+/// The time of each that was sent, seconds, by plugin. From the plugin's statistics.
+pub const PLUGIN_CALLOUT_SECONDS: &str = "tidegate_plugin_callout_seconds";
+/// Those under way, by plugin. From the plugin's grant.
+pub const PLUGIN_CALLOUTS_ACTIVE: &str = "tidegate_plugin_callouts_active";
 /// CPU time of a tenant's guests, seconds, by tenant. From the plugin runtime.
 pub const TENANT_CPU: &str = "tidegate_tenant_cpu_seconds_total";
 /// Linear memory of a tenant's live instances, by tenant. From the plugin runtime.
