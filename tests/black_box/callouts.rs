@@ -34,7 +34,12 @@ const GRANT: &str = "grants = { http = { clusters = [\"auth\"] } }";
 fn authorise(request: &Recorded) -> Response<tidegate_tests::origin::Body> {
     let good = request.header("authorization") == Some("good");
     let answer = Response::builder().status(if good { 200 } else { 401 });
-    answer.header("x-user", "somebody").header("connection", "x-secret").header("x-secret", "1").body(full("ok")).expect("a response")
+    answer
+        .header("x-user", "somebody")
+        .header("connection", "x-secret")
+        .header("x-secret", "1")
+        .body(full("ok"))
+        .expect("a response")
 }
 
 fn ended(outcome: &str) -> String {
@@ -131,7 +136,10 @@ async fn a_router_asks_a_service_over_either_version() {
         assert_eq!(auth.connections(), 1, "calls use the worker's pool");
         let forwarded = api.record();
         assert_eq!(forwarded.len(), 3);
-        assert_eq!((forwarded[0].header("x-user"), forwarded[0].header("x-answer-bytes")), (Some("somebody"), Some("2")));
+        assert_eq!(
+            (forwarded[0].header("x-user"), forwarded[0].header("x-answer-bytes")),
+            (Some("somebody"), Some("2"))
+        );
         assert_eq!(gateway.metric(&ended("answered")).await, 4.0);
         assert_eq!(gateway.metric("tidegate_plugin_callout_seconds_count{plugin=\"caller\"}").await, 4.0);
         assert_eq!((gateway.metric(ACTIVE).await, gateway.metric(INSTANCES).await), (0.0, 1.0));
@@ -190,7 +198,10 @@ async fn nothing_is_called_that_was_not_granted() {
     };
     for (plugin, said) in [
         ("", "imports \"tidegate:policy/http-client@0.1.0\", which was not granted; set grants.http"),
-        ("grants = { http = { clusters = [\"auht\"] } }", "names cluster \"auht\", which is not defined; did you mean \"auth\"?"),
+        (
+            "grants = { http = { clusters = [\"auht\"] } }",
+            "names cluster \"auht\", which is not defined; did you mean \"auth\"?",
+        ),
         ("grants = { http = { clusters = [] } }", "clusters is empty"),
         ("grants = { http = { max_request = \"1KiB\" } }", "\"clusters\" is missing"),
         (&format!("{GRANT}\nsettings = {{ at_once = true }}"), "called as it is configured: Err(NotGranted)"),
@@ -200,7 +211,9 @@ async fn nothing_is_called_that_was_not_granted() {
     }
     assert!(checked(GRANT).0);
     // A cluster beside the one that was granted, and requests that nobody may make.
-    let gateway = Gateway::start(&config(api.address, auth.address, &format!("{GRANT}\nsettings = {{ cluster = \"api\" }}"), "")).await;
+    let gateway =
+        Gateway::start(&config(api.address, auth.address, &format!("{GRANT}\nsettings = {{ cluster = \"api\" }}"), ""))
+            .await;
     assert_eq!(get(gateway.edge(), "/").await.expect("no panic"), (503, "NotGranted".to_owned()));
     assert_eq!(gateway.metric(&ended("not_granted")).await, 1.0);
     for settings in [
@@ -213,7 +226,8 @@ async fn nothing_is_called_that_was_not_granted() {
         "path = \"/a b\"",
         "path = \"http://elsewhere/\"",
     ] {
-        let (taken, said) = gateway.reload(&config(api.address, auth.address, &format!("{GRANT}\nsettings = {{ {settings} }}"), ""));
+        let (taken, said) =
+            gateway.reload(&config(api.address, auth.address, &format!("{GRANT}\nsettings = {{ {settings} }}"), ""));
         assert!(taken, "{said}");
         let (status, text) = get(gateway.edge(), "/").await.expect("no panic");
         assert!(status == 503 && text.starts_with("Failed("), "{settings}: {status} {text}");
@@ -249,12 +263,18 @@ async fn waiting_has_an_end() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     service.gate.add_permits(1);
     assert_eq!(late.await.expect("no panic").0, 200);
-    let faults = gateway.metric("tidegate_plugin_faults_total{plugin=\"caller\",question=\"route\",cause=\"deadline\"}").await;
+    let faults =
+        gateway.metric("tidegate_plugin_faults_total{plugin=\"caller\",question=\"route\",cause=\"deadline\"}").await;
     assert_eq!(faults, 0.0);
     // What it runs counts as ever, before a wait and after it.
-    assert!(gateway.reload(&text("settings = { work = 3000000000 }\nlimits = { time = \"20ms\" }\non_failure = \"deny\"")).0);
+    assert!(
+        gateway
+            .reload(&text("settings = { work = 3000000000 }\nlimits = { time = \"20ms\" }\non_failure = \"deny\""))
+            .0
+    );
     assert_eq!(get(gateway.edge(), "/").await.expect("no panic").0, 503);
-    let faults = gateway.metric("tidegate_plugin_faults_total{plugin=\"caller\",question=\"route\",cause=\"deadline\"}").await;
+    let faults =
+        gateway.metric("tidegate_plugin_faults_total{plugin=\"caller\",question=\"route\",cause=\"deadline\"}").await;
     assert_eq!(faults, 1.0);
 }
 
@@ -365,7 +385,8 @@ async fn a_call_ends_with_its_client() {
         client.send(b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n").await;
         service.until_asked(round).await;
         drop(client);
-        eventually("the service sees it go", async || (service.gone.load(Ordering::SeqCst) >= round).then_some(())).await;
+        eventually("the service sees it go", async || (service.gone.load(Ordering::SeqCst) >= round).then_some(()))
+            .await;
     }
     eventually("nothing is in flight", async || (gateway.metric(ACTIVE).await == 0.0).then_some(())).await;
     assert_eq!(gateway.metric(&ended("cancelled")).await, 3.0);
@@ -407,11 +428,13 @@ async fn a_circle_of_calls_has_an_end() {
     let api = Origin::http1().await;
     let own = free_address();
     let plugin = format!("{GRANT}\nlimits = {{ wait = \"20s\" }}");
-    let text = config(api.address, own, &plugin, "").replace("address = \"127.0.0.1:0\"", &format!("address = \"{own}\""));
+    let text =
+        config(api.address, own, &plugin, "").replace("address = \"127.0.0.1:0\"", &format!("address = \"{own}\""));
     let gateway = Gateway::start(&text).await;
     let (status, text) = get(own, "/").await.expect("no panic");
     assert_eq!((status, text.as_str()), (403, "the service says 403"));
-    let lines = eventually("all are logged", async || Some(gateway.access_log()).filter(|lines| lines.len() >= 12)).await;
+    let lines =
+        eventually("all are logged", async || Some(gateway.access_log()).filter(|lines| lines.len() >= 12)).await;
     assert_eq!(lines.len(), 12);
     assert_eq!(lines.iter().filter(|line| line["cause"] == "loop").count(), 1);
     assert!(api.record().is_empty());
@@ -421,7 +444,8 @@ async fn a_circle_of_calls_has_an_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_question_may_call() {
     let (one, two) = (Origin::http1().await, Origin::http1().await);
-    let fails = Origin::answering(false, |_| Response::builder().status(503).body(full("no")).expect("a response")).await;
+    let fails =
+        Origin::answering(false, |_| Response::builder().status(503).body(full("no")).expect("a response")).await;
     let says = Origin::answering(false, |request| {
         Response::new(full(match request.path.as_str() {
             "/check/pick" => "1",
@@ -431,9 +455,8 @@ async fn every_question_may_call() {
         }))
     })
     .await;
-    let plugin = |question: &str| {
-        format!("[[plugin]]\nname = \"{question}\"\nsource = \"{}\"\n{GRANT}\n", guest(question))
-    };
+    let plugin =
+        |question: &str| format!("[[plugin]]\nname = \"{question}\"\nsource = \"{}\"\n{GRANT}\n", guest(question));
     let text = format!(
         "workers = 1\n[[listener]]\nname = \"edge\"\naddress = \"127.0.0.1:0\"\n\
          [[cluster]]\nname = \"auth\"\nendpoints = [\"{}\"]\n\
@@ -457,7 +480,8 @@ async fn every_question_may_call() {
     assert_eq!((one.record().len(), two.record().len()), (0, 3));
     assert_eq!(get(gateway.edge(), "/name").await.expect("no panic").0, 200);
     let named = [one.record(), two.record()].concat();
-    let forwarded = named.iter().find(|request| request.path == "/name").and_then(|request| request.header("forwarded"));
+    let forwarded =
+        named.iter().find(|request| request.path == "/name").and_then(|request| request.header("forwarded"));
     assert!(forwarded.is_some_and(|value| value.contains("for=_somebody")), "{forwarded:?}");
     assert_eq!(get(gateway.edge(), "/again").await.expect("no panic").0, 503);
     assert_eq!(fails.record().len(), 3, "as the service said");
@@ -479,7 +503,10 @@ async fn a_shadow_calls_nobody_and_a_next_version_does() {
     assert!(auth.record().iter().all(|request| request.path == "/current") && auth.record().len() == 3);
     let compared = "tidegate_plugin_shadow_compared_total{plugin=\"caller\",question=\"route\"}";
     assert_eq!(gateway.metric(compared).await, 3.0);
-    let next = format!("rollout = {{ source = \"{}\", settings = {{ path = \"/next\" }}, share = \"100%\" }}", guest("router"));
+    let next = format!(
+        "rollout = {{ source = \"{}\", settings = {{ path = \"/next\" }}, share = \"100%\" }}",
+        guest("router")
+    );
     let (taken, said) = gateway.reload(&config(api.address, auth.address, &keys(&next), ""));
     assert!(taken, "{said}");
     assert_eq!(get(gateway.edge(), "/").await.expect("no panic").0, 200);
@@ -492,7 +519,12 @@ async fn a_tenant_calls_its_own() {
     let api = Origin::http1().await;
     let service = Service::start().await;
     let text = |of_auth: &str, limits: &str| {
-        let text = config(api.address, service.origin.address, &format!("tenant = \"a\"\n{GRANT}\nlimits = {{ wait = \"30s\" }}"), "");
+        let text = config(
+            api.address,
+            service.origin.address,
+            &format!("tenant = \"a\"\n{GRANT}\nlimits = {{ wait = \"30s\" }}"),
+            "",
+        );
         let text = text.replace("name = \"api\"\n", "name = \"api\"\ntenant = \"a\"\n");
         let text = text.replace("name = \"auth\"\n", &format!("name = \"auth\"\n{of_auth}\n"));
         let text = text.replace("[[route]]\n", "[[route]]\ntenant = \"a\"\nhost = \"example.com\"\n");
@@ -503,7 +535,10 @@ async fn a_tenant_calls_its_own() {
     };
     let gateway = Gateway::start(&text("tenant = \"a\"", "callouts_in_flight = 1")).await;
     let (taken, said) = gateway.reload(&text("tenant = \"b\"", ""));
-    assert!(!taken && said.contains("plugin \"caller\" of tenant \"a\" names cluster \"auth\", which is of tenant \"b\""), "{said}");
+    assert!(
+        !taken && said.contains("plugin \"caller\" of tenant \"a\" names cluster \"auth\", which is of tenant \"b\""),
+        "{said}"
+    );
     let (taken, said) = gateway.reload(&text("", ""));
     assert!(!taken && said.contains("which is the gateway's own"), "{said}");
     let waiting = get(gateway.edge(), "/");

@@ -2,8 +2,8 @@
 
 mod admin;
 mod buffering;
-mod cli;
 mod callouts;
+mod cli;
 mod client_cert;
 mod compression;
 mod connect;

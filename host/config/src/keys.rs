@@ -735,7 +735,11 @@ pub(crate) const TABLES: &[Table] = &[
         name: "grants.http",
         doc: "What a plugin may call. The cluster's own algorithm picks the endpoint; health, TLS and bounds are the cluster's. Its worker serves others meanwhile.",
         keys: &[
-            required("clusters", TextOrList, "Their names; of a tenant's plugin, its own clusters and those with `shared = true`."),
+            required(
+                "clusters",
+                TextOrList,
+                "Their names; of a tenant's plugin, its own clusters and those with `shared = true`.",
+            ),
             key("max_request", Size, "64KiB", "The longest body of a request."),
             key("max_response", Size, "64KiB", "The longest body of a response."),
             key(
@@ -779,11 +783,7 @@ pub(crate) const TABLES: &[Table] = &[
                 Number,
                 "Calls by `http-client` that its plugins may make in each second. Default: as many as each may.",
             ),
-            optional(
-                "callouts_in_flight",
-                Number,
-                "The same, under way at once. Default: as many as each may.",
-            ),
+            optional("callouts_in_flight", Number, "The same, under way at once. Default: as many as each may."),
             optional(
                 "requests",
                 Number,

@@ -187,7 +187,11 @@ pub(crate) struct InFlight {
 
 impl InFlight {
     /// Or whose bound is reached.
-    pub(crate) fn enter(tenant: Option<&Arc<Tenant>>, most: u64, of_plugin: &Arc<AtomicU64>) -> Result<Self, &'static str> {
+    pub(crate) fn enter(
+        tenant: Option<&Arc<Tenant>>,
+        most: u64,
+        of_plugin: &Arc<AtomicU64>,
+    ) -> Result<Self, &'static str> {
         if !enter(of_plugin, 1, Some(most)) {
             return Err("the plugin has all the callouts it may have in flight (grants.http.max_in_flight)");
         }

@@ -370,7 +370,8 @@ impl Slot {
     pub(crate) fn give_back(&mut self, instance: Instance) {
         let core = &instance.store.data().core;
         let tenant = core.share.tenant.as_ref();
-        let bounded = core.share.instances.is_some() || tenant.is_some_and(|tenant| tenant.limits().instances.is_some());
+        let bounded =
+            core.share.instances.is_some() || tenant.is_some_and(|tenant| tenant.limits().instances.is_some());
         let most = if bounded { 1 } else { SPARE };
         if core.isolation == Isolation::Worker && self.spare.len() < most && !instance.nearly_full() {
             self.spare.push(instance);

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytestring::ByteString;
 use serde_json::json;
 use tidegate_policy::{
-    Answered, Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity, Later,
-    PolicyFault, RequestEdits, Retry, RouteAnswer, Router, Verdict,
+    Answered, Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity,
+    Later, PolicyFault, RequestEdits, Retry, RouteAnswer, Router, Verdict,
 };
 
 use crate::decide::Asker;

@@ -212,12 +212,7 @@ impl Exchange<'_> {
 
     /// Question four, of a plugin that may wait or of whoever answers at once. How long it may wait is bounded; that the client
     /// left is seen after it.
-    async fn again(
-        &mut self,
-        plan: &Plan,
-        facts: &Rc<AttemptFacts>,
-        view: &EndpointsView,
-    ) -> Result<Verdict, Fault> {
+    async fn again(&mut self, plan: &Plan, facts: &Rc<AttemptFacts>, view: &EndpointsView) -> Result<Verdict, Fault> {
         let route = &plan.route;
         if route.retry_plugin.as_ref().is_some_and(|plugin| plugin.waits()) {
             let callouts = self.callouts(route);

@@ -144,10 +144,12 @@ pub(super) async fn route_later(
 ) -> Result<Destination, Fault> {
     if let Some(router) = &route.router {
         let asking = Asking::<dyn Router>::of(&**router, asked);
-        let asked_later =
-            asking.ask_later(record, callouts, |router| router.route_later(asked, callouts.clone()), |(answer, _)| {
-                answer.into()
-            });
+        let asked_later = asking.ask_later(
+            record,
+            callouts,
+            |router| router.route_later(asked, callouts.clone()),
+            |(answer, _)| answer.into(),
+        );
         let (router, decision) = asked_later.await;
         let decision = decision.map(|answered| {
             answered.map(|(answer, wanted)| {

@@ -103,9 +103,8 @@ impl Router for Caller {
         }
         let called = self.call(request);
         let _ = forward.set_response_header("x-asked", self.asked.to_string().as_bytes());
-        let respond = |status, why: String| {
-            Route::Respond(Response { status, headers: Vec::new(), body: why.into_bytes() })
-        };
+        let respond =
+            |status, why: String| Route::Respond(Response { status, headers: Vec::new(), body: why.into_bytes() });
         match called {
             Ok(response) if response.status == 200 => {
                 let user = response.headers.iter().find(|(name, _)| name == "x-user");
