@@ -80,8 +80,12 @@ impl Callouts {
     }
 
     async fn try_to_send(&self, callout: &Callout) -> Result<CalloutResponse, CalloutError> {
-        let failed = |fault: Fault| CalloutError::Failed(fault.to_string());
         let name = &*callout.cluster;
+        // A guest learns the cause. Addresses and the like are for the log: a shared cluster's are not its tenants'.
+        let failed = |fault: Fault| {
+            tracing::debug!(cluster = name, cause = fault.cause.name(), detail = %fault.detail, "callout failed");
+            CalloutError::Failed(fault.cause.name().to_owned())
+        };
         let cluster = self.snapshot.cluster(name).filter(|cluster| cluster.owner.serves(self.tenant.as_deref()));
         let cluster = cluster.ok_or_else(|| CalloutError::Failed(format!("no cluster is named {name:?}")))?;
         let full = || CalloutError::Failed(format!("cluster {name:?} has all the requests it may have in flight"));
