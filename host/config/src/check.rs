@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::cluster::ProxyProtocol;
+use crate::cluster::{HashKey, ProxyProtocol};
 use crate::error::{ConfigError, nearest};
 use crate::file::Config;
+use crate::listener::Listener;
 use crate::reader::Source;
 use crate::route::{HeaderMatch, HostMatch, PathMatch};
+use crate::tunnel::Tunnel;
 
 mod tenants;
 
@@ -21,6 +23,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     references(config, source, &mut used);
     tenants::check(config, source);
     udp(config, source);
+    tunnels(config, source);
     shipped(config, source);
     shadows(config, source);
     warn(config, &used);
@@ -75,6 +78,16 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
             named(*line, format!("plugin {:?}: grants.http", plugin.name), "cluster", name);
         }
     }
+    for (listener, tunnel) in tunnelling(config) {
+        let who = || format!("listener {:?}: tunnel", listener.name);
+        tunnel.clusters().for_each(|(name, line)| named(line, who(), "cluster", name));
+        if let Some(name) = &tunnel.router {
+            named(tunnel.router_line, who(), "plugin", name);
+        }
+    }
+    if config.routes.is_empty() && config.listeners.iter().any(Listener::speaks_http) {
+        source.error(1, "there is no route: requests would go nowhere");
+    }
     for cluster in &config.clusters {
         if let Some(name) = &cluster.balance.plugin {
             named(cluster.balance.line, format!("cluster {:?}", cluster.name), "plugin", name);
@@ -107,6 +120,31 @@ fn udp(config: &Config, source: &Source<'_>) {
                     route.name, cluster.name
                 );
                 source.error(route.connect_udp_line, message);
+            }
+        }
+    }
+}
+
+fn tunnelling(config: &Config) -> impl Iterator<Item = (&Listener, &Tunnel)> {
+    config.listeners.iter().filter_map(|listener| Some((listener, listener.tunnel.as_ref()?)))
+}
+
+/// Bytes are passed on as they are: what a cluster says of TLS, or of what is in requests, has no meaning for them.
+fn tunnels(config: &Config, source: &Source<'_>) {
+    for (listener, tunnel) in tunnelling(config) {
+        for (name, line) in tunnel.clusters() {
+            let Some(cluster) = config.clusters.iter().find(|cluster| cluster.name == name) else { continue };
+            let refuse = |why: &str| {
+                source.error(line, format!("listener {:?} relays to cluster {name:?}, {why}", listener.name));
+            };
+            if cluster.tls.is_some() {
+                refuse("which has tls: a tunnel passes on the client's own; give it a cluster without");
+            }
+            if matches!(cluster.balance.on, HashKey::Path | HashKey::Header(_) | HashKey::Cookie(_)) {
+                refuse("which hashes by what is in a request: a tunnel has none; balance it on = \"client_ip\"");
+            }
+            if tunnel.udp && matches!(cluster.proxy_protocol, ProxyProtocol::V1) {
+                refuse("which sends PROXY headers of version 1, which know no UDP; set proxy_protocol = \"v2\"");
             }
         }
     }
@@ -156,7 +194,8 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
     let mut warn = |line: usize, message: String| {
         warnings.push(ConfigError { file: config.file.clone(), line, message });
     };
-    let routers = config.routes.iter().any(|route| route.router.is_some());
+    let routers = config.routes.iter().any(|route| route.router.is_some())
+        || tunnelling(config).any(|(_, tunnel)| tunnel.router.is_some());
     for cluster in &config.clusters {
         if cluster.tls.as_ref().is_some_and(|tls| !tls.verify) {
             warn(cluster.line, format!("cluster {:?} takes any certificate (verify = false)", cluster.name));

@@ -76,7 +76,11 @@ pub(crate) const TABLES: &[Table] = &[
                 Tables("tenant"),
                 "Those whose routes, clusters and plugins are apart from one another's.",
             ),
-            required("route", Tables("route"), "Which requests go where; one at least."),
+            optional(
+                "route",
+                Tables("route"),
+                "Which requests go where; one at least, unless every listener is a tunnel without `tls`.",
+            ),
         ],
     },
     Table {
@@ -144,7 +148,7 @@ pub(crate) const TABLES: &[Table] = &[
             optional(
                 "protocols",
                 TextList,
-                "Of `http1`, `http2`, `http3`. Default: all three with `tls` (not `http3` where a PROXY header is required), the first two without; HTTP/2 without TLS is by prior knowledge.",
+                "Of `http1`, `http2`, `http3`. Default: all three with `tls` (not `http3` where a PROXY header is required), the first two without; HTTP/2 without TLS is by prior knowledge. Of `tcp` and `udp` where there is a `tunnel` and no `tls`, by default `tcp`.",
             ),
             key("trusted_proxies", TextList, "[]", "Networks whose forwarding fields are believed."),
             key("proxy_protocol", Table("proxy_protocol"), "{}", "Take PROXY headers from proxies in front."),
@@ -194,6 +198,52 @@ pub(crate) const TABLES: &[Table] = &[
             key("max_requests_per_connection", Number, "100000", "Then the connection is closed in an orderly way."),
             key("alt_svc", Bool, "true", "Announce HTTP/3 to clients on TCP where it is served (RFC 7838)."),
             optional("tls", Table("listener.tls"), "Speak TLS."),
+            optional(
+                "tunnel",
+                Table("tunnel"),
+                "Relay connections as they are, nothing in them decrypted. With `tls` those that a route or the router names; the others are ended here.",
+            ),
+        ],
+    },
+    Table {
+        name: "tunnel",
+        doc: "Relays TCP, TLS that others end, and UDP. What a client says first is read only where `routes` or a `router` need it: a TLS ClientHello, over QUIC that of the first Initial packets. Every byte is passed on unchanged. `max_connections` and `proxy_protocol` of the listener hold here too; of the cluster, everything that concerns endpoints and connections.",
+        keys: &[
+            optional("routes", Tables("tunnel_route"), "By the ClientHello; the first that matches is taken."),
+            optional(
+                "cluster",
+                Text,
+                "Where goes what no route names, whether it is TLS or not. Default: it is ended here where the listener has `tls`, else closed.",
+            ),
+            optional("router", Text, "A plugin that answers `tunnel`, asked first."),
+            key(
+                "hello_timeout",
+                Time,
+                "5s",
+                "A whole ClientHello must come within this, where one is waited for; its most is 64 KiB.",
+            ),
+            key(
+                "connect_attempts",
+                Number,
+                "3",
+                "Endpoints that are tried, one after the other, until one takes the connection.",
+            ),
+            key("idle_timeout", TimeOrOff, "10m", "Longest time without a byte in either direction."),
+            key("udp_idle_timeout", Time, "30s", "Longest time without a datagram in either direction of a session."),
+            key("max_lifetime", TimeOrOff, "off", "Longest life of a tunnel, however busy it is."),
+        ],
+    },
+    Table {
+        name: "tunnel_route",
+        doc: "Which connections go where. All that is given must match.",
+        keys: &[
+            optional(
+                "server_name",
+                TextOrList,
+                "Names in the ClientHello (RFC 6066); `*.example.com` takes every name below. Of a hello with ECH it is the outer name (RFC 9849).",
+            ),
+            optional("alpn", TextOrList, "Protocols, one of which the client offers (RFC 7301)."),
+            required("cluster", Text, "Where they go."),
         ],
     },
     Table {

@@ -17,6 +17,7 @@ mod reader;
 mod registry;
 mod route;
 mod tenant;
+mod tunnel;
 mod units;
 
 pub use cluster::{
@@ -38,3 +39,4 @@ pub use route::{
     Respond, RetryPolicy, Route,
 };
 pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};
+pub use tunnel::{Tunnel, TunnelRoute};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::reader::Section;
+use crate::tunnel::Tunnel;
 
 #[derive(Clone, Debug)]
 pub struct Listener {
@@ -36,6 +37,8 @@ pub struct Listener {
     pub buffer_memory: Option<u64>,
     pub alt_svc: bool,
     pub tls: Option<ListenerTls>,
+    /// `None`: every connection ends here.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// The fields that trusted proxies maintain.
@@ -87,15 +90,23 @@ pub enum ClientAuthMode {
 }
 
 impl Listener {
+    /// Whether requests come by it: all of it is tunnels else.
+    pub fn speaks_http(&self) -> bool {
+        self.http1 || self.http2 || self.http3
+    }
+
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let tls = section.optional_section("tls").map(|tls| ListenerTls::read(&tls));
         let line = section.line_of("protocols");
-        let named = section.words("protocols", &["http1", "http2", "http3"]);
+        let only_tunnel = tls.is_none() && section.has("tunnel");
+        let known: &[&str] = if only_tunnel { &["tcp", "udp"] } else { &["http1", "http2", "http3"] };
+        let named = section.words("protocols", known);
+        let tunnel = section.optional_section("tunnel").map(|tunnel| Tunnel::read(&tunnel, tls.is_some(), &named));
         let proxy_protocol = AcceptProxyProtocol::read(&section.section("proxy_protocol"));
         let proxied = proxy_protocol.as_ref().is_some_and(|accept| accept.required);
         let has = |name: &str| {
             let default = name != "http3" || (tls.is_some() && !proxied);
-            if section.has("protocols") { named.iter().any(|n| n == name) } else { default }
+            !only_tunnel && if section.has("protocols") { named.iter().any(|n| n == name) } else { default }
         };
         let (http1, http2, http3) = (has("http1"), has("http2"), has("http3"));
         if section.has("protocols") && named.is_empty() {
@@ -141,6 +152,7 @@ impl Listener {
             buffer_memory: section.size_or_off("buffer_memory"),
             alt_svc: section.bool("alt_svc"),
             tls,
+            tunnel,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The four questions a gateway asks of its judgement, and the native answers to them.
+//! The questions a gateway asks of its judgement, and the native answers to them.
 //!
 //! Nothing here opens a socket, reads a clock of its own accord or knows about WebAssembly: a question is a value, an
 //! answer is a value. `tidegate-proxy` asks, this crate's [`native`] policies or `tidegate-wasm`'s plugins answer.
@@ -9,6 +9,7 @@
 //! | which endpoint? | [`Balancer`] | for every attempt |
 //! | what does the upstream learn of the client? | [`Forwarding`] | once, after routing |
 //! | try again? | [`Retry`] | after every attempt that failed |
+//! | where does this connection go, undecrypted? | [`TunnelRouter`] | once per tunnel |
 
 mod asked;
 mod attempt;
@@ -29,6 +30,7 @@ pub mod native;
 mod proxy_tlvs;
 mod retry;
 mod router;
+mod tunnel_router;
 mod version;
 
 #[cfg(any(test, feature = "contract"))]
@@ -53,4 +55,5 @@ pub use identity::{Element, Families, Identity, Node};
 pub use proxy_tlvs::{ProxyTlvs, Tlv, TlvError, tlv, walk as walk_tlvs};
 pub use retry::{Retry, Verdict};
 pub use router::{DirectResponse, RouteAnswer, Router};
+pub use tunnel_router::{TunnelAnswer, TunnelRouter};
 pub use version::{Version, Versioned, Watch, Watched};

@@ -12,6 +12,7 @@ mod retry_rules;
 mod round_robin;
 mod route_table;
 mod standard_forwarding;
+mod tunnel_table;
 
 pub use forwarded::parse_forwarded;
 pub use forwarding_fields::render_forwarded;
@@ -28,3 +29,4 @@ pub use route_table::{HostPattern, PathPattern, RouteRule, RouteTable, Split, Va
 pub use standard_forwarding::{
     ForwardingMode, StandardForwarding, TrustedFamily, conflicting_claims, is_identity_field, received_identity,
 };
+pub use tunnel_table::{TunnelRule, TunnelTable};

@@ -42,8 +42,10 @@ mod slot;
 mod upgrade;
 mod via;
 
+pub(crate) use attempt::InFlight;
 pub(crate) use client_cert::CertificateFields;
 pub use client_cert::ClientCertificate;
+pub(crate) use decide::{pick, tunnel};
 pub(crate) use shape::OutgoingHead;
 pub(crate) use slot::{Run, Slots};
 pub use via::Via;

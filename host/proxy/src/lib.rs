@@ -4,15 +4,16 @@
 //!
 //! 1. [`worker`]: a thread per core with its runtime, sockets, pools.
 //! 2. `listener`: accept, limits, a task per connection; PROXY header, TLS and QUIC handshakes inside that task.
-//! 3. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
-//! 4. `exchange`: one request, all steps in order. Read this first.
-//! 5. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
-//! 6. `relay`: bytes or datagrams both ways, for tunnels.
-//! 7. `body`: the frames that stream through, and the pump that moves them.
-//! 8. `buffer`, `pace`: what may wait here, and how slow a peer may be.
-//! 9. `tenant`: whose a request is, and how those of one tenant take turns.
-//! 10. [`observe`]: one record per exchange; metrics and access log come from it.
-//! 11. [`snapshot`]: all that a worker needs to know, immutable.
+//! 3. `tunnel`: connections and datagrams that are relayed as they are.
+//! 4. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
+//! 5. `exchange`: one request, all steps in order. Read this first.
+//! 6. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
+//! 7. `relay`: bytes or datagrams both ways, for tunnels.
+//! 8. `body`: the frames that stream through, and the pump that moves them.
+//! 9. `buffer`, `pace`: what may wait here, and how slow a peer may be.
+//! 10. `tenant`: whose a request is, and how those of one tenant take turns.
+//! 11. [`observe`]: one record per exchange or tunnel; metrics and access log come from it.
+//! 12. [`snapshot`]: all that a worker needs to know, immutable.
 //!
 //! `clock` and `timer` are the time for all of them. `capsule` frames the datagrams of a tunnel on a stream. `proxy_protocol` reads and writes the header of that name, for `listener` and `upstream`.
 
@@ -33,6 +34,7 @@ pub mod snapshot;
 mod stream;
 mod tenant;
 mod timer;
+mod tunnel;
 mod upstream;
 pub mod worker;
 

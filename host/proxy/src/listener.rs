@@ -22,6 +22,7 @@ use crate::codec::{self, Served};
 use crate::snapshot::{Listener, Snapshot};
 use crate::stream::{Stream, Transport};
 use crate::timer::Deadline;
+use crate::tunnel;
 use crate::worker::Worker;
 
 mod proxy_protocol;
@@ -320,29 +321,37 @@ async fn begin(
             }
         }
     }
+    let mut named = None;
+    if let Some(rules) = &listener.tunnel {
+        // Boxed: most of what a tunnel holds is for its life, and a connection that ends here has other needs.
+        let terminated = Box::pin(tunnel::serve(&worker, &listener, rules, tcp, head.clone(), ahead)).await?;
+        (tcp, ahead, named) = (terminated.tcp, terminated.ahead, terminated.server_name);
+    }
     let transport = match &listener.tls {
         None => Transport::Tcp(tcp),
         // What may begin a header cannot begin a TLS record.
-        Some(_) if !ahead.is_empty() => {
+        Some(_) if !ahead.is_empty() && listener.tunnel.is_none() => {
             worker.metrics.handshakes_failed.add(1);
             tracing::debug!(listener = %listener.name, %peer, "neither a PROXY header nor TLS");
             return None;
         }
-        Some(tls) => match tls::accept(tcp, tls, listener.limits.handshake_timeout, &worker.timers).await {
-            Ok(accepted) => {
-                head.tls = true;
-                head.tls_version = accepted.version;
-                head.server_name = accepted.server_name;
-                head.alpn = accepted.alpn;
-                (head.client_certificate, head.client_chain) = accepted.client_certificate;
-                accepted.transport
+        Some(tls) => {
+            match tls::accept(tcp, (ahead, named), tls, listener.limits.handshake_timeout, &worker.timers).await {
+                Ok(accepted) => {
+                    head.tls = true;
+                    head.tls_version = accepted.version;
+                    head.server_name = accepted.server_name;
+                    head.alpn = accepted.alpn;
+                    (head.client_certificate, head.client_chain) = accepted.client_certificate;
+                    accepted.transport
+                }
+                Err(error) => {
+                    worker.metrics.handshakes_failed.add(1);
+                    tracing::debug!(listener = %listener.name, %peer, %error, "tls handshake failed");
+                    return None;
+                }
             }
-            Err(error) => {
-                worker.metrics.handshakes_failed.add(1);
-                tracing::debug!(listener = %listener.name, %peer, %error, "tls handshake failed");
-                return None;
-            }
-        },
+        }
     };
     Some((Stream::new(transport), Served::new(worker, listener, head)))
 }

@@ -13,10 +13,14 @@ mod decision;
 mod health_page;
 mod metrics;
 pub mod names;
+mod record;
+mod tunnel;
 
-pub use access_log::line as access_log_line;
+pub use access_log::{line as access_log_line, tunnel_line};
 pub use decision::{Decided, DecisionRecord, Question};
 pub use metrics::{Counter, Histogram, WorkerMetrics, protocol, render};
+pub(crate) use record::Deciding;
+pub use tunnel::{TunnelKind, TunnelRecord};
 
 use crate::codec::Served;
 use crate::tenant::Tenant;
@@ -26,6 +30,10 @@ use crate::worker::Worker;
 /// must not block.
 pub trait RecordSink: Send + Sync {
     fn write(&self, record: &Record);
+
+    fn write_tunnel(&self, record: &TunnelRecord) {
+        let _ = record;
+    }
 }
 
 /// The record of one exchange.
@@ -87,28 +95,21 @@ impl Record {
             || (self.status == 0 && !self.cancelled())
     }
 
-    /// Tells whoever compares versions of plugins. Each is told once: where one version stepped in for the other, the
-    /// exchange is that of the first.
-    fn tell_watches(&self) {
-        for (index, decision) in self.decisions.iter().enumerate() {
-            let Some(watched) = &decision.watched else { continue };
-            let earlier = self.decisions[..index].iter().filter_map(|decision| decision.watched.as_ref());
-            if !earlier.into_iter().any(|known| Arc::ptr_eq(&known.watch, &watched.watch)) {
-                watched.watch.ended(watched.version, self.failed(), self.worker.now());
-            }
-        }
-    }
-
-    /// A plugin of this exchange took so much of the worker's time.
-    pub(crate) fn guest_took(&self, time: Duration) {
-        if let Some(tenant) = &self.tenant {
-            self.worker.turns.took(tenant, time);
-        }
-    }
-
     /// The client left before the whole response was its.
     pub fn cancelled(&self) -> bool {
         !self.complete && matches!(self.cause, None | Some(Cause::ClientGone))
+    }
+}
+
+impl Deciding for Record {
+    fn decided(&mut self, decision: DecisionRecord) {
+        self.decisions.push(decision);
+    }
+
+    fn guest_took(&self, time: Duration) {
+        if let Some(tenant) = &self.tenant {
+            self.worker.turns.took(tenant, time);
+        }
     }
 }
 
@@ -132,7 +133,7 @@ impl Drop for Record {
                 "exchange failed"
             );
         }
-        self.tell_watches();
+        record::tell_watches(&self.decisions, self.failed(), self.worker.now());
         for sink in &self.worker.sinks {
             sink.write(self);
         }

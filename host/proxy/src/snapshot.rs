@@ -17,6 +17,10 @@ use crate::{
     Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, Owner, ServerTls, Tenant, Via,
 };
 
+mod tunnel;
+
+pub use tunnel::{Otherwise, TunnelRules};
+
 /// One generation of configuration, ready to serve.
 pub struct Snapshot {
     /// Grows with every swap.
@@ -105,6 +109,8 @@ pub struct Listener {
     /// Which of them.
     pub trusted_family: TrustedFamily,
     pub tls: Option<Arc<ServerTls>>,
+    /// `None`: every connection ends here.
+    pub tunnel: Option<TunnelRules>,
     /// Whether TLS clients over TCP are told that HTTP/3 is served on the same port (RFC 7838).
     pub alt_svc: bool,
     /// What its clients' buffered bodies may hold in memory, if there is a bound besides the gateway's.

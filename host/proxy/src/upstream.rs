@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use tidegate_policy::{Cause, ConnectionHead, Fault};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
 use crate::body::{Incoming, Outgoing};
@@ -116,6 +117,16 @@ impl Upstreams {
         client: &Rc<ConnectionHead>,
     ) -> Result<(Incoming, Outgoing, TunnelSeat), Fault> {
         self.pool(cluster, endpoint)?.tunnel(advertised(cluster, client)).await
+    }
+
+    /// A connection for whatever a client sends, and the PROXY header that goes before it, where the cluster wants one.
+    pub(crate) async fn tcp(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: u32,
+        client: &Rc<ConnectionHead>,
+    ) -> Result<(TcpStream, Bytes, TunnelSeat), Fault> {
+        self.pool(cluster, endpoint)?.tcp(advertised(cluster, client)).await
     }
 
     /// A UDP socket of its own, which counts as one of the endpoint's connections.

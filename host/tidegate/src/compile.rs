@@ -291,8 +291,8 @@ impl Compiler {
             PluginsFrom::Sources => plugins::load(&mut scope, &self.runtime, &self.shipping),
             PluginsFrom::Before(loaded) => scope.plugins = loaded,
         }
-        let listeners = listeners::compile(&mut scope);
         let clusters = clusters::compile(&mut scope);
+        let listeners = listeners::compile(&mut scope, &clusters);
         let routes = routes::compile(&mut scope, &clusters);
         let (Some(listeners), Some((table, routes))) = (listeners, routes) else {
             return Err(scope.errors);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use tidegate_proxy::observe::{Record, RecordSink, access_log_line};
+use tidegate_proxy::observe::{Record, RecordSink, TunnelRecord, access_log_line, tunnel_line};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
@@ -92,8 +92,18 @@ fn write_lines(mut writer: impl Write, lines: &Receiver<Vec<u8>>) {
 
 impl RecordSink for AccessLog {
     fn write(&self, record: &Record) {
+        self.log(|line| access_log_line(record, line));
+    }
+
+    fn write_tunnel(&self, record: &TunnelRecord) {
+        self.log(|line| tunnel_line(record, line));
+    }
+}
+
+impl AccessLog {
+    fn log(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut line = Vec::with_capacity(512);
-        access_log_line(record, &mut line);
+        write(&mut line);
         if self.lines.try_send(line).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tidegate_policy::{Balancer, Forwarding, Retry, Router};
+use tidegate_policy::{Balancer, Forwarding, Retry, Router, TunnelRouter};
 
 use crate::plugin::Plugin;
 use crate::rollout::{Rollout, Split};
@@ -45,6 +45,11 @@ impl Deployment {
 
     pub fn router(&self) -> Option<Arc<dyn Router>> {
         policy!(self, router, Router)
+    }
+
+    /// None can answer it yet.
+    pub fn tunnel_router(&self) -> Option<Arc<dyn TunnelRouter>> {
+        None
     }
 
     pub fn balancer(&self) -> Option<Arc<dyn Balancer>> {

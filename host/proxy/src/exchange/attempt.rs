@@ -29,10 +29,10 @@ pub(super) enum Step {
 }
 
 /// One request in flight at an endpoint, for as long as this lives.
-pub(super) struct InFlight<'a>(&'a EndpointState);
+pub(crate) struct InFlight<'a>(&'a EndpointState);
 
 impl<'a> InFlight<'a> {
-    pub(super) fn begin(state: &'a EndpointState) -> Self {
+    pub(crate) fn begin(state: &'a EndpointState) -> Self {
         state.begin();
         Self(state)
     }

@@ -8,11 +8,12 @@ use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
     Asked, AttemptFacts, Balancer, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Forwarding,
-    Identity, Later, Origin, RequestEdits, Retry, RouteAnswer, Router, Verdict, Versioned, Watched,
+    Identity, Later, Origin, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Versioned,
+    Watched,
 };
 
 use super::callouts::Callouts;
-use crate::observe::{Decided, DecisionRecord, Question, Record};
+use crate::observe::{Decided, Deciding, DecisionRecord, Question, Record};
 use crate::snapshot::{Cluster, Route, RouteAction, Snapshot};
 
 /// Where the request goes.
@@ -35,7 +36,7 @@ impl<'a, P: ?Sized> Asking<'a, P> {
     /// Returns whose decision it is.
     fn ask<T>(
         self,
-        record: &mut Record,
+        record: &mut impl Deciding,
         mut ask: impl FnMut(&P) -> Decision<T>,
         decided: impl Fn(&T) -> Decided,
     ) -> (&'a P, Decision<T>) {
@@ -51,7 +52,7 @@ impl<'a, P: ?Sized> Asking<'a, P> {
             }
             let (callouts, waited) = Default::default();
             let by = name(policy);
-            record.decisions.push(DecisionRecord { question, by, watched, origin, decided, took, callouts, waited });
+            record.decided(DecisionRecord { question, by, watched, origin, decided, took, callouts, waited });
             (policy, decision)
         };
         let Some(Versioned { policy, watched, instead }) = version else { return one(policy, None) };
@@ -86,7 +87,7 @@ impl<'a, P: ?Sized> Asking<'a, P> {
             }
             let by = name(policy);
             let (callouts, waited) = callouts.take();
-            record.decisions.push(DecisionRecord { question, by, watched, origin, decided, took, callouts, waited });
+            record.decided(DecisionRecord { question, by, watched, origin, decided, took, callouts, waited });
             match (&decision, instead.take()) {
                 (Err(_), Some((other, of_other))) => (policy, watched) = (other, Some(of_other)),
                 _ => return (policy, decision),
@@ -287,14 +288,15 @@ impl<'a> Asking<'a, dyn Balancer> {
     }
 }
 
-/// Question two: an endpoint that is available, or the fault that there is none.
-pub(super) fn pick(
+/// Question two: an endpoint that is available, or the fault that there is none. A plugin that may wait is not asked: where
+/// nobody can wait for it, the cluster's own algorithm picks.
+pub(crate) fn pick(
     cluster: &Cluster,
     asked: &Rc<Asked>,
     view: &EndpointsView,
-    record: &mut Record,
+    record: &mut impl Deciding,
 ) -> Result<u32, Fault> {
-    if let Some(plugin) = &cluster.plugin {
+    if let Some(plugin) = cluster.plugin.as_ref().filter(|plugin| !plugin.waits()) {
         let asking = Asking::<dyn Balancer>::of(&**plugin, asked);
         let (plugin, decision) =
             asking.ask(record, |plugin| plugin.pick(asked, view), |choice| Decided::of_choice(*choice, view));
@@ -390,6 +392,41 @@ fn warm_enough(cluster: &Cluster, asked: &Rc<Asked>, view: &EndpointsView, index
 fn blame_for(view: &EndpointsView, index: u32) -> Blame {
     let fit = view.get(index).is_some_and(|endpoint| endpoint.weight > 0) && !view.tried.contains(&index);
     if fit { Blame::Nobody } else { Blame::Policy }
+}
+
+/// Where a connection goes that nobody decrypts here, by the plugin that its listener asks. `None`: it has no opinion, or
+/// gave no answer and the listener's own routes stand.
+pub(crate) fn tunnel(
+    snapshot: &Snapshot,
+    router: &dyn TunnelRouter,
+    asked: &Rc<Asked>,
+    record: &mut impl Deciding,
+) -> Result<Option<Arc<Cluster>>, Fault> {
+    let asking = Asking {
+        question: Question::Tunnel,
+        policy: router,
+        version: router.version(asked),
+        name: |router| router.name(),
+        waits: |_| false,
+    };
+    let (router, decision) = asking.ask(record, |router| router.tunnel(asked), |answer| answer.into());
+    match decision {
+        Ok(answered) => match answered.value {
+            TunnelAnswer::Pass => Ok(None),
+            TunnelAnswer::Forward(name) => match snapshot.cluster(&name) {
+                Some(cluster) if cluster.tls.is_none() => Ok(Some(cluster.clone())),
+                found => {
+                    let why = if found.is_some() { "has tls, which a tunnel cannot speak" } else { "is not there" };
+                    let refused = router.answer_refused(&format!("the cluster {name:?} {why}"), Blame::Nobody);
+                    fall_back(&router.name(), &refused).map(|()| None)
+                }
+            },
+            TunnelAnswer::Refuse => {
+                Err(Fault::new(Cause::TunnelDenied, format!("plugin {:?} refuses it", router.name())))
+            }
+        },
+        Err(fault) => fall_back(&router.name(), &fault).map(|()| None),
+    }
 }
 
 impl<'a> Asking<'a, dyn Retry> {

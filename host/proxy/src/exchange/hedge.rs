@@ -179,13 +179,8 @@ impl Exchange<'_> {
         // Those before it in this exchange stay tried; these count as tried for this one pick.
         let tried = view.tried.len();
         view.tried.extend(racers.iter().map(|racer| racer.index));
-        // Those that are under way would wait for a plugin that does: then the cluster's own algorithm picks.
-        let waits = cluster.plugin.as_ref().is_some_and(|plugin| plugin.waits());
-        let picked = if waits {
-            decide::pick_natively(cluster, &self.asked, view).ok()
-        } else {
-            decide::pick(cluster, &self.asked, view, &mut self.record).ok()
-        };
+        // The tries that are under way would wait for a plugin that does.
+        let picked = decide::pick(cluster, &self.asked, view, &mut self.record).ok();
         view.tried.truncate(tried);
         let index = picked.filter(|index| racers.iter().all(|racer| racer.index != *index))?;
         if self.retrying.is_none() {

@@ -292,15 +292,24 @@ pub(crate) enum HandshakeError {
     Io(#[from] std::io::Error),
 }
 
-/// Runs a handshake. Called inside the connection's own task, so that a slow client delays nobody.
+/// Runs a handshake. Called inside the connection's own task, so that a slow client delays nobody. Of a connection whose
+/// ClientHello was looked at, its bytes are `heard`, with the name in it.
 pub(crate) async fn accept(
     tcp: TcpStream,
+    heard: (Bytes, Option<ByteString>),
     tls: &ServerTls,
     timeout: Duration,
     timers: &Timers,
 ) -> Result<Accepted, HandshakeError> {
     let mut deadline = Deadline::after(timers, Some(timeout));
+    let (bytes, name) = heard;
     let handshake = async {
+        if !bytes.is_empty() {
+            // Should rustls read another name in it than we did, the resolver refuses: see `ByName`.
+            let policy = tls.names.serving(name.as_deref()).policy;
+            let acceptor = tokio_rustls::TlsAcceptor::from(tls.tcp[policy].clone());
+            return acceptor.accept_with(tcp, |session| feed(session, &bytes)).await;
+        }
         let hello = tokio_rustls::LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
         let policy = tls.names.serving(hello.client_hello().server_name()).policy;
         hello.into_stream(tls.tcp[policy].clone()).await
@@ -320,6 +329,16 @@ pub(crate) async fn accept(
     let alpn = session.alpn_protocol().and_then(text);
     let client_certificate = client_certificate(session.peer_certificates());
     Ok(Accepted { transport: Transport::ServerTls(Box::new(stream)), version, server_name, alpn, client_certificate })
+}
+
+/// Gives a session what was read before it began. An error stays with the session: its handshake ends with it, and an alert.
+fn feed(session: &mut rustls::ServerConnection, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let taken = session.read_tls(&mut bytes);
+        if session.process_new_packets().is_err() || !matches!(taken, Ok(1..)) {
+            break;
+        }
+    }
 }
 
 #[cfg(test)]

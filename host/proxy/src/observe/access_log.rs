@@ -1,11 +1,11 @@
-//! The access log's line: one JSON object per exchange.
+//! The access log's line: one JSON object per exchange, or tunnel below HTTP.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
 use tidegate_policy::{Origin, Tunnel};
 
-use super::{Decided, DecisionRecord, Record, protocol};
+use super::{Decided, DecisionRecord, Record, TunnelRecord, protocol};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -82,9 +82,8 @@ pub fn line(record: &Record, out: &mut Vec<u8>) {
     let request = &record.asked.request;
     let connection = &record.asked.connection;
     let took = record.begun.elapsed();
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(took);
     let line = Line {
-        time: since_epoch.as_micros() as f64 / 1e6,
+        time: seconds_before_now(took),
         listener: &connection.listener,
         client: record.asked.client.to_string(),
         peer: connection.peer.to_string(),
@@ -106,6 +105,62 @@ pub fn line(record: &Record, out: &mut Vec<u8>) {
         cause: record.cause.map(|cause| cause.name()),
         detail: record.detail.as_deref(),
         cancelled: record.cancelled(),
+        decisions: record.decisions.iter().map(Decision::from).collect(),
+    };
+    if serde_json::to_writer(&mut *out, &line).is_ok() {
+        out.push(b'\n');
+    }
+}
+
+fn seconds_before_now(time: Duration) -> f64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since_epoch.saturating_sub(time).as_micros() as f64 / 1e6
+}
+
+#[derive(Serialize)]
+struct TunnelLine<'a> {
+    /// As of [`Line`].
+    time: f64,
+    listener: &'a str,
+    client: String,
+    peer: String,
+    /// `tcp`, `udp` or `quic`: not one of those of HTTP.
+    protocol: &'static str,
+    server_name: Option<&'a str>,
+    alpn: Option<&'a str>,
+    cluster: Option<&'a str>,
+    endpoint: Option<String>,
+    attempts: u32,
+    duration_us: u64,
+    connect_us: Option<u64>,
+    bytes_in: u64,
+    bytes_out: u64,
+    cause: Option<&'static str>,
+    detail: Option<&'a str>,
+    decisions: Vec<Decision<'a>>,
+}
+
+/// The same for a tunnel below HTTP.
+pub fn tunnel_line(record: &TunnelRecord, out: &mut Vec<u8>) {
+    let connection = &record.asked.connection;
+    let took = record.begun.elapsed();
+    let line = TunnelLine {
+        time: seconds_before_now(took),
+        listener: &connection.listener,
+        client: connection.client.to_string(),
+        peer: connection.peer.to_string(),
+        protocol: record.kind.name(),
+        server_name: connection.server_name.as_deref(),
+        alpn: connection.alpn.as_deref(),
+        cluster: record.cluster.as_deref(),
+        endpoint: record.endpoint.map(|endpoint| endpoint.to_string()),
+        attempts: record.attempts,
+        duration_us: took.as_micros() as u64,
+        connect_us: record.connected.map(|time| time.as_micros() as u64),
+        bytes_in: record.bytes_in.get(),
+        bytes_out: record.bytes_out.get(),
+        cause: record.cause.map(|cause| cause.name()),
+        detail: record.detail.as_deref(),
         decisions: record.decisions.iter().map(Decision::from).collect(),
     };
     if serde_json::to_writer(&mut *out, &line).is_ok() {

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use tidegate_policy::{Choice, EndpointsView, Origin, PolicyFaultKind, RouteAnswer, Verdict, Watched};
+use tidegate_policy::{Choice, EndpointsView, Origin, PolicyFaultKind, RouteAnswer, TunnelAnswer, Verdict, Watched};
 
-/// The four questions, for records and labels.
+/// The questions, for records and labels.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Question {
     Route,
     Pick,
     Identify,
     Decide,
+    Tunnel,
 }
 
 impl Question {
@@ -25,6 +26,7 @@ impl Question {
             Self::Pick => "pick",
             Self::Identify => "identify",
             Self::Decide => "decide",
+            Self::Tunnel => "tunnel",
         }
     }
 }
@@ -59,6 +61,8 @@ pub enum Decided {
     NoEndpoint,
     /// Elements of the chain that is sent.
     Identify(usize),
+    /// A tunnel.
+    Refuse,
     Stop,
     Again(Duration),
     Elsewhere(Duration),
@@ -71,6 +75,16 @@ impl From<&RouteAnswer> for Decided {
             RouteAnswer::Pass => Self::Pass,
             RouteAnswer::Forward(cluster) => Self::Forward(cluster.clone()),
             RouteAnswer::Respond(response) => Self::Respond(response.status.as_u16()),
+        }
+    }
+}
+
+impl From<&TunnelAnswer> for Decided {
+    fn from(answer: &TunnelAnswer) -> Self {
+        match answer {
+            TunnelAnswer::Pass => Self::Pass,
+            TunnelAnswer::Forward(cluster) => Self::Forward(cluster.clone()),
+            TunnelAnswer::Refuse => Self::Refuse,
         }
     }
 }
@@ -108,6 +122,7 @@ impl fmt::Display for Decided {
             Self::Hash(key) => write!(f, "hash {key:016x}"),
             Self::NoEndpoint => f.write_str("none"),
             Self::Identify(elements) => write!(f, "{elements} elements"),
+            Self::Refuse => f.write_str("refuse"),
             Self::Stop => f.write_str("stop"),
             Self::Again(pause) => write!(f, "again after {:.1} ms", ms(pause)),
             Self::Elsewhere(pause) => write!(f, "elsewhere after {:.1} ms", ms(pause)),

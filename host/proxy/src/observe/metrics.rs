@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidegate_policy::{Cause, HttpVersion};
 
-use super::names;
+use super::{TunnelKind, names};
 use crate::Coding;
 use crate::snapshot::Snapshot;
 
@@ -82,6 +82,15 @@ pub struct ProxyHeadersRefused {
     pub cut_off: Counter,
 }
 
+/// Connections that were asked for a ClientHello and sent none.
+#[derive(Debug, Default)]
+pub struct HellosUnheard {
+    pub late: Counter,
+    pub cut_off: Counter,
+    /// It is something else, which goes where what no route names goes.
+    pub none: Counter,
+}
+
 /// UDP payloads in tunnels.
 #[derive(Debug, Default)]
 pub struct UdpDatagrams {
@@ -132,6 +141,9 @@ pub struct WorkerMetrics {
     pub tunnels_websocket: Counter,
     pub tunnels_connect: Counter,
     pub tunnels_connect_udp: Counter,
+    /// Of those below HTTP, in the order of `TunnelKind::ALL`.
+    pub tunnels_below: [Counter; TunnelKind::ALL.len()],
+    pub hellos: HellosUnheard,
     pub udp: UdpDatagrams,
     pub tunnels_active: Counter,
     pub tcp_connections: Counter,
@@ -170,6 +182,8 @@ impl Default for WorkerMetrics {
             tunnels_websocket: Counter::default(),
             tunnels_connect: Counter::default(),
             tunnels_connect_udp: Counter::default(),
+            tunnels_below: Default::default(),
+            hellos: HellosUnheard::default(),
             udp: UdpDatagrams::default(),
             tunnels_active: Counter::default(),
             tcp_connections: Counter::default(),
@@ -251,6 +265,14 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.sample(names::TUNNELS, "kind=\"websocket\"", |w| w.tunnels_websocket.get());
     page.sample(names::TUNNELS, "kind=\"connect\"", |w| w.tunnels_connect.get());
     page.sample(names::TUNNELS, "kind=\"connect-udp\"", |w| w.tunnels_connect_udp.get());
+    for kind in TunnelKind::ALL {
+        let label = format!("kind=\"{}\"", kind.name());
+        page.sample(names::TUNNELS, &label, |w| w.tunnels_below[kind as usize].get());
+    }
+    page.head(names::HELLOS_UNHEARD, "counter", "connections without the ClientHello that was waited for");
+    page.sample(names::HELLOS_UNHEARD, "reason=\"late\"", |w| w.hellos.late.get());
+    page.sample(names::HELLOS_UNHEARD, "reason=\"cut_off\"", |w| w.hellos.cut_off.get());
+    page.sample(names::HELLOS_UNHEARD, "reason=\"none\"", |w| w.hellos.none.get());
     page.head(names::UDP_DATAGRAMS, "counter", "UDP payloads relayed");
     page.sample(names::UDP_DATAGRAMS, "direction=\"in\"", |w| w.udp.up.get());
     page.sample(names::UDP_DATAGRAMS, "direction=\"out\"", |w| w.udp.down.get());

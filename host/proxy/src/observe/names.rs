@@ -30,9 +30,13 @@ pub const CERTIFICATE_NOT_AFTER: &str = "tidegate_certificate_not_after_seconds"
 pub const EARLY_REQUESTS: &str = "tidegate_early_requests_total";
 /// Retries that were wanted but refused, by reason (`budget`, `unsafe`). From `exchange`.
 pub const RETRIES_REFUSED: &str = "tidegate_retries_refused_total";
-/// Tunnels opened, by kind (`websocket`, `connect`, `connect-udp`). From `exchange::upgrade`.
+/// Tunnels opened, by kind (`websocket`, `connect`, `connect-udp`; below HTTP `tcp`, `udp`, `quic`). From
+/// `exchange::upgrade` and `tunnel`.
 pub const TUNNELS: &str = "tidegate_tunnels_total";
-/// Tunnels open now. From `exchange::upgrade`.
+/// Connections to a listener that waits for a ClientHello, by what they had instead (`none`: not TLS; `late`; `cut_off`).
+/// From `tunnel`.
+pub const HELLOS_UNHEARD: &str = "tidegate_client_hellos_unheard_total";
+/// Tunnels open now. From `exchange::upgrade` and `tunnel`.
 pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
 /// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams`.
 pub const UDP_DATAGRAMS: &str = "tidegate_udp_datagrams_total";

@@ -43,6 +43,10 @@ impl Advertised {
         &self.header
     }
 
+    pub(super) fn to_bytes(&self) -> Bytes {
+        self.header.clone()
+    }
+
     pub(super) fn client_is_gone(&self) -> bool {
         self.client.strong_count() == 0
     }

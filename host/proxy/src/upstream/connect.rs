@@ -140,6 +140,17 @@ pub(crate) async fn connect_alone(
     }
 }
 
+/// A connection on which nothing at all is written.
+pub(crate) async fn connect_tcp(address: SocketAddr, timeout: Duration, timers: &Timers) -> Result<TcpStream, Fault> {
+    let mut deadline = Deadline::after(timers, Some(timeout));
+    tokio::select! {
+        connected = tcp(address, None) => connected,
+        () = deadline.elapsed() => {
+            Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {timeout:?}")))
+        }
+    }
+}
+
 /// A socket, on which nothing is written but the PROXY header of a cluster that wants one.
 async fn tcp(address: SocketAddr, proxy_header: Option<&[u8]>) -> Result<TcpStream, Fault> {
     let mut tcp = TcpStream::connect(address).await.map_err(|error| {

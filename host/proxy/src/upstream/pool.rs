@@ -16,12 +16,13 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tidegate_policy::{Cause, Fault};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Notify, oneshot};
 
 use super::advertised::Advertised;
-use super::connect::{Connected, Multiplexed, connect, connect_alone, http1_over};
+use super::connect::{Connected, Multiplexed, connect, connect_alone, connect_tcp, http1_over};
 use super::quic::Endpoints;
 use super::tls::ClientTls;
 use super::udp;
@@ -456,6 +457,16 @@ impl Pool {
         let (stream, life) = self.dial_alone(client, &[]).await?;
         let (incoming, outgoing) = http1::tunnel(stream);
         Ok((incoming, outgoing, TunnelSeat { _life: life }))
+    }
+
+    /// A connection for whatever comes, and what is to be written first: the PROXY header, where there is one.
+    pub(super) async fn tcp(self: &Rc<Self>, client: For) -> Result<(TcpStream, Bytes, TunnelSeat), Fault> {
+        let seat = self.seat_alone(&client)?;
+        let metrics = &self.shared.metrics;
+        let connected = connect_tcp(self.address, self.settings.connect_timeout, &self.shared.timers).await;
+        let stream = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
+        let header = client.as_ref().map(Advertised::to_bytes).unwrap_or_default();
+        Ok((stream, header, TunnelSeat { _life: self.alone(client, seat) }))
     }
 
     /// A UDP socket and what holds its seat.

@@ -1,27 +1,42 @@
 //! Listeners: addresses, limits, certificates.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidegate_config::{CertificateFiles, ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields};
-use tidegate_policy::native::TrustedFamily;
-use tidegate_proxy::snapshot::{AcceptProxyHeader, Limits, Listener, Protocols};
+use tidegate_config::{
+    CertificateFiles, ClientAuthMode, Listener as ListenerConfig, ListenerTls, TrustedFields, Tunnel,
+};
+use tidegate_policy::native::{TrustedFamily, TunnelRule, TunnelTable};
+use tidegate_proxy::snapshot::{AcceptProxyHeader, Cluster, Limits, Listener, Otherwise, Protocols, TunnelRules};
 use tidegate_proxy::{
     Allowance, CertificatePair, ClientAuth, LeastRate, NamedCertificate, Remembered, ServerTls, ServerTlsSpec,
 };
 
 use super::Scope;
+use super::clusters::Kept;
+use super::routes::host;
 
-pub(super) fn compile(scope: &mut Scope<'_>) -> Option<Vec<Arc<Listener>>> {
+pub(super) fn compile(scope: &mut Scope<'_>, clusters: &HashMap<String, Kept>) -> Option<Vec<Arc<Listener>>> {
     let config = scope.config;
     // All of them first: what is wrong with the others is told too.
-    let compiled: Vec<_> = config.listeners.iter().map(|listener| compile_one(scope, listener)).collect();
+    let compiled: Vec<_> = config.listeners.iter().map(|listener| compile_one(scope, listener, clusters)).collect();
     compiled.into_iter().collect()
 }
 
-fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Listener>> {
+fn compile_one(
+    scope: &mut Scope<'_>,
+    config: &ListenerConfig,
+    clusters: &HashMap<String, Kept>,
+) -> Option<Arc<Listener>> {
+    let tunnel = config.tunnel.as_ref().map(|tunnel| tunnel_rules(scope, config, tunnel, clusters));
     let tls = match &config.tls {
         None => None,
         Some(tls) => Some(server_tls(scope, config, tls)?),
+    };
+    // One whose cluster or plugin did not compile was noted.
+    let tunnel = match tunnel {
+        Some(rules) => Some(rules?),
+        None => None,
     };
     let rate = |bytes_per_second| LeastRate { bytes_per_second, grace: config.rate_grace };
     let previous = scope
@@ -56,12 +71,44 @@ fn compile_one(scope: &mut Scope<'_>, config: &ListenerConfig) -> Option<Arc<Lis
             TrustedFields::XForwarded => TrustedFamily::XForwarded,
         },
         tls,
+        tunnel,
         alt_svc: config.alt_svc && config.http3,
         buffer_memory: config.buffer_memory.map(|most| {
             let held = previous.as_ref().and_then(|previous| previous.buffer_memory.as_ref());
             Allowance::new(most, held)
         }),
     }))
+}
+
+fn tunnel_rules(
+    scope: &mut Scope<'_>,
+    config: &ListenerConfig,
+    tunnel: &Tunnel,
+    clusters: &HashMap<String, Kept>,
+) -> Option<TunnelRules> {
+    let cluster = |name: &String| -> Option<Arc<Cluster>> { clusters.get(name).map(|kept| kept.cluster.clone()) };
+    let rule = |route: &tidegate_config::TunnelRoute| TunnelRule {
+        names: route.server_names.iter().map(host).collect(),
+        alpn: route.alpn.iter().map(|name| name.clone().into_bytes()).collect(),
+    };
+    let router = scope.asked(tunnel.router.as_deref(), tunnel.router_line, "tunnel", |plugin| plugin.tunnel_router());
+    Some(TunnelRules {
+        tcp: tunnel.tcp,
+        udp: tunnel.udp,
+        table: TunnelTable::new(tunnel.routes.iter().map(rule).collect()),
+        clusters: tunnel.routes.iter().map(|route| cluster(&route.cluster)).collect::<Option<_>>()?,
+        router,
+        otherwise: match &tunnel.cluster {
+            Some(name) => Otherwise::Cluster(cluster(name)?),
+            None if config.tls.is_some() => Otherwise::Terminate,
+            None => Otherwise::Close,
+        },
+        hello_timeout: tunnel.hello_timeout,
+        connect_attempts: tunnel.connect_attempts,
+        idle_timeout: tunnel.idle_timeout,
+        udp_idle_timeout: tunnel.udp_idle_timeout,
+        max_lifetime: tunnel.max_lifetime,
+    })
 }
 
 /// The previous configuration's, where nothing it is made of has changed: then the tickets that clients hold stay good.

@@ -59,7 +59,7 @@ fn rule(scope: &mut Scope<'_>, config: &RouteConfig) -> Option<RouteRule> {
     Some(RouteRule { hosts: hosts.collect(), path, methods, headers, cluster })
 }
 
-fn host(host: &HostMatch) -> HostPattern {
+pub(super) fn host(host: &HostMatch) -> HostPattern {
     match host {
         HostMatch::Exact(name) => HostPattern::Exact(name.clone()),
         HostMatch::Wildcard(suffix) => HostPattern::Wildcard(suffix.clone()),

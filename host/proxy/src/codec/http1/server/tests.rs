@@ -170,6 +170,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         proxy_protocol: None,
         trusted_family: Default::default(),
         tls: None,
+        tunnel: None,
         alt_svc: false,
         buffer_memory: None,
     };
