@@ -268,24 +268,22 @@ mod tests {
     use super::*;
     use crate::body::Held;
 
-    fn held(length: Length, frames: &[&'static [u8]]) -> Incoming {
+    fn held(length: Length, frames: &[&'static str]) -> Incoming {
         let mut held = Held::new(length);
-        held.frames = frames.iter().map(|frame| Bytes::from_static(frame)).collect::<VecDeque<_>>();
+        held.frames = frames.iter().map(|frame| Bytes::from_static(frame.as_bytes())).collect::<VecDeque<_>>();
         Incoming::Held(Box::new(held))
     }
 
     #[tokio::test]
     async fn a_body_is_read_to_its_bound_whatever_its_head_said() {
-        let read = |length, frames| async move {
-            match super::read(held(length, frames), 6).await {
-                Ok(body) => Some(body.len()),
-                Err(Broken::TooLarge) => None,
-                Err(Broken::By(fault)) => panic!("{fault}"),
-            }
+        let read = async |length: Length, frames: &[&'static str]| match super::read(held(length, frames), 6).await {
+            Ok(body) => Some(body.len()),
+            Err(Broken::TooLarge) => None,
+            Err(Broken::By(fault)) => panic!("{fault}"),
         };
-        assert_eq!(read(Length::Known(6), &[b"abc", b"def"][..]).await, Some(6));
-        assert_eq!(read(Length::Unknown, &[b"abc", b"def"][..]).await, Some(6));
-        assert_eq!(read(Length::Unknown, &[b"abc", b"def", b"g"][..]).await, None);
+        assert_eq!(read(Length::Known(6), &["abc", "def"]).await, Some(6));
+        assert_eq!(read(Length::Unknown, &["abc", "def"]).await, Some(6));
+        assert_eq!(read(Length::Unknown, &["abc", "def", "g"]).await, None);
         assert_eq!(read(Length::Known(7), &[]).await, None, "before a byte of it is read");
         assert_eq!(super::read(Incoming::Empty, 0).await.ok().map(|body| body.len()), Some(0));
     }
