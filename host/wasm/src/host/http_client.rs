@@ -45,18 +45,18 @@ async fn send(mut store: Store<'_>, wanted: Wanted) -> wasmtime::Result<Answer> 
         Ok(out) => {
             state.pause();
             let answered = out.await;
-            store.data_mut().resume();
+            let state = store.data_mut();
+            state.resume();
+            if let Err(error) = &answered {
+                let (plugin, took) = (&*state.core.name, counted.took());
+                tracing::debug!(plugin, cluster, %error, ?took, "callout without a response");
+            }
             answered
         }
         Err(error) => Err(error),
     };
     counted.ended(&answered);
-    let core = &store.data().core;
-    if let Err(error) = &answered {
-        let (plugin, took) = (&*core.name, counted.took());
-        tracing::debug!(plugin, cluster, %error, ?took, "callout without a response");
-    }
-    if core.quarantine.withdrawn() {
+    if store.data().core.quarantine.withdrawn() {
         // It must not run a moment longer.
         return Err(wasmtime::Error::msg("it was withdrawn while it waited"));
     }
