@@ -833,7 +833,11 @@ pub(crate) const TABLES: &[Table] = &[
                 Number,
                 "Calls by `http-client` that its plugins may make in each second. Default: as many as each may.",
             ),
-            optional("callouts_in_flight", Number, "The same, under way at once. Default: as many as each may."),
+            optional(
+                "callouts_in_flight",
+                Number,
+                "The same, under way at once, each with an instance to itself. Default: as many as each may.",
+            ),
             optional(
                 "requests",
                 Number,
