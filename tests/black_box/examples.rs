@@ -8,7 +8,11 @@ use tidegate_tests::gateway::{root, run};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 5] = ["edge-tls", "ext-authz", "first-steps", "rust-policy", "tenants"];
+const EXAMPLES: [&str; 7] =
+    ["edge-tls", "ext-authz", "first-steps", "l4-proxy", "rust-policy", "sni-passthrough", "tenants"];
+
+/// Which their readers make.
+const NEED_CERTIFICATES: [&str; 2] = ["edge-tls", "sni-passthrough"];
 
 /// No example without a test, and no test without its example.
 #[test]
@@ -54,7 +58,7 @@ async fn named(name: &'static str) -> Origin {
 /// `tidegate check` takes the files as they are.
 #[test]
 fn the_files_pass_the_check() {
-    for name in EXAMPLES.into_iter().filter(|name| *name != "edge-tls") {
+    for name in EXAMPLES.into_iter().filter(|name| !NEED_CERTIFICATES.contains(name)) {
         let file = root().join("examples").join(name).join("gateway.toml");
         let output = run(&["check", &file.to_string_lossy()]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
@@ -146,4 +150,37 @@ async fn rust_policy() {
     assert_eq!(client.get("/").await.expect("an answer").text(), "stable");
     let answer = client.send(Method::GET, "/", &[("cookie", "beta=yes")], "").await.expect("an answer");
     assert_eq!((answer.text().as_str(), beta.last().header("x-beta")), ("beta", Some("yes")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_proxy() {
+    let (one, two) = (named("one").await, named("two").await);
+    let (folder, config) = example("l4-proxy", &[&one, &two]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let mut seen = Vec::new();
+    for _ in 0..8 {
+        let answer = Client::http1(gateway.address("database")).get("/").await.expect("an answer");
+        assert_eq!(answer.header("via"), None, "nothing is read of it");
+        seen.push(answer.text());
+    }
+    assert!(seen.contains(&"one".to_owned()) && seen.contains(&"two".to_owned()), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sni_passthrough() {
+    let authority = Authority::new();
+    let secure = async |name: &str| Origin::tls(true, authority.issue(&[name]).server(&[b"h2"], None)).await;
+    let (mail, customer) = (secure("mail.example").await, secure("a.customer.example").await);
+    let site = named("site").await;
+    let (folder, config) = example("sni-passthrough", &[&mail, &customer, &site]);
+    authority.issue(&["edge.example"]).write(folder.path(), "edge");
+    let gateway = Gateway::start_in(folder, &config).await;
+    let get = async |name: &str| {
+        let config = authority.client(&[b"h2"], None);
+        Client::tls(gateway.edge(), Version::HTTP_2, config, name).get("/").await
+    };
+    assert_eq!(get("a.customer.example").await.expect("an answer").status, 200);
+    assert_eq!((customer.connections(), get("edge.example").await.expect("an answer").text()), (1, "site".to_owned()));
+    // It waits for no PROXY header, and takes it for a broken hello.
+    assert!(get("mail.example").await.is_err());
 }

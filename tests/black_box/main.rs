@@ -26,6 +26,7 @@ mod http3;
 mod http3_loss;
 mod http3_upstream;
 mod matrix;
+mod passthrough;
 mod plugin_toolkit;
 mod plugins;
 mod pooling;
@@ -42,6 +43,7 @@ mod streaming;
 mod tenants;
 mod timeouts;
 mod tls;
+mod tunnel;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};

@@ -13,6 +13,7 @@ pub mod peers;
 pub mod quic;
 pub mod registry;
 pub mod soak;
+pub mod tap;
 pub mod tunnel;
 
 pub use client::{Answer, Client, RawClient};
@@ -22,3 +23,4 @@ pub use link::{Link, Way};
 pub use origin::{Origin, RawOrigin, Recorded};
 pub use peer::Peer;
 pub use registry::Registry;
+pub use tap::{Seen, Tap};

@@ -90,7 +90,7 @@ impl TunnelRoute {
             }
             alpn.push(name);
         }
-        if server_names.is_empty() && alpn.is_empty() {
+        if section.texts("server_name").is_empty() && alpn.is_empty() {
             section.error(
                 section.line,
                 "tunnel: a route without server_name and alpn takes everything; give it one, or set tunnel.cluster",

@@ -9,6 +9,7 @@ pub use crate::codec::http1::fuzz::{http1_chunked, http1_request, http1_response
 pub use crate::codec::http3::fuzz::{http3_control, http3_head, http3_message, qpack_section};
 pub use crate::exchange::fuzz::small_fields;
 use crate::proxy_protocol::{Addresses, Header, Parsed, parse, v1, v2};
+pub use crate::tunnel::fuzz::client_hello;
 
 /// The PROXY protocol: bytes are never asked for that would not be read, a judgement does not change when more bytes come, and
 /// the addresses of a header survive our own writers.

@@ -24,6 +24,8 @@ use crate::upstream::{TunnelSeat, health};
 use crate::worker::Worker;
 
 mod client_hello;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod hello;
 mod pipe;
 mod relay;

@@ -37,6 +37,8 @@ pub struct Load {
     pub requests: Option<Rc<[Vec<u8>]>>,
     /// A new connection for every request.
     pub fresh: bool,
+    /// Connections are reset at their end, as impatient clients do.
+    pub reset: bool,
     /// Requests a second over all, or as many as go.
     pub rate: Option<u32>,
     /// Ends by itself after so many.
@@ -46,7 +48,7 @@ pub struct Load {
 impl Load {
     /// The same request again and again, as fast as it is answered.
     pub fn of(front: Front, connections: usize, streams: usize, ask: Ask) -> Self {
-        Self { front, connections, streams, ask, requests: None, fresh: false, rate: None, count: None }
+        Self { front, connections, streams, ask, requests: None, fresh: false, reset: false, rate: None, count: None }
     }
 }
 

@@ -54,6 +54,9 @@ impl Kind {
             Decided::No | Decided::Native | Decided::Plugin => true,
             Decided::Memoised | Decided::Questions(_) => self == Self::Tidegate,
             Decided::Script => self == Self::Envoy,
+            Decided::Tunnel { splice } => {
+                self != Self::Caddy && (!splice || matches!(self, Self::Tidegate | Self::Haproxy))
+            }
         }
     }
 
@@ -100,6 +103,8 @@ pub enum Decided {
     Script,
     /// All that can be asked: where to, to which of two endpoints, with what about the client, and whether to try again.
     Questions(By),
+    /// Nothing is read: TCP is relayed. Those that have to be told to splice are, where set.
+    Tunnel { splice: bool },
 }
 
 /// Who answers all questions.

@@ -57,6 +57,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario { decided, ..request(name, load) }
     };
     let large = Ask::get("/10m", 10 * MIB);
+    let tunnel = |scenario, splice| Scenario { decided: Decided::Tunnel { splice }, ..scenario };
     vec![
         request("HTTP/1.1, 1 KiB", load(Http1, 64, 1, small)),
         request("HTTP/1.1 over TLS, 1 KiB", load(Http1Tls, 64, 1, small)),
@@ -81,6 +82,12 @@ pub fn all() -> Vec<Scenario> {
         bytes("HTTP/2, 10 MiB", load(Http2, 2, 2, large)),
         bytes("HTTP/3, 10 MiB", load(Http3, 2, 2, large)),
         bytes("uploads, 1 MiB", load(Http1, 8, 1, Ask { path: "/up", upload: MIB, answer: 0 })),
+        tunnel(request("TCP tunnel, 1 KiB", load(Http1, 64, 1, small)), false),
+        tunnel(request("TCP tunnel, new connection", fresh(Http1, 16)), false),
+        tunnel(request("TCP tunnel, new connection, reset", Load { reset: true, ..fresh(Http1, 16) }), false),
+        tunnel(bytes("TCP tunnel, 10 MiB", load(Http1, 4, 1, large)), false),
+        tunnel(bytes("TCP tunnel, 10 MiB, spliced", load(Http1, 4, 1, large)), true),
+        tunnel(idle("idle TCP tunnel", Http1, 5000), false),
         idle("idle HTTP/1.1", Http1, 5000),
         idle("idle TLS", Http1Tls, 5000),
         idle("idle HTTP/2", Http2, 5000),

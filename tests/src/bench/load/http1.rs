@@ -25,6 +25,9 @@ pub(super) async fn connect(shared: &Shared, alpn: &[u8]) -> Result<Stream, Stri
     socket.bind(shared.source()).map_err(io)?;
     let tcp = socket.connect(shared.address).await.map_err(io)?;
     tcp.set_nodelay(true).map_err(io)?;
+    if shared.load.reset {
+        socket2::SockRef::from(&tcp).set_linger(Some(std::time::Duration::ZERO)).map_err(io)?;
+    }
     if shared.load.front == Front::Http1 {
         return Ok(Box::pin(tcp));
     }

@@ -10,6 +10,7 @@ mod envoy;
 mod haproxy;
 mod nginx;
 pub(in crate::bench) mod tidegate;
+mod tunnels;
 
 pub(in crate::bench) struct Config {
     pub(in crate::bench) name: &'static str,
@@ -32,6 +33,9 @@ pub(in crate::bench) struct Ports {
 pub(super) fn config(kind: Kind, behind: &Behind, ports: Ports, decided: Decided, own: &Path) -> Option<Config> {
     if !kind.decides(decided) {
         return None;
+    }
+    if let Decided::Tunnel { splice } = decided {
+        return tunnels::config(kind, behind.alpha, ports, splice, own);
     }
     match kind {
         Kind::Tidegate => Some(tidegate::config(behind, ports, decided)),

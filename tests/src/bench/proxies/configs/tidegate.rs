@@ -133,7 +133,7 @@ settings = { backoff_ms = 1 }
 
 fn rules(decided: Decided) -> String {
     match decided {
-        Decided::No | Decided::Script => String::new(),
+        Decided::No | Decided::Script | Decided::Tunnel { .. } => String::new(),
         Decided::Native => RULE.to_owned(),
         Decided::Plugin => tenants(false) + BY_PLUGIN,
         Decided::Memoised => tenants(true) + BY_PLUGIN,
