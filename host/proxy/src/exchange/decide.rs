@@ -8,13 +8,16 @@ use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
     Asked, AttemptFacts, Balancer, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Forwarding,
-    Identity, Later, Origin, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Versioned,
+    Identity, Origin, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Versioned,
     Watched,
 };
 
-use super::callouts::Callouts;
 use crate::observe::{Decided, Deciding, DecisionRecord, Question, Record};
 use crate::snapshot::{Cluster, Route, RouteAction, Snapshot};
+
+mod later;
+
+pub(super) use later::{again_later, identify_later, pick_later, route_later};
 
 /// Where the request goes.
 pub(super) enum Destination {
@@ -61,39 +64,6 @@ impl<'a, P: ?Sized> Asking<'a, P> {
             (asked, _) => asked,
         }
     }
-
-    /// The same, of policies that may call out before they answer.
-    async fn ask_later<T>(
-        self,
-        record: &mut Record,
-        callouts: &Callouts,
-        mut ask: impl FnMut(&'a P) -> Later<'a, T>,
-        decided: impl Fn(&T) -> Decided,
-    ) -> (&'a P, Decision<T>) {
-        let Self { question, policy, version, name, waits } = self;
-        let (mut policy, mut watched, mut instead) = match version {
-            Some(Versioned { policy, watched, instead }) => (policy, Some(watched), instead),
-            None => (policy, None, None),
-        };
-        loop {
-            let decision = ask(policy).await;
-            let (origin, decided, took) = match &decision {
-                Ok(answered) => (answered.origin, decided(&answered.value), answered.took),
-                Err(fault) => (Origin::Wasm, Decided::Failed(fault.kind), fault.took),
-            };
-            // One that waits tells of its time as it takes it.
-            if origin == Origin::Wasm && !waits(policy) {
-                record.guest_took(took);
-            }
-            let by = name(policy);
-            let (callouts, waited) = callouts.take();
-            record.decided(DecisionRecord { question, by, watched, origin, decided, took, callouts, waited });
-            match (&decision, instead.take()) {
-                (Err(_), Some((other, of_other))) => (policy, watched) = (other, Some(of_other)),
-                _ => return (policy, decision),
-            }
-        }
-    }
 }
 
 /// A failed decision either falls back (`Ok`) or denies.
@@ -127,37 +97,6 @@ pub(super) fn route(
             },
             |answer| answer.into(),
         );
-        if let Some(destination) = routed(snapshot, route, asked, edits, router, decision)? {
-            return Ok(destination);
-        }
-    }
-    route_natively(route)
-}
-
-/// The same where the router may call out.
-pub(super) async fn route_later(
-    snapshot: &Snapshot,
-    route: &Route,
-    asked: &Rc<Asked>,
-    edits: &mut RequestEdits,
-    record: &mut Record,
-    callouts: &Rc<Callouts>,
-) -> Result<Destination, Fault> {
-    if let Some(router) = &route.router {
-        let asking = Asking::<dyn Router>::of(&**router, asked);
-        let asked_later = asking.ask_later(
-            record,
-            callouts,
-            |router| router.route_later(asked, callouts.clone()),
-            |(answer, _)| answer.into(),
-        );
-        let (router, decision) = asked_later.await;
-        let decision = decision.map(|answered| {
-            answered.map(|(answer, wanted)| {
-                *edits = wanted;
-                answer
-            })
-        });
         if let Some(destination) = routed(snapshot, route, asked, edits, router, decision)? {
             return Ok(destination);
         }
@@ -246,25 +185,6 @@ pub(super) fn identify(
     identified(route, asked, plugin, decision)
 }
 
-/// The same where the plugin may call out.
-pub(super) async fn identify_later(
-    route: &Route,
-    asked: &Rc<Asked>,
-    record: &mut Record,
-    callouts: &Rc<Callouts>,
-) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
-    let Some(plugin) = &route.forwarding_plugin else { return Ok(route.forwarding.fields(asked)) };
-    let asking = Asking::<dyn Forwarding>::of(&**plugin, asked);
-    let asked_later = asking.ask_later(
-        record,
-        callouts,
-        |plugin| plugin.identify_later(asked, route.forwarding.identity(asked), callouts.clone()),
-        |sent| Decided::Identify(sent.elements.len()),
-    );
-    let (plugin, decision) = asked_later.await;
-    identified(route, asked, plugin, decision)
-}
-
 fn identified(
     route: &Route,
     asked: &Asked,
@@ -300,30 +220,6 @@ pub(crate) fn pick(
         let asking = Asking::<dyn Balancer>::of(&**plugin, asked);
         let (plugin, decision) =
             asking.ask(record, |plugin| plugin.pick(asked, view), |choice| Decided::of_choice(*choice, view));
-        if let Some(index) = picked(cluster, view, plugin, decision)? {
-            return Ok(index);
-        }
-    }
-    pick_natively(cluster, asked, view)
-}
-
-/// The same where the plugin may call out.
-pub(super) async fn pick_later(
-    cluster: &Cluster,
-    asked: &Rc<Asked>,
-    view: &EndpointsView,
-    record: &mut Record,
-    callouts: &Rc<Callouts>,
-) -> Result<u32, Fault> {
-    if let Some(plugin) = &cluster.plugin {
-        let asking = Asking::<dyn Balancer>::of(&**plugin, asked);
-        let asked_later = asking.ask_later(
-            record,
-            callouts,
-            |plugin| plugin.pick_later(asked, view, callouts.clone()),
-            |choice| Decided::of_choice(*choice, view),
-        );
-        let (plugin, decision) = asked_later.await;
         if let Some(index) = picked(cluster, view, plugin, decision)? {
             return Ok(index);
         }
@@ -449,32 +345,6 @@ pub(super) fn again(
         let asking = Asking::<dyn Retry>::of(&**plugin, asked);
         let (plugin, decision) =
             asking.ask(record, |plugin| plugin.decide(asked, attempt, view), |verdict| verdict.into());
-        match decision {
-            Ok(answered) => return Ok(answered.value),
-            Err(fault) => fall_back(&plugin.name(), &fault)?,
-        }
-    }
-    again_natively(route, asked, attempt, view)
-}
-
-/// The same where the plugin may call out.
-pub(super) async fn again_later(
-    route: &Route,
-    asked: &Rc<Asked>,
-    attempt: &Rc<AttemptFacts>,
-    view: &EndpointsView,
-    record: &mut Record,
-    callouts: &Rc<Callouts>,
-) -> Result<Verdict, Fault> {
-    if let Some(plugin) = &route.retry_plugin {
-        let asking = Asking::<dyn Retry>::of(&**plugin, asked);
-        let asked_later = asking.ask_later(
-            record,
-            callouts,
-            |plugin| plugin.decide_later(asked, attempt, view, callouts.clone()),
-            |verdict| verdict.into(),
-        );
-        let (plugin, decision) = asked_later.await;
         match decision {
             Ok(answered) => return Ok(answered.value),
             Err(fault) => fall_back(&plugin.name(), &fault)?,
