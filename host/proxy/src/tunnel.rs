@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use crate::exchange::{self, InFlight};
 use crate::observe::{TunnelKind, TunnelRecord};
 use crate::snapshot::{Cluster, Listener, Otherwise, TunnelRules};
-use crate::upstream::{TunnelSeat, health};
+use crate::upstream::{TunnelSeat, health, keep_alive};
 use crate::worker::Worker;
 
 mod client_hello;
@@ -195,6 +195,8 @@ async fn tunnel(
         }
     };
     record.opened();
+    // Else a client that vanished would be one that is silent, which may be for long.
+    keep_alive(client);
     let rules = Rules {
         idle: rules.idle_timeout,
         lifetime: rules.max_lifetime,

@@ -25,6 +25,7 @@ mod quic;
 pub(crate) mod tls;
 mod udp;
 
+pub(crate) use connect::keep_alive;
 pub(crate) use pool::{Lease, TunnelSeat};
 
 #[cfg(fuzzing)]
