@@ -103,7 +103,7 @@ pub const LOG_DROPPED: &str = "tidegate_access_log_dropped_total";
 pub const DECISIONS: &str = "tidegate_plugin_decisions_total";
 /// Answers that a memo knew, by plugin and question. From the plugin's statistics.
 pub const DECISIONS_MEMOISED: &str = "tidegate_plugin_memo_hits_total";
-/// Seconds a decision took, by plugin and question. From the plugin's statistics.
+/// Seconds a decision took, waits for calls included, by plugin and question. From the plugin's statistics.
 pub const DECISION_SECONDS: &str = "tidegate_plugin_decision_duration_seconds";
 /// Decisions that failed, by plugin, question and cause. From the plugin's statistics.
 pub const DECISION_FAULTS: &str = "tidegate_plugin_faults_total";
