@@ -42,7 +42,7 @@ endpoints = ["{silent}"]
 [[tenant]]
 name = "hostile"
 hosts = "hostile.test"
-limits = {{ cpu = "100ms", cpu_burst = "50ms", memory = "64MiB", instances = 8, log_lines = 20, kv = "256KiB", requests = 40, callouts = 200, callouts_in_flight = 6 }}
+limits = {{ cpu = "100ms", cpu_burst = "50ms", memory = "64MiB", instances = 8, log_lines = 20, kv = "256KiB", requests = 40, callouts = 200, callouts_in_flight = 3 }}
 [[tenant]]
 name = "neighbour"
 hosts = "neighbour.test"
@@ -93,7 +93,7 @@ cluster = "api"
 name = "call-{index}"
 tenant = "hostile"
 source = "{}"
-settings = {{ cluster = "silent", times = 1000, timeout_ms = 20, work = 20000 }}
+settings = {{ cluster = "silent", times = 20, timeout_ms = 20, work = 20000 }}
 grants = {{ http = {{ clusters = ["silent"] }} }}
 limits = {{ memory = "8MiB", wait = "100ms" }}
 [[route]]

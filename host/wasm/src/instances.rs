@@ -101,12 +101,13 @@ fn came_to<T>(result: std::thread::Result<wasmtime::Result<T>>, store: &Store<St
     }
 }
 
-/// The same on a fiber, for a guest that may wait. `ran` is told of every stretch in which it had the thread. Dropped while
+/// The same on a fiber, for a guest that may wait. `ran` is told of every stretch in which it had the thread: how long that
+/// was, and the CPU time in it. Dropped while
 /// the guest waits, the store is spent as well: the guest is not there to end what it began.
 pub(crate) async fn run_later<T: ComponentNamedList + Lift + 'static>(
     store: &mut Store<State>,
     function: TypedFunc<(), T>,
-    ran: impl Fn(Duration),
+    ran: impl Fn(Duration, Duration),
 ) -> Result<T, Failed> {
     let state = store.data_mut();
     (state.refused_growth, state.refused_budget) = (false, false);
@@ -115,9 +116,9 @@ pub(crate) async fn run_later<T: ComponentNamedList + Lift + 'static>(
     let result = {
         let mut calling = pin!(function.call_async(&mut *store, ()));
         poll_fn(|cx| {
-            let begun = Instant::now();
+            let (begun, cpu) = (Instant::now(), state::cpu_time());
             let polled = std::panic::catch_unwind(AssertUnwindSafe(|| calling.as_mut().poll(cx)));
-            ran(begun.elapsed());
+            ran(begun.elapsed(), state::cpu_time().saturating_sub(cpu));
             match polled {
                 Ok(Poll::Pending) => Poll::Pending,
                 Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),

@@ -209,7 +209,8 @@ pub(crate) fn look(state: &mut State) -> wasmtime::Result<UpdateDeadline> {
     Ok(UpdateDeadline::Continue(1))
 }
 
-fn cpu_time() -> std::time::Duration {
+/// Of this thread.
+pub(crate) fn cpu_time() -> std::time::Duration {
     // Of the C library: rustix' own way needs the kernel's page for it, which profilers hide.
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it writes into the struct, and cannot fail for this clock.

@@ -58,8 +58,8 @@ impl Asker {
                 state.trace.begin(learns);
                 state.begin_to_wait(egress.clone());
                 let purse = state.purse.clone();
-                let ran = |time| {
-                    purse.charge(time);
+                let ran = |time, cpu| {
+                    purse.charge(cpu);
                     egress.guest_ran(time);
                 };
                 let answered = match exported::<A>(&instance) {
