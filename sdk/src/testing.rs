@@ -8,8 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::{
-    Attempt, Balancer, Buffering, Cause, Choice, Element, Endpoints, Families, Forward, Forwarding, HttpVersion,
-    Identity, Node, Proof, Request, Response, Retry, Route, Router, Scheme, Verdict, http_client,
+    Attempt, Balancer, Buffering, Cause, Choice, Connection, Element, Endpoints, Families, Forward, Forwarding,
+    HttpVersion, Identity, Node, Proof, Request, Response, Retry, Route, Router, Scheme, TunnelRoute, TunnelRouter,
+    Verdict, http_client,
 };
 
 /// An endpoint of a made-up cluster.
@@ -162,6 +163,13 @@ impl Question {
         Self::new("GET", target)
     }
 
+    /// A connection that is not decrypted and whose ClientHello names `server_name`, from 192.0.2.7. For the gateway's native
+    /// side it is a `CONNECT` to that name.
+    pub fn connection(server_name: &str) -> Self {
+        let (server_name, authority) = (Some(server_name.to_owned()), server_name.to_owned());
+        Self { authority, server_name, ..Self::new("CONNECT", "") }
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.as_bytes().to_owned()));
         self
@@ -211,6 +219,11 @@ impl Question {
     /// Asks a retry policy.
     pub fn decide(&mut self, policy: &mut impl Retry) -> Verdict {
         self.ask(|| policy.decide(&Request::current(), &Attempt::current(), &Endpoints::current()))
+    }
+
+    /// Asks a tunnel router.
+    pub fn tunnel(&mut self, policy: &mut impl TunnelRouter) -> TunnelRoute {
+        self.ask(|| policy.route(&Connection::current()))
     }
 
     fn ask<T>(&mut self, ask: impl FnOnce() -> T) -> T {

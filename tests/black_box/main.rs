@@ -44,6 +44,7 @@ mod tenants;
 mod timeouts;
 mod tls;
 mod tunnel;
+mod tunnel_router;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};

@@ -215,7 +215,11 @@ pub(crate) const TABLES: &[Table] = &[
                 Text,
                 "Where goes what no route names, whether it is TLS or not. Default: it is ended here where the listener has `tls`, else closed.",
             ),
-            optional("router", Text, "A plugin that answers `tunnel`, asked first."),
+            optional(
+                "router",
+                Text,
+                "A plugin that answers the question `tunnel-router`, asked first. What it passes, and by default what it gives no answer for, goes by the routes.",
+            ),
             key(
                 "hello_timeout",
                 Time,

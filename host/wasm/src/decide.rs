@@ -1,4 +1,4 @@
-//! The four traits over the exported interfaces: from facts to a call, from its result to an answer.
+//! The traits over the exported interfaces: from facts to a call, from its result to an answer.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{
     self as policy, Answered, Asked, AttemptFacts, Balancer, Blame, Decision, DirectResponse, Egress, EndpointsView,
-    Forwarding, Identity, Later, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router,
+    Forwarding, Identity, Later, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router, TunnelRouter,
 };
 use wasmtime::component::{ComponentNamedList, Lift, TypedFunc};
 
@@ -17,7 +17,7 @@ use crate::memo::{Going, Read, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
 use crate::state::{Facts, IdentityEdits, State};
 use crate::stats::QUESTIONS;
-use crate::types::{Choice, Response, RouteAnswer, Verdict};
+use crate::types::{Choice, Response, RouteAnswer, TunnelAnswer, Verdict};
 
 mod later;
 
@@ -30,6 +30,7 @@ pub(crate) enum Question {
     Pick,
     Identify,
     Decide,
+    Tunnel,
 }
 
 /// One question being asked: how a guest is called, and what a memo keeps of its answer.
@@ -501,5 +502,47 @@ impl Retry for Asker {
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         self.refused(Question::Decide, reason, blame)
+    }
+}
+
+pub(crate) struct AskTunnel;
+
+impl Asking for AskTunnel {
+    type Answer = policy::TunnelAnswer;
+    type Given = (TunnelAnswer,);
+    const QUESTION: Question = Question::Tunnel;
+
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
+        functions.tunnel
+    }
+
+    fn answer(&mut self, (answer,): Self::Given, _: &mut State) -> policy::TunnelAnswer {
+        match answer {
+            TunnelAnswer::Pass => policy::TunnelAnswer::Pass,
+            TunnelAnswer::Forward(cluster) => policy::TunnelAnswer::Forward(cluster.into()),
+            TunnelAnswer::Refuse => policy::TunnelAnswer::Refuse,
+        }
+    }
+
+    fn remember(&self, answer: &policy::TunnelAnswer) -> Remembered {
+        Remembered::Tunnel(answer.clone())
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<policy::TunnelAnswer> {
+        if let Remembered::Tunnel(answer) = remembered { Some(answer.clone()) } else { None }
+    }
+}
+
+impl TunnelRouter for Asker {
+    fn name(&self) -> ByteString {
+        self.0.core.name.clone()
+    }
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<policy::TunnelAnswer> {
+        self.ask(Facts { asked: Some(asked.clone()), ..Facts::default() }, AskTunnel)
+    }
+
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Tunnel, reason, blame)
     }
 }

@@ -19,7 +19,8 @@ use crate::budget::{Place, Purse, TenantPurse};
 use crate::memo::{Memo, Read};
 use crate::plugin::{Core, Handle, Isolation, LoadError};
 use crate::state::{self, Deadline, State};
-use crate::types::{Choice, RouteAnswer, Verdict};
+use crate::stats::QUESTIONS;
+use crate::types::{Choice, RouteAnswer, TunnelAnswer, Verdict};
 
 /// Why a guest gave no answer.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ pub(crate) struct Functions {
     pub(crate) pick: Option<TypedFunc<(), (Choice,)>>,
     pub(crate) identify: Option<TypedFunc<(), ()>>,
     pub(crate) decide: Option<TypedFunc<(), (Verdict,)>>,
+    pub(crate) tunnel: Option<TypedFunc<(), (TunnelAnswer,)>>,
 }
 
 /// One store with one instance: a trap poisons the whole store, so none is shared.
@@ -193,7 +195,7 @@ impl Instance {
             }
         }
         let mut functions = Functions::default();
-        let [route, pick, identify, decide] = &core.prepared.exports.questions;
+        let [route, pick, identify, decide, tunnel] = &core.prepared.exports.questions;
         if let Some(index) = route {
             functions.route = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
@@ -205,6 +207,9 @@ impl Instance {
         }
         if let Some(index) = decide {
             functions.decide = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
+        }
+        if let Some(index) = tunnel {
+            functions.tunnel = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
         let at_start = store.data().memory.bytes();
         // What it set while it was configured belongs to no question.
@@ -257,7 +262,7 @@ pub(crate) struct Slot {
     pub(crate) instance: Option<Instance>,
     /// Of a plugin that waits: those that nobody has now.
     spare: Vec<Instance>,
-    pub(crate) memos: [Memo; 4],
+    pub(crate) memos: [Memo; QUESTIONS.len()],
     /// Of the last question, where the plugin's reads are looked at.
     pub(crate) reads: Vec<Read>,
 }

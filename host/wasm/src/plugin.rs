@@ -8,7 +8,7 @@ use bytestring::ByteString;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tidegate_policy::{Balancer, Forwarding, Retry, Router};
+use tidegate_policy::{Balancer, Forwarding, Retry, Router, TunnelRouter};
 
 use crate::artifact::{self, Binary, ComponentDigest};
 use crate::budget::{Allowances, Share};
@@ -19,7 +19,7 @@ use crate::kv::Kv;
 use crate::prepared::{self, Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
-use crate::stats::{PluginStats, QuestionStats};
+use crate::stats::{PluginStats, QUESTIONS, QuestionStats};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Isolation {
@@ -87,7 +87,9 @@ impl PluginSpec {
 pub enum LoadError {
     #[error("it is not a WebAssembly component: {0}")]
     NotAComponent(String),
-    #[error("it answers no question: export router, balancer, forwarding or retry of tidegate:policy@0.1.0")]
+    #[error(
+        "it answers no question: export router, balancer, forwarding, retry or tunnel-router of tidegate:policy@0.1.0"
+    )]
     NoQuestion,
     #[error("it imports {import:?}, which {why}")]
     Import { import: String, why: String },
@@ -136,11 +138,12 @@ pub struct Questions {
     pub pick: bool,
     pub identify: bool,
     pub decide: bool,
+    pub tunnel: bool,
 }
 
 impl Questions {
-    pub(crate) fn list(self) -> [bool; 4] {
-        [self.route, self.pick, self.identify, self.decide]
+    pub(crate) fn list(self) -> [bool; QUESTIONS.len()] {
+        [self.route, self.pick, self.identify, self.decide, self.tunnel]
     }
 }
 
@@ -354,9 +357,13 @@ impl Plugin {
         self.questions.decide.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Retry>)
     }
 
+    pub fn tunnel_router(&self) -> Option<Arc<dyn TunnelRouter>> {
+        self.questions.tunnel.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn TunnelRouter>)
+    }
+
     /// The questions that it answers, by name, with their counts.
     pub fn answered(&self) -> impl Iterator<Item = (&'static str, &QuestionStats)> {
-        let questions = crate::QUESTIONS.into_iter().zip(&self.stats().questions);
+        let questions = QUESTIONS.into_iter().zip(&self.stats().questions);
         questions.zip(self.questions.list()).filter_map(|(question, answers)| answers.then_some(question))
     }
 

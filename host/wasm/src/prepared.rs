@@ -11,18 +11,24 @@ use crate::host::{self, HTTP_CLIENT, INTERFACES, KV, full_name};
 use crate::plugin::{LoadError, Questions};
 use crate::runtime::Runtime;
 use crate::state::State;
+use crate::stats::QUESTIONS;
 use crate::wasi;
 
 /// Where the functions of a component are.
 pub(crate) struct Exports {
     pub(crate) configure: Option<ComponentExportIndex>,
     pub(crate) settings_schema: Option<ComponentExportIndex>,
-    pub(crate) questions: [Option<ComponentExportIndex>; 4],
+    pub(crate) questions: [Option<ComponentExportIndex>; QUESTIONS.len()],
 }
 
 /// Interface and function of each question.
-const FUNCTIONS: [(&str, &str); 4] =
-    [("router", "route"), ("balancer", "pick"), ("forwarding", "identify"), ("retry", "decide")];
+const FUNCTIONS: [(&str, &str); QUESTIONS.len()] = [
+    ("router", "route"),
+    ("balancer", "pick"),
+    ("forwarding", "identify"),
+    ("retry", "decide"),
+    ("tunnel-router", "route"),
+];
 
 impl Exports {
     fn of(component: &Component) -> Self {
@@ -90,7 +96,13 @@ impl Runtime {
             .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
         let exports = Exports::of(&component);
         let answers = |index: usize| exports.questions[index].is_some();
-        let questions = Questions { route: answers(0), pick: answers(1), identify: answers(2), decide: answers(3) };
+        let questions = Questions {
+            route: answers(0),
+            pick: answers(1),
+            identify: answers(2),
+            decide: answers(3),
+            tunnel: answers(4),
+        };
         check_imports(self, &component, questions, granted)?;
         if questions == Questions::default() {
             return Err(LoadError::NoQuestion);
@@ -132,6 +144,12 @@ fn check_imports(
             }
             Some(interface) if interface.name == HTTP_CLIENT && granted.http == Http::No => {
                 return refuse(import, "was not granted; set grants.http, as in http = { clusters = [\"auth\"] }");
+            }
+            Some(interface) if interface.name == HTTP_CLIENT && questions.tunnel => {
+                return refuse(
+                    import,
+                    "a tunnel-router cannot wait for; answer that question in a component of its own",
+                );
             }
             Some(interface)
                 if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}

@@ -14,7 +14,7 @@ use tidegate_policy::{
 };
 
 use crate::budget::Purse;
-use crate::decide::{AskDecide, AskIdentify, AskPick, AskRoute, Asking, exported};
+use crate::decide::{AskDecide, AskIdentify, AskPick, AskRoute, AskTunnel, Asking, exported};
 use crate::instances::{Failed, Instance, call};
 use crate::plugin::{LoadError, Plugin, Questions};
 use crate::state::Facts;
@@ -29,13 +29,14 @@ impl Plugin {
     pub fn rehearse(&self) -> Result<(), LoadError> {
         let core = &self.handle.core;
         let mut instance = Instance::new(core, &Purse::trial(&core.allowances)).map_err(Failed::at_load)?;
-        let Questions { route, pick, identify, decide } = self.questions();
+        let Questions { route, pick, identify, decide, tunnel } = self.questions();
         let mut edits = RequestEdits::default();
         let asked = [
             route.then(|| ask(&mut instance, AskRoute { edits: &mut edits })),
             pick.then(|| ask(&mut instance, AskPick)),
             identify.then(|| ask(&mut instance, AskIdentify)),
             decide.then(|| ask(&mut instance, AskDecide)),
+            tunnel.then(|| ask(&mut instance, AskTunnel)),
         ];
         // The instance is spent by the first that fails: what comes after it says nothing.
         let failed = asked.into_iter().zip(QUESTIONS).find_map(|(asked, question)| Some((asked?.err()?, question)));

@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use serde_json::json;
 use tidegate_policy::{
     Answered, Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity,
-    Later, PolicyFault, RequestEdits, Retry, RouteAnswer, Router, Verdict,
+    Later, PolicyFault, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict,
 };
 
 use crate::decide::Asker;
@@ -186,18 +186,24 @@ macro_rules! common {
             self.policy.name()
         }
 
-        fn waits(&self) -> bool {
-            self.policy.waits()
-        }
-
         fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
             self.policy.answer_refused(reason, blame)
         }
     };
 }
 
+/// Of the questions that may be answered later.
+macro_rules! waits {
+    () => {
+        fn waits(&self) -> bool {
+            self.policy.waits()
+        }
+    };
+}
+
 impl Router for Shadowed<dyn Router> {
     common!();
+    waits!();
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         let stood = self.policy.route(asked, edits);
@@ -242,6 +248,7 @@ impl Shadowed<dyn Router> {
 
 impl Balancer for Shadowed<dyn Balancer> {
     common!();
+    waits!();
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         let stood = self.policy.pick(asked, endpoints);
@@ -272,6 +279,7 @@ impl Shadowed<dyn Balancer> {
 
 impl Forwarding for Shadowed<dyn Forwarding> {
     common!();
+    waits!();
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         let proposed = identity.clone();
@@ -310,6 +318,7 @@ impl Shadowed<dyn Forwarding> {
 
 impl Retry for Shadowed<dyn Retry> {
     common!();
+    waits!();
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         let stood = self.policy.decide(asked, attempt, endpoints);
@@ -342,5 +351,16 @@ impl Shadowed<dyn Retry> {
     ) {
         let compare = |answer: &Decision<Verdict>| difference::of_verdicts(stood, answer);
         self.shadow.beside(3, asked, |shadow| shadow.decide(asked, attempt, endpoints), compare);
+    }
+}
+
+impl TunnelRouter for Shadowed<dyn TunnelRouter> {
+    common!();
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        let stood = self.policy.tunnel(asked);
+        let compare = |answer: &Decision<TunnelAnswer>| difference::of_tunnels(&stood, answer);
+        self.shadow.beside(4, asked, |shadow| shadow.tunnel(asked), compare);
+        stood
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tidegate_policy::{CalloutError, CalloutResponse, PolicyFaultKind};
 
 /// The questions, in the order of every array by question.
-pub const QUESTIONS: [&str; 4] = ["route", "pick", "identify", "decide"];
+pub const QUESTIONS: [&str; 5] = ["route", "pick", "identify", "decide", "tunnel"];
 
 /// Upper bounds of decision times, in nanoseconds.
 const BOUNDS: [u64; 10] = [250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 5_000_000];

@@ -179,6 +179,17 @@ pub(crate) enum RouteAnswer {
     Respond(Response),
 }
 
+#[derive(Clone, ComponentType, Lift)]
+#[component(variant)]
+pub(crate) enum TunnelAnswer {
+    #[component(name = "pass")]
+    Pass,
+    #[component(name = "forward")]
+    Forward(String),
+    #[component(name = "refuse")]
+    Refuse,
+}
+
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(variant)]
 pub(crate) enum Choice {

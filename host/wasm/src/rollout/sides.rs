@@ -1,4 +1,4 @@
-//! Two versions as one policy, for each of the four questions.
+//! Two versions as one policy, for each question.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use tidegate_policy::{
     Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity, Later,
-    PolicyFault, RequestEdits, Retry, RouteAnswer, Router, Verdict, Version, Versioned, Watch, Watched,
+    PolicyFault, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Version, Versioned,
+    Watch, Watched,
 };
 
 use super::Rollout;
@@ -74,10 +75,6 @@ macro_rules! common {
             self.policy.name()
         }
 
-        fn waits(&self) -> bool {
-            self.policy.waits()
-        }
-
         fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
             self.rollout.refused(self.version, blame);
             self.policy.answer_refused(reason, blame)
@@ -86,11 +83,6 @@ macro_rules! common {
     ($policy:ident of two) => {
         fn name(&self) -> ByteString {
             self.current.policy.name()
-        }
-
-        /// Whether an exchange may have a version that does.
-        fn waits(&self) -> bool {
-            self.current.policy.waits() || self.next.policy.waits()
         }
 
         fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
@@ -103,8 +95,24 @@ macro_rules! common {
     };
 }
 
+/// Of the questions that may be answered later.
+macro_rules! waits {
+    () => {
+        fn waits(&self) -> bool {
+            self.policy.waits()
+        }
+    };
+    (of two) => {
+        /// Whether an exchange may have a version that does.
+        fn waits(&self) -> bool {
+            self.current.policy.waits() || self.next.policy.waits()
+        }
+    };
+}
+
 impl Router for Side<dyn Router> {
     common!();
+    waits!();
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         self.counted(|policy| policy.route(asked, edits))
@@ -121,6 +129,7 @@ impl Router for Side<dyn Router> {
 
 impl Router for Split<dyn Router> {
     common!(Router of two);
+    waits!(of two);
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         self.choose(asked).route(asked, edits)
@@ -137,6 +146,7 @@ impl Router for Split<dyn Router> {
 
 impl Balancer for Side<dyn Balancer> {
     common!();
+    waits!();
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         self.counted(|policy| policy.pick(asked, endpoints))
@@ -154,6 +164,7 @@ impl Balancer for Side<dyn Balancer> {
 
 impl Balancer for Split<dyn Balancer> {
     common!(Balancer of two);
+    waits!(of two);
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         self.choose(asked).pick(asked, endpoints)
@@ -171,6 +182,7 @@ impl Balancer for Split<dyn Balancer> {
 
 impl Forwarding for Side<dyn Forwarding> {
     common!();
+    waits!();
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         self.counted(|policy| policy.identify(asked, identity))
@@ -188,6 +200,7 @@ impl Forwarding for Side<dyn Forwarding> {
 
 impl Forwarding for Split<dyn Forwarding> {
     common!(Forwarding of two);
+    waits!(of two);
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         self.choose(asked).identify(asked, identity)
@@ -205,6 +218,7 @@ impl Forwarding for Split<dyn Forwarding> {
 
 impl Retry for Side<dyn Retry> {
     common!();
+    waits!();
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         self.counted(|policy| policy.decide(asked, attempt, endpoints))
@@ -223,6 +237,7 @@ impl Retry for Side<dyn Retry> {
 
 impl Retry for Split<dyn Retry> {
     common!(Retry of two);
+    waits!(of two);
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         self.choose(asked).decide(asked, attempt, endpoints)
@@ -236,5 +251,21 @@ impl Retry for Split<dyn Retry> {
         egress: Rc<dyn Egress>,
     ) -> Later<'a, Verdict> {
         self.choose(asked).decide_later(asked, attempt, endpoints, egress)
+    }
+}
+
+impl TunnelRouter for Side<dyn TunnelRouter> {
+    common!();
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        self.counted(|policy| policy.tunnel(asked))
+    }
+}
+
+impl TunnelRouter for Split<dyn TunnelRouter> {
+    common!(TunnelRouter of two);
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        self.choose(asked).tunnel(asked)
     }
 }
