@@ -58,9 +58,9 @@ pub struct Edited {
     pub families: Option<Families>,
 }
 
-/// What stands in for a cluster that a policy calls.
+/// What stands in for a cluster that a policy calls: see [`Question::origin`].
 #[derive(Clone)]
-pub(crate) struct Origin(pub(crate) Rc<dyn Fn(&http_client::Request) -> Result<Response, http_client::Error>>);
+pub struct Origin(pub(crate) Rc<dyn Fn(&http_client::Request) -> Result<Response, http_client::Error>>);
 
 impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +108,8 @@ pub struct Question {
     pub edited: Edited,
     /// What was called out, in order.
     pub called: Vec<http_client::Request>,
-    pub(crate) origins: BTreeMap<String, Origin>,
+    /// By cluster.
+    pub origins: BTreeMap<String, Origin>,
 }
 
 impl Question {
