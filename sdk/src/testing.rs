@@ -58,9 +58,12 @@ pub struct Edited {
     pub families: Option<Families>,
 }
 
+/// What a call comes to.
+type Called = Result<Response, http_client::Error>;
+
 /// What stands in for a cluster that a policy calls: see [`Question::origin`].
 #[derive(Clone)]
-pub struct Origin(pub(crate) Rc<dyn Fn(&http_client::Request) -> Result<Response, http_client::Error>>);
+pub struct Origin(pub(crate) Rc<dyn Fn(&http_client::Request) -> Called>);
 
 impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
