@@ -13,6 +13,7 @@ pub mod facts {
             import tidegate:policy/attempt@0.1.0; import tidegate:policy/log@0.1.0;
             import tidegate:policy/clock@0.1.0; import tidegate:policy/random@0.1.0;
             import tidegate:policy/metrics@0.1.0; import tidegate:policy/kv@0.1.0;
+            import tidegate:policy/http-client@0.1.0;
         }",
         world: "tidegate:sdk/facts",
         generate_all,

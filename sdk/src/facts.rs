@@ -8,7 +8,7 @@ mod source;
 #[path = "facts/native.rs"]
 mod source;
 
-pub(crate) use source::kv;
+pub(crate) use source::{http_client, kv};
 pub use source::{log, metrics};
 
 use std::net::{IpAddr, SocketAddr};

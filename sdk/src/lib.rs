@@ -42,6 +42,7 @@ mod arena;
 pub mod bindings;
 mod export;
 mod facts;
+pub mod http_client;
 pub mod kv;
 mod questions;
 #[cfg(not(target_arch = "wasm32"))]

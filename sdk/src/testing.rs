@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::{
     Attempt, Balancer, Buffering, Cause, Choice, Connection, Element, Endpoints, Families, Forward, Forwarding,
-    HttpVersion, Identity, Node, Proof, Request, Retry, Route, Router, Scheme, TunnelRoute, TunnelRouter, Verdict,
+    HttpVersion, Identity, Node, Proof, Request, Response, Retry, Route, Router, Scheme, TunnelRoute, TunnelRouter,
+    Verdict, http_client,
 };
 
 /// An endpoint of a made-up cluster.
@@ -55,6 +58,19 @@ pub struct Edited {
     pub families: Option<Families>,
 }
 
+/// What a call comes to.
+type Called = Result<Response, http_client::Error>;
+
+/// What stands in for a cluster that a policy calls: see [`Question::origin`].
+#[derive(Clone)]
+pub struct Origin(pub(crate) Rc<dyn Fn(&http_client::Request) -> Called>);
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origin")
+    }
+}
+
 /// A question with all its facts. Fields without a method are set directly.
 #[derive(Clone, Debug)]
 pub struct Question {
@@ -93,6 +109,10 @@ pub struct Question {
     /// What `kv` has: values, and when they end, by `now`.
     pub kv: BTreeMap<String, (Vec<u8>, Option<Duration>)>,
     pub edited: Edited,
+    /// What was called out, in order.
+    pub called: Vec<http_client::Request>,
+    /// By cluster.
+    pub origins: BTreeMap<String, Origin>,
 }
 
 impl Question {
@@ -138,6 +158,8 @@ impl Question {
             random: 1,
             kv: BTreeMap::new(),
             edited: Edited::default(),
+            called: Vec::new(),
+            origins: BTreeMap::new(),
         }
     }
 
@@ -159,6 +181,16 @@ impl Question {
 
     pub fn response_header(mut self, name: &str, value: &str) -> Self {
         self.response_headers.push((name.to_owned(), value.as_bytes().to_owned()));
+        self
+    }
+
+    /// What `http_client` gets from a cluster; those without one are not granted.
+    pub fn origin(
+        mut self,
+        cluster: &str,
+        answer: impl Fn(&http_client::Request) -> Result<Response, http_client::Error> + 'static,
+    ) -> Self {
+        self.origins.insert(cluster.to_owned(), Origin(Rc::new(answer)));
         self
     }
 

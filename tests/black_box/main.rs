@@ -2,6 +2,7 @@
 
 mod admin;
 mod buffering;
+mod callouts;
 mod cli;
 mod client_cert;
 mod compression;

@@ -76,6 +76,11 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
         route.destination.clusters().for_each(|name| named(route.destination_line, who(), "cluster", name));
         route.plugins().for_each(|(name, line)| named(line, who(), "plugin", name));
     }
+    for plugin in &config.plugins {
+        for (name, line) in plugin.http.iter().flat_map(|http| &http.clusters) {
+            named(*line, format!("plugin {:?}: grants.http", plugin.name), "cluster", name);
+        }
+    }
     for (listener, tunnel) in tunnelling(config) {
         let who = || format!("listener {:?}: tunnel", listener.name);
         tunnel.clusters().for_each(|(name, line)| named(line, who(), "cluster", name));

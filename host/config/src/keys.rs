@@ -820,6 +820,17 @@ pub(crate) const TABLES: &[Table] = &[
                 "Live instances, over all workers: one at each worker for `isolation = \"worker\"`. Default: no bound of its own.",
             ),
             key("log_lines", Number, "100", "Lines it may write in each second; more are dropped and counted."),
+            key(
+                "wait",
+                Time,
+                "1s",
+                "What a decision may wait for all its calls by `http-client` together. That is no part of `time`.",
+            ),
+            optional(
+                "callouts",
+                Number,
+                "Calls by `http-client` that it may make in each second, over all workers. Default: no bound of its own.",
+            ),
         ],
     },
     Table {
@@ -849,6 +860,30 @@ pub(crate) const TABLES: &[Table] = &[
                 "kv_persist",
                 Text,
                 "A database file that keeps them over restarts; written about five times a second, so that the last moment may be lost with the process. Default: memory only.",
+            ),
+            optional(
+                "http",
+                Table("grants.http"),
+                "Clusters it may call before it answers (the import `http-client`). Default: none.",
+            ),
+        ],
+    },
+    Table {
+        name: "grants.http",
+        doc: "What a plugin may call. The cluster's own algorithm picks the endpoint; health, TLS and bounds are the cluster's. Its worker serves others meanwhile.",
+        keys: &[
+            required(
+                "clusters",
+                TextOrList,
+                "Their names; of a tenant's plugin, its own clusters and those with `shared = true`.",
+            ),
+            key("max_request", Size, "64KiB", "The longest body of a request."),
+            key("max_response", Size, "64KiB", "The longest body of a response."),
+            key(
+                "max_in_flight",
+                Number,
+                "100",
+                "Calls under way, over all workers. Each has an instance of the plugin to itself until it is answered.",
             ),
         ],
     },
@@ -880,6 +915,16 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             optional("log_lines", Number, "Lines its plugins may write in each second. Default: as many as each may."),
             key("kv", SizeOrOff, "off", "Bytes of `kv` that its plugins may be granted together."),
+            optional(
+                "callouts",
+                Number,
+                "Calls by `http-client` that its plugins may make in each second. Default: as many as each may.",
+            ),
+            optional(
+                "callouts_in_flight",
+                Number,
+                "The same, under way at once, each with an instance to itself. Default: as many as each may.",
+            ),
             optional(
                 "requests",
                 Number,

@@ -197,13 +197,7 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     let name = names::DECISION_SECONDS;
     head(out, name, "histogram", "time a decision took");
     for (plugin, question, stats) in asked(plugins) {
-        let labels = format!("{plugin},question=\"{question}\"");
-        let (buckets, count, sum) = stats.times();
-        for (bound, count) in buckets {
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-        }
-        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        times(out, name, &format!("{plugin},question=\"{question}\""), stats.times());
     }
     by_plugin(out, plugins, names::PLUGIN_INSTANCES, "gauge", "live instances", |p| p.stats().live_instances());
     by_plugin(out, plugins, names::PLUGIN_INSTANTIATIONS, "counter", "instances made", |p| p.stats().instantiations());
@@ -217,6 +211,10 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
         let (bytes, evicted) = (names::PLUGIN_KV_BYTES, names::PLUGIN_KV_EVICTED);
         by_plugin(out, &keeping, bytes, "gauge", "bytes of kv in use", |p| p.kv().unwrap_or_default().0);
         by_plugin(out, &keeping, evicted, "counter", "entries of kv that made room", |p| p.kv().unwrap_or_default().1);
+    }
+    let calling: Vec<&Plugin> = plugins.iter().copied().filter(|p| p.callouts_in_flight().is_some()).collect();
+    if !calling.is_empty() {
+        of_callouts(out, &calling);
     }
     let name = names::PLUGIN_CUSTOM;
     head(out, name, "untyped", "what guests count themselves");
@@ -232,6 +230,32 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
             };
         }
     }
+}
+
+/// A histogram's lines, of what `QuestionStats::times` gives.
+fn times(out: &mut String, name: &str, labels: &str, (buckets, count, sum): (Vec<(f64, u64)>, u64, f64)) {
+    for (bound, count) in buckets {
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+}
+
+fn of_callouts(out: &mut String, plugins: &[&Plugin]) {
+    head(out, names::PLUGIN_CALLOUTS, "counter", "calls to clusters, by outcome");
+    for plugin in plugins {
+        for (outcome, count) in plugin.stats().callouts() {
+            let _ = writeln!(out, "{}{{{},outcome=\"{outcome}\"}} {count}", names::PLUGIN_CALLOUTS, labels(plugin));
+        }
+    }
+    let name = names::PLUGIN_CALLOUT_SECONDS;
+    head(out, name, "histogram", "time a call took");
+    for plugin in plugins {
+        times(out, name, &labels(plugin), plugin.stats().callout_times());
+    }
+    by_plugin(out, plugins, names::PLUGIN_CALLOUTS_ACTIVE, "gauge", "calls under way", |p| {
+        p.callouts_in_flight().unwrap_or_default()
+    });
 }
 
 fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {

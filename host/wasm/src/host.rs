@@ -3,6 +3,7 @@
 
 use wasmtime::component::{Linker, LinkerInstance};
 
+use crate::prepared::{Granted, Http};
 use crate::state::State;
 use crate::stats::QUESTIONS;
 
@@ -11,6 +12,7 @@ mod clock;
 mod connection;
 mod endpoints;
 mod forward;
+mod http_client;
 mod identity;
 mod kv;
 mod log;
@@ -34,13 +36,14 @@ pub(crate) struct Interface {
 const EVERY: [bool; QUESTIONS.len()] = [true; QUESTIONS.len()];
 
 /// As the worlds of `wit/worlds.wit` have it.
-pub(crate) const INTERFACES: [Interface; 12] = [
+pub(crate) const INTERFACES: [Interface; 13] = [
     Interface { name: "types", questions: EVERY, link: |_| Ok(()) },
     Interface { name: "log", questions: EVERY, link: log::link },
     Interface { name: "clock", questions: EVERY, link: clock::link },
     Interface { name: "random", questions: EVERY, link: random::link },
     Interface { name: "metrics", questions: EVERY, link: metrics::link },
     Interface { name: "kv", questions: EVERY, link: kv::link },
+    Interface { name: "http-client", questions: [true, true, true, true, false], link: http_client::link },
     Interface { name: "connection", questions: [true, true, true, false, true], link: connection::link },
     Interface { name: "request", questions: [true, true, true, true, false], link: request::link },
     Interface { name: "forward", questions: [true, false, false, false, false], link: forward::link },
@@ -54,14 +57,25 @@ pub(crate) fn full_name(interface: &str) -> String {
     format!("tidegate:policy/{interface}@0.1.0")
 }
 
-/// The one interface of the contract that needs a grant.
+/// The interfaces of the contract that need a grant.
 pub(crate) const KV: &str = "kv";
+pub(crate) const HTTP_CLIENT: &str = "http-client";
 
-/// Links the interfaces that belong to any of these questions.
-pub(crate) fn link(linker: &mut Linker<State>, questions: [bool; QUESTIONS.len()], kv: bool) -> wasmtime::Result<()> {
-    for interface in INTERFACES.iter().filter(|interface| kv || interface.name != KV) {
+/// Links the interfaces that belong to any of these questions, as far as they were granted.
+pub(crate) fn link(
+    linker: &mut Linker<State>,
+    questions: [bool; QUESTIONS.len()],
+    granted: Granted,
+) -> wasmtime::Result<()> {
+    for interface in &INTERFACES {
+        let link = match (interface.name, granted.http) {
+            (KV, _) if !granted.kv => continue,
+            (HTTP_CLIENT, Http::No) => continue,
+            (HTTP_CLIENT, Http::WithoutWaits) => http_client::link_without_waits,
+            _ => interface.link,
+        };
         if interface.questions.iter().zip(questions).any(|(belongs, asked)| *belongs && asked) {
-            (interface.link)(&mut linker.instance(&full_name(interface.name))?)?;
+            link(&mut linker.instance(&full_name(interface.name))?)?;
         }
     }
     Ok(())

@@ -12,10 +12,11 @@ use tidegate_policy::{Balancer, Forwarding, Retry, Router, TunnelRouter};
 
 use crate::artifact::{self, Binary, ComponentDigest};
 use crate::budget::{Allowances, Share};
+use crate::callout::Http;
 use crate::decide::Asker;
 use crate::instances::{self, Failed};
 use crate::kv::Kv;
-use crate::prepared::{Exports, Granted, Prepared};
+use crate::prepared::{self, Exports, Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
 use crate::stats::{PluginStats, QUESTIONS, QuestionStats};
@@ -74,9 +75,9 @@ impl PluginSpec {
         hasher.update(format!("{rest:?}"));
         hasher.update(self.settings.to_string());
         // Its budget by value: what is used of it changes all the time.
-        let Share { tenant, cpu, instances, log_lines, kv } = &self.share;
+        let Share { tenant, cpu, instances, log_lines, kv, http } = &self.share;
         let tenant = tenant.as_ref().map(|tenant| (tenant.name(), tenant.limits()));
-        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines, kv)));
+        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines, kv, http)));
         hasher.finalize().into()
     }
 }
@@ -166,6 +167,8 @@ pub(crate) struct Core {
     pub(crate) share: Share,
     pub(crate) allowances: Allowances,
     pub(crate) kv: Option<Kv>,
+    /// What it may call, where it can.
+    pub(crate) http: Option<Http>,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) stats: Arc<PluginStats>,
@@ -201,7 +204,8 @@ impl Runtime {
         self.load_as(spec, previous, false)
     }
 
-    /// The same for a [`crate::Shadow`]: what it reads is shown with the differences, so nothing of it is remembered.
+    /// The same for a [`crate::Shadow`]: what it reads is shown with the differences, so nothing of it is remembered. It calls
+    /// nobody: that an answer is not used does not undo a request.
     pub fn load_shadow(
         self: &Arc<Self>,
         spec: &PluginSpec,
@@ -220,7 +224,13 @@ impl Runtime {
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity && !plugin.withdrawn()) {
             return Ok(previous.clone());
         }
-        let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some() };
+        let http = match &spec.share.http {
+            _ if self.simulation.is_some() => prepared::Http::WithoutWaits,
+            None => prepared::Http::No,
+            Some(_) if observed => prepared::Http::WithoutWaits,
+            Some(_) => prepared::Http::Yes,
+        };
+        let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some(), http };
         let prepared = self.prepare(&spec.bytes, granted)?;
         let questions = prepared.questions;
         let core = Arc::new(core(self, spec, prepared, observed));
@@ -247,6 +257,7 @@ pub(crate) fn core(runtime: &Arc<Runtime>, spec: &PluginSpec, prepared: Arc<Prep
         deny: spec.deny,
         allowances: Allowances::of(&spec.share),
         kv: spec.share.kv.as_ref().map(|grant| runtime.kv.open(&spec.name, tenant, grant)),
+        http: spec.share.http.clone().filter(|_| prepared.waits).map(Http::new),
         share: spec.share.clone(),
         settings: spec.settings.to_string(),
         prepared,
@@ -313,6 +324,11 @@ impl Plugin {
     /// Bytes of its `kv` namespace in use, and entries that had to make room; `None` without the grant.
     pub fn kv(&self) -> Option<(u64, u64)> {
         self.handle.core.kv.as_ref().map(|kv| (kv.used(), kv.evicted()))
+    }
+
+    /// Callouts under way; `None` for one that calls nobody.
+    pub fn callouts_in_flight(&self) -> Option<u64> {
+        self.handle.core.http.as_ref().map(Http::in_flight)
     }
 
     /// Outlives the plugin for whoever keeps it.
@@ -386,6 +402,10 @@ impl Plugin {
             "withdrawn": self.withdrawn(),
             "instances": stats.live_instances(),
             "questions": questions,
+            "callouts": self.callouts_in_flight().map(|in_flight| {
+                let ended = stats.callouts().filter(|(_, n)| *n > 0).map(|(outcome, n)| (outcome.to_owned(), json!(n)));
+                json!({ "in_flight": in_flight, "ended": ended.collect::<serde_json::Map<_, _>>() })
+            }),
         })
     }
 }

@@ -104,7 +104,7 @@ pub const LOG_DROPPED: &str = "tidegate_access_log_dropped_total";
 pub const DECISIONS: &str = "tidegate_plugin_decisions_total";
 /// Answers that a memo knew, by plugin and question. From the plugin's statistics.
 pub const DECISIONS_MEMOISED: &str = "tidegate_plugin_memo_hits_total";
-/// Seconds a decision took, by plugin and question. From the plugin's statistics.
+/// Seconds a decision took, waits for calls included, by plugin and question. From the plugin's statistics.
 pub const DECISION_SECONDS: &str = "tidegate_plugin_decision_duration_seconds";
 /// Decisions that failed, by plugin, question and cause. From the plugin's statistics.
 pub const DECISION_FAULTS: &str = "tidegate_plugin_faults_total";
@@ -152,6 +152,12 @@ pub const COMPONENT_INSTANCES: &str = "tidegate_component_instances";
 pub const COMPONENT_CPU: &str = "tidegate_component_cpu_seconds_total";
 /// Log lines beyond what a component may write, by cluster. From the component's statistics.
 pub const COMPONENT_LOG_DROPPED: &str = "tidegate_component_log_lines_dropped_total";
+/// Calls of a plugin to clusters, by plugin and outcome. From the plugin's statistics.
+pub const PLUGIN_CALLOUTS: &str = "tidegate_plugin_callouts_total";
+/// The time of each that was sent, seconds, by plugin. From the plugin's statistics.
+pub const PLUGIN_CALLOUT_SECONDS: &str = "tidegate_plugin_callout_seconds";
+/// Those under way, by plugin. From the plugin's grant.
+pub const PLUGIN_CALLOUTS_ACTIVE: &str = "tidegate_plugin_callouts_active";
 /// CPU time of a tenant's guests, seconds, by tenant. From the plugin runtime.
 pub const TENANT_CPU: &str = "tidegate_tenant_cpu_seconds_total";
 /// Linear memory of a tenant's live instances, by tenant. From the plugin runtime.

@@ -99,6 +99,8 @@ impl Asker {
         memoise: bool,
     ) -> anyhow::Result<Result<Arc<Plugin>, Outcome>> {
         self.simulation.set(case.clock.monotonic, case.clock.wall, case.seed);
+        let script = facts::callouts(case).map_err(|error| misuse(format!("case {:?}: {error}", case.name)))?;
+        self.simulation.set_callouts(script);
         let spec = PluginSpec {
             name: "plugin".into(),
             bytes: self.bytes.clone(),

@@ -9,11 +9,12 @@ use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tidegate_policy::native::parse_forwarded;
 use tidegate_policy::{
-    Asked, AttemptFacts, Cause, ConnectionHead, Element, Endpoint, EndpointSet, EndpointsView, Families, HttpVersion,
-    Identity, Proof, ProxyTlvs, RequestHead, Scheme, SetHealth, Target, Tunnel,
+    Asked, AttemptFacts, CalloutError, CalloutResponse, Cause, ConnectionHead, Element, Endpoint, EndpointSet,
+    EndpointsView, Families, HttpVersion, Identity, Proof, ProxyTlvs, RequestHead, Scheme, SetHealth, Target, Tunnel,
 };
+use tidegate_wasm::Scripted;
 
-use super::format::{self, Case, Failure, Family, Safety, Values};
+use super::format::{self, CallError, Case, Failure, Family, Respond, Safety, Values};
 use crate::words::Question;
 
 pub(super) fn asked(case: &Case, question: Question) -> Result<Rc<Asked>, String> {
@@ -200,6 +201,26 @@ pub(super) fn attempt(case: &Case) -> Result<Rc<AttemptFacts>, String> {
         time_left: attempt.time_left,
         retries_left: attempt.retries_left,
     }))
+}
+
+pub(super) fn callouts(case: &Case) -> Result<Vec<Scripted>, String> {
+    case.callouts.iter().map(callout).collect()
+}
+
+fn callout(callout: &format::Callout) -> Result<Scripted, String> {
+    let response = match (&callout.respond, callout.error) {
+        (Some(Respond { status, headers: fields, body }), _) => Ok(CalloutResponse {
+            status: StatusCode::from_u16(*status).map_err(|_| format!("callouts: {status} is no status"))?,
+            headers: headers("callouts.respond", fields)?,
+            body: body.clone().into(),
+        }),
+        (None, Some(CallError::TimedOut)) => Err(CalloutError::TimedOut),
+        (None, Some(CallError::TooLarge)) => Err(CalloutError::TooLarge),
+        (None, Some(CallError::Failed)) => Err(CalloutError::Failed("the case says so".to_owned())),
+        (None, Some(CallError::Other) | None) => Err(CalloutError::Refused("the case says so".to_owned())),
+    };
+    let format::Callout { cluster, method, path, .. } = callout;
+    Ok(Scripted { cluster: cluster.clone(), method: method.clone(), target: path.clone(), response })
 }
 
 #[cfg(test)]

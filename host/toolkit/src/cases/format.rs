@@ -54,6 +54,9 @@ pub(crate) struct Case {
     pub(crate) identity: Identity,
     #[serde(default)]
     pub(crate) attempt: Attempt,
+    /// What `http-client` gets; any other call is not granted.
+    #[serde(default)]
+    pub(crate) callouts: Vec<Callout>,
     pub(crate) expect: Expect,
 }
 
@@ -247,6 +250,33 @@ impl Default for Attempt {
     }
 }
 
+/// A call and what comes of it: a response, or an error.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Callout {
+    pub(crate) cluster: String,
+    #[serde(default = "get")]
+    pub(crate) method: String,
+    /// And query.
+    pub(crate) path: String,
+    pub(crate) respond: Option<Respond>,
+    pub(crate) error: Option<CallError>,
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}
+
+/// As `http-error` of the contract; what is not granted need not be written.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CallError {
+    TimedOut,
+    TooLarge,
+    Failed,
+    Other,
+}
+
 /// As `cause` of the contract.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
@@ -378,6 +408,10 @@ impl CaseFile {
                 let question = self.question;
                 return Err(format!("case {:?}: expects {answers} answers of a {question}, not one", case.name));
             }
+            if let Some(callout) = case.callouts.iter().find(|c| c.respond.is_some() == c.error.is_some()) {
+                let path = &callout.path;
+                return Err(format!("case {:?}: the callout of {path:?} has one of respond and error", case.name));
+            }
             if (case.attempt.failure == Failure::Status) != case.attempt.status.is_some() {
                 return Err(format!("case {:?}: the failure \"status\" and a status go together", case.name));
             }
@@ -458,6 +492,13 @@ mod tests {
             let error = file(question, expect).expect_err(expect);
             assert!(error.contains(part), "{expect}: {error}");
         }
+        let callout = |what: &str| {
+            let callouts = format!("callouts = [{{ cluster = \"auth\", path = \"/check\"{what} }}]");
+            check(&format!("question = \"router\"\n[[case]]\nname = \"a\"\n{callouts}\nexpect = {{ pass = true }}\n"))
+        };
+        assert_eq!(callout(", respond = { status = 200 }"), Ok(()));
+        assert_eq!(callout(", error = \"timed-out\""), Ok(()));
+        assert!(callout("").is_err_and(|error| error.contains("respond and error")));
         assert!(check("question = \"router\"\n").is_err_and(|error| error.contains("no case")));
     }
 }
