@@ -1,12 +1,15 @@
 //! One request's instance: its store, its limits, and how it comes to an end.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::component::ResourceTable;
 use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store};
@@ -24,7 +27,9 @@ use crate::meter::{Meter, Metered, Spent};
 use crate::output::Output;
 use crate::stats::FaultKind;
 
-pub(crate) type Response = hyper::Response<HyperOutgoingBody>;
+/// As a guest gives it.
+pub(crate) type Answer = hyper::Response<HyperOutgoingBody>;
+pub(crate) type Response = hyper::Response<Whole>;
 
 /// Most resources a guest may hold, and most random bytes of one call: bounds on what it can make the host hold.
 const MAX_RESOURCES: usize = 1024;
@@ -138,11 +143,11 @@ impl Guest {
     }
 }
 
-/// What becomes of a request: the guest's answer, or, where that sender is dropped, the fault in its place. Neither: it was
-/// done, and had given none.
+/// What becomes of a request: the guest's answer, and its end, with a fault or without. Both senders are dropped where a
+/// host function panics.
 pub(crate) struct Outcome {
-    pub(crate) answer: oneshot::Sender<Result<Response, FaultKind>>,
-    pub(crate) fault: oneshot::Sender<FaultKind>,
+    pub(crate) answer: oneshot::Sender<Result<Answer, FaultKind>>,
+    pub(crate) end: oneshot::Sender<Option<FaultKind>>,
 }
 
 /// Lets an instance of its own answer `request`; returns when it is done, which may be after its answer.
@@ -164,11 +169,12 @@ pub(crate) async fn run(
         None => work.await,
         Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(TooLong(limit).into())),
     };
-    let Err(error) = done else { return };
-    let Some((kind, detail)) = fault(&error, &store.data().memory) else { return };
-    component.fault(kind, &detail);
-    // Nobody may wait any more, or for nothing but the rest of the answer.
-    let _ = outcome.fault.send(kind);
+    let fault = done.err().and_then(|error| fault(&error, &store.data().memory));
+    if let Some((kind, detail)) = &fault {
+        component.fault(*kind, detail);
+    }
+    // Before the store is dropped, which ends its body. Nobody may wait any more.
+    let _ = outcome.end.send(fault.map(|(kind, _)| kind));
 }
 
 /// It was not done in time.
@@ -180,13 +186,13 @@ async fn call(
     component: &Arc<Shared>,
     store: &mut Store<Guest>,
     request: hyper::Request<Incoming>,
-    answer: oneshot::Sender<Result<Response, FaultKind>>,
+    answer: oneshot::Sender<Result<Answer, FaultKind>>,
 ) -> wasmtime::Result<()> {
     let scheme = scheme(request.headers());
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(scheme, request)?;
     let of = component.clone();
-    let out = view.new_response_outparam_from_callback(move |response: Result<Response, ErrorCode>| {
+    let out = view.new_response_outparam_from_callback(move |response: Result<Answer, ErrorCode>| {
         let response = response.map_err(|code| {
             of.fault(FaultKind::Error, &format!("it answered with the error {code:?}"));
             FaultKind::Error
@@ -237,11 +243,49 @@ impl Shared {
     }
 }
 
+/// A guest's body that ends well only if the guest has: what is left of one whose guest failed looks like a whole one.
+pub(crate) struct Whole {
+    body: HyperOutgoingBody,
+    /// `None` for a body of the host's own.
+    end: Option<oneshot::Receiver<Option<FaultKind>>>,
+}
+
+impl Whole {
+    pub(crate) fn of(answer: Answer, end: oneshot::Receiver<Option<FaultKind>>) -> Response {
+        answer.map(|body| Self { body, end: Some(end) })
+    }
+}
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none()
+            && let Some(mut end) = self.end.take()
+            // Empty: the guest goes on, and has finished its body.
+            && matches!(end.try_recv(), Ok(Some(_)) | Err(TryRecvError::Closed))
+        {
+            return Poll::Ready(Some(Err(HttpError::HttpResponseIncomplete)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// An answer of the host's own.
 pub(crate) fn plain(status: http::StatusCode, text: &'static str) -> Response {
     use http_body_util::{BodyExt, Full};
     let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
-    let mut response = hyper::Response::new(body);
+    let mut response = hyper::Response::new(Whole { body, end: None });
     *response.status_mut() = status;
     response
 }

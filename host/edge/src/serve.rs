@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::component::{Component, Shared};
-use crate::guest::{self, Outcome, Response};
+use crate::guest::{self, Outcome, Response, Whole};
 use crate::stats::FaultKind;
 
 /// The guest gave no answer: the connection breaks off, as an origin's would.
@@ -53,18 +53,18 @@ async fn answer(component: &Arc<Shared>, guests: &Guests, request: Request<Incom
         return Ok(full());
     };
     let (answer, answered) = oneshot::channel();
-    let (fault, failed) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
     {
         let mut guests = guests.borrow_mut();
         while guests.try_join_next().is_some() {}
-        guests.spawn_local(guest::run(component.clone(), request, Outcome { answer, fault }, permit));
+        guests.spawn_local(guest::run(component.clone(), request, Outcome { answer, end }, permit));
     }
     let kind = match answered.await {
-        Ok(Ok(response)) => return Ok(response),
+        Ok(Ok(answer)) => return Ok(Whole::of(answer, ended)),
         Ok(Err(kind)) => kind,
-        Err(_) => match failed.await {
-            Ok(kind) => kind,
-            Err(_) => {
+        Err(_) => match ended.await {
+            Ok(Some(kind)) => kind,
+            Ok(None) | Err(_) => {
                 component.fault(FaultKind::NoAnswer, "it ended without an answer");
                 FaultKind::NoAnswer
             }
