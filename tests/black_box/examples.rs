@@ -9,8 +9,18 @@ use tidegate_tests::lab::{Lab, PORT, Wiring};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 8] =
-    ["dsr", "edge-tls", "first-steps", "l4-proxy", "nat", "rust-policy", "sni-passthrough", "tenants"];
+const EXAMPLES: [&str; 10] = [
+    "dsr",
+    "edge-function",
+    "edge-tls",
+    "ext-authz",
+    "first-steps",
+    "l4-proxy",
+    "nat",
+    "rust-policy",
+    "sni-passthrough",
+    "tenants",
+];
 
 /// Which their readers make.
 const NEED_CERTIFICATES: [&str; 2] = ["edge-tls", "sni-passthrough"];
@@ -67,6 +77,21 @@ fn the_files_pass_the_check() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_function() {
+    let site = named("site").await;
+    let (folder, config) = example("edge-function", &[&site]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    for client in [Client::http1(gateway.edge()), Client::http2(gateway.edge())] {
+        let answer = client.get("/fn/hello").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "hello from the edge\n"));
+        let answer = client.send(Method::POST, "/fn/shout", &[], "quietly").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "QUIETLY"));
+        assert_eq!(client.get("/fn/other").await.expect("an answer").status, 404);
+        assert_eq!(client.get("/").await.expect("an answer").text(), "site");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_steps() {
     let (one, two, site) = (named("api").await, named("api").await, named("site").await);
     let (folder, config) = example("first-steps", &[&one, &two, &site]);
@@ -116,6 +141,30 @@ async fn tenants() {
     let first = ask(&session).await;
     assert_eq!(ask(&session).await, first, "a session stays where it is");
     assert!(next.last().header("forwarded").is_some_and(|value| value.starts_with("for=_")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ext_authz() {
+    let api = named("api").await;
+    let auth = Origin::answering(false, |request| {
+        let good = request.header("authorization") == Some("Bearer good");
+        let (status, name, value) =
+            if good { (200, "x-user", "somebody") } else { (401, "www-authenticate", "Bearer") };
+        Response::builder().status(status).header(name, value).body(full("")).expect("a response")
+    })
+    .await;
+    let (folder, config) = example("ext-authz", &[&api, &auth]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let client = Client::http1(gateway.edge());
+    let refused = client.send(Method::GET, "/a", &[("x-user", "forged")], "").await.expect("an answer");
+    assert_eq!((refused.status.as_u16(), refused.header("www-authenticate")), (401, Some("Bearer")));
+    let fields = [("authorization", "Bearer good"), ("x-user", "forged")];
+    let passed = client.send(Method::POST, "/a?b=c", &fields, "body").await.expect("an answer");
+    assert_eq!((passed.text().as_str(), api.last().header("x-user")), ("api", Some("somebody")));
+    assert_eq!(auth.last().header("x-original-method"), Some("POST"));
+    assert_eq!(auth.last().header("x-original-target"), Some("/a?b=c"));
+    assert_eq!(client.get("/health").await.expect("an answer").text(), "api");
+    assert_eq!(auth.record().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 
 mod admin;
 mod buffering;
+mod callouts;
 mod cli;
 mod client_cert;
 mod compression;
@@ -9,6 +10,7 @@ mod connect;
 mod connect_udp;
 mod drain;
 mod early_data;
+mod edge;
 mod examples;
 mod faults;
 mod framing;
@@ -32,6 +34,7 @@ mod pooling;
 mod proxy_peers;
 mod proxy_protocol;
 mod proxy_upstream;
+mod quic_passthrough;
 mod reload;
 mod retry;
 mod rollout;
@@ -44,6 +47,8 @@ mod tenants;
 mod timeouts;
 mod tls;
 mod tunnel;
+mod tunnel_router;
+mod udp_tunnel;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};

@@ -76,6 +76,11 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
         route.destination.clusters().for_each(|name| named(route.destination_line, who(), "cluster", name));
         route.plugins().for_each(|(name, line)| named(line, who(), "plugin", name));
     }
+    for plugin in &config.plugins {
+        for (name, line) in plugin.http.iter().flat_map(|http| &http.clusters) {
+            named(*line, format!("plugin {:?}: grants.http", plugin.name), "cluster", name);
+        }
+    }
     for (listener, tunnel) in tunnelling(config) {
         let who = || format!("listener {:?}: tunnel", listener.name);
         tunnel.clusters().for_each(|(name, line)| named(line, who(), "cluster", name));
@@ -116,6 +121,7 @@ fn udp(config: &Config, source: &Source<'_>) {
         for cluster in config.clusters.iter().filter(|cluster| named.contains(&cluster.name.as_str())) {
             let wants = [
                 ("tls", cluster.tls.is_some()),
+                ("component", cluster.component.is_some()),
                 ("proxy_protocol", !matches!(cluster.proxy_protocol, ProxyProtocol::Off)),
             ];
             for (key, _) in wants.iter().filter(|(_, wanted)| *wanted) {
@@ -143,6 +149,9 @@ fn tunnels(config: &Config, source: &Source<'_>) {
             };
             if cluster.tls.is_some() {
                 refuse("which has tls: a tunnel passes on the client's own; give it a cluster without");
+            }
+            if cluster.component.is_some() {
+                refuse("which is a component: it answers requests, and a tunnel has none");
             }
             if matches!(cluster.balance.on, HashKey::Path | HashKey::Header(_) | HashKey::Cookie(_)) {
                 refuse("which hashes by what is in a request: a tunnel has none; balance it on = \"client_ip\"");

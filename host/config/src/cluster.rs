@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::component::Component;
 use crate::health::{CheckKind, CircuitBreaker, Ejection, HealthCheck, share};
 use crate::reader::Section;
 
@@ -16,6 +17,8 @@ pub struct Cluster {
     /// Tenants' routes and routers may name it.
     pub shared: bool,
     pub endpoints: Vec<EndpointSpec>,
+    /// In place of endpoints.
+    pub component: Option<Component>,
     pub protocol: ClusterProtocol,
     pub balance: Balance,
     pub connect_timeout: Duration,
@@ -165,6 +168,7 @@ impl Cluster {
             tenant_line: section.line_of("tenant"),
             shared: section.bool("shared"),
             endpoints,
+            component: Component::read(section),
             protocol,
             balance,
             connect_timeout: section.time("connect_timeout"),

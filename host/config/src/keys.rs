@@ -138,6 +138,12 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             key("spool_limit", Size, "4GiB", "Disk that all spooled bodies may take."),
             key("max_plugin_instances", Number, "1000", "Live plugin instances over all workers and plugins."),
+            key(
+                "max_component_instances",
+                Number,
+                "1000",
+                "Requests at once that components of clusters answer, over all workers and clusters.",
+            ),
         ],
     },
     Table {
@@ -216,21 +222,30 @@ pub(crate) const TABLES: &[Table] = &[
                 Text,
                 "Where goes what no route names, whether it is TLS or not. Default: it is ended here where the listener has `tls`, else closed.",
             ),
-            optional("router", Text, "A plugin that answers `tunnel`, asked first."),
+            optional(
+                "router",
+                Text,
+                "A plugin that answers the question `tunnel-router`, asked first. What it passes, and by default what it gives no answer for, goes by the routes.",
+            ),
             key(
                 "hello_timeout",
                 Time,
                 "5s",
-                "A whole ClientHello must come within this, where one is waited for; its most is 64 KiB.",
+                "A whole ClientHello must come within this, where one is waited for; its most is 64 KiB, over QUIC 24 KiB.",
             ),
             key(
                 "connect_attempts",
                 Number,
                 "3",
-                "Endpoints that are tried, one after the other, until one takes the connection.",
+                "Endpoints that are tried, one after the other, until one takes the connection; over UDP, while the last is known to be closed and has said nothing.",
             ),
             key("idle_timeout", TimeOrOff, "10m", "Longest time without a byte in either direction."),
-            key("udp_idle_timeout", Time, "30s", "Longest time without a datagram in either direction of a session."),
+            key(
+                "udp_idle_timeout",
+                Time,
+                "30s",
+                "Longest time without a datagram in either direction of a session: one address of a client, over QUIC one connection.",
+            ),
             key("max_lifetime", TimeOrOff, "off", "Longest life of a tunnel, however busy it is."),
         ],
     },
@@ -316,7 +331,18 @@ pub(crate) const TABLES: &[Table] = &[
             required("name", Text, "What routes and plugins call it: letters, digits, `_`, `.` and `-`."),
             optional("tenant", Text, "The tenant whose it is: only that tenant's routes and routers may name it."),
             key("shared", Bool, "false", "Every tenant's routes and routers may name it. Not together with `tenant`."),
-            required("endpoints", TextsOrTables("endpoint"), "Address and port of each, or tables."),
+            optional(
+                "endpoints",
+                TextsOrTables("endpoint"),
+                "Address and port of each, or tables. Needed, unless there is a `component`.",
+            ),
+            optional(
+                "component",
+                Text,
+                "File of a component of the world `wasi:http/proxy` 0.2, which answers the requests here, each in an instance of its own, in place of endpoints. It has clocks, random numbers and standard streams, which go to the log; no files, no sockets, and outgoing requests are denied.",
+            ),
+            key("limits", Table("cluster.limits"), "{}", "What a component may take."),
+            optional("env", Free, "A component's environment: texts by name. Default: empty."),
             key(
                 "protocol",
                 OneOf(&["auto", "http1", "http2", "http3"]),
@@ -452,6 +478,22 @@ pub(crate) const TABLES: &[Table] = &[
             key("failure_share", Share, "0%", "Out goes who fails this share of its requests; `0%` for off."),
             key("min_endpoints", Number, "5", "So many endpoints must be busy enough before they are compared."),
             key("min_requests", Number, "100", "So many requests within an interval are busy enough."),
+        ],
+    },
+    Table {
+        name: "cluster.limits",
+        doc: "What a component may take. A request beyond it ends as if an origin had broken off, and no other notices.",
+        keys: &[
+            key("cpu_time", Time, "100ms", "Of one request; waiting does not count."),
+            key("timeout", TimeOrOff, "60s", "From the begin of a request until the component is done with it."),
+            key("memory", Size, "64MiB", "Linear memory of one request."),
+            key(
+                "instances",
+                Number,
+                "256",
+                "Requests at once, over all workers. More wait for `pending_timeout`: 503 then.",
+            ),
+            key("log_lines", Number, "100", "Lines it may write in each second; more are dropped and counted."),
         ],
     },
     Table {
@@ -778,6 +820,17 @@ pub(crate) const TABLES: &[Table] = &[
                 "Live instances, over all workers: one at each worker for `isolation = \"worker\"`. Default: no bound of its own.",
             ),
             key("log_lines", Number, "100", "Lines it may write in each second; more are dropped and counted."),
+            key(
+                "wait",
+                Time,
+                "1s",
+                "What a decision may wait for all its calls by `http-client` together. That is no part of `time`.",
+            ),
+            optional(
+                "callouts",
+                Number,
+                "Calls by `http-client` that it may make in each second, over all workers. Default: no bound of its own.",
+            ),
         ],
     },
     Table {
@@ -807,6 +860,30 @@ pub(crate) const TABLES: &[Table] = &[
                 "kv_persist",
                 Text,
                 "A database file that keeps them over restarts; written about five times a second, so that the last moment may be lost with the process. Default: memory only.",
+            ),
+            optional(
+                "http",
+                Table("grants.http"),
+                "Clusters it may call before it answers (the import `http-client`). Default: none.",
+            ),
+        ],
+    },
+    Table {
+        name: "grants.http",
+        doc: "What a plugin may call. The cluster's own algorithm picks the endpoint; health, TLS and bounds are the cluster's. Its worker serves others meanwhile.",
+        keys: &[
+            required(
+                "clusters",
+                TextOrList,
+                "Their names; of a tenant's plugin, its own clusters and those with `shared = true`.",
+            ),
+            key("max_request", Size, "64KiB", "The longest body of a request."),
+            key("max_response", Size, "64KiB", "The longest body of a response."),
+            key(
+                "max_in_flight",
+                Number,
+                "100",
+                "Calls under way, over all workers. Each has an instance of the plugin to itself until it is answered.",
             ),
         ],
     },
@@ -838,6 +915,16 @@ pub(crate) const TABLES: &[Table] = &[
             ),
             optional("log_lines", Number, "Lines its plugins may write in each second. Default: as many as each may."),
             key("kv", SizeOrOff, "off", "Bytes of `kv` that its plugins may be granted together."),
+            optional(
+                "callouts",
+                Number,
+                "Calls by `http-client` that its plugins may make in each second. Default: as many as each may.",
+            ),
+            optional(
+                "callouts_in_flight",
+                Number,
+                "The same, under way at once, each with an instance to itself. Default: as many as each may.",
+            ),
             optional(
                 "requests",
                 Number,

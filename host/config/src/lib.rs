@@ -5,6 +5,7 @@
 
 mod check;
 mod cluster;
+mod component;
 mod error;
 mod file;
 mod gateway;
@@ -24,6 +25,7 @@ mod units;
 pub use cluster::{
     Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey, PROXY_TLVS, ProxyProtocol,
 };
+pub use component::Component;
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
@@ -33,7 +35,7 @@ pub use listener::{
     AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
 };
 pub use load::{load, parse};
-pub use plugin::{Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
+pub use plugin::{Http, Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
 pub use registry::{OnLoadFailure, Pull, Registry, RegistryCredentials, Shipped};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,

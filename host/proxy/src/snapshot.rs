@@ -14,7 +14,8 @@ use tidegate_policy::native::{
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
 use crate::{
-    Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, Owner, ServerTls, Tenant, Via,
+    Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, Origin, Owner, ServerTls, Tenant,
+    Via,
 };
 
 mod tunnel;
@@ -152,6 +153,8 @@ pub struct Cluster {
     pub set: Arc<EndpointSet>,
     pub pool: PoolSettings,
     pub tls: Option<Arc<ClientTls>>,
+    /// Who answers in place of its endpoints, of which there is one then, whose address is nobody's.
+    pub origin: Option<Arc<dyn Origin>>,
     /// The cluster's own algorithm.
     pub balancer: Arc<dyn Balancer>,
     /// Asked before it.
@@ -211,6 +214,14 @@ pub struct Route {
     pub connect_udp: Box<[ConnectTarget]>,
     /// Without a datagram either way of such a tunnel.
     pub udp_idle_timeout: Option<Duration>,
+}
+
+impl Route {
+    /// Whether a plugin that is asked before the first attempt may wait.
+    pub(crate) fn waits(&self) -> bool {
+        self.router.as_ref().is_some_and(|router| router.waits())
+            || self.forwarding_plugin.as_ref().is_some_and(|plugin| plugin.waits())
+    }
 }
 
 /// Which responses are compressed.

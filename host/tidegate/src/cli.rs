@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tidegate_config::Config;
 
 use crate::compile::Compiler;
-use crate::{boot, demo, plugin_shipping, reload, shadow, status};
+use crate::{boot, demo, plugin_inspect, plugin_shipping, reload, shadow, status};
 
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
@@ -80,6 +80,8 @@ enum Command {
 enum PluginCommand {
     #[command(flatten)]
     Making(tidegate_toolkit::PluginCommand),
+    /// Show what a component is: the questions it answers, its imports, the grants it needs, the schema of its settings
+    Inspect(plugin_inspect::Inspect),
     #[command(flatten)]
     Shipping(plugin_shipping::Command),
 }
@@ -115,6 +117,7 @@ impl Cli {
             Command::Reload { admin } => reload::ask(&admin),
             Command::Status { admin, json } => status::ask(&admin, json),
             Command::Shadow { admin, json } => shadow::ask(&admin, json),
+            Command::Plugin(PluginCommand::Inspect(inspect)) => inspect.run(),
             Command::Plugin(PluginCommand::Shipping(command)) => command.run(),
             Command::Plugin(PluginCommand::Making(command)) => tidegate_toolkit::run(command),
             Command::Reference { schema } => {

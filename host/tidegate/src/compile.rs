@@ -13,6 +13,7 @@ use tidegate_registry::{Component, Revoked, RevokedError, Store, Version};
 use tidegate_wasm::{Deployment, Plugin, Rollout, Runtime, RuntimeOptions, Shadow};
 
 mod clusters;
+mod components;
 mod listeners;
 mod plugins;
 mod rollouts;
@@ -126,6 +127,12 @@ impl Compiled {
         std::mem::take(&mut self.plugins.fresh)
     }
 
+    /// Those of its clusters that answer here, by name.
+    pub(crate) fn components(&self) -> impl Iterator<Item = (&str, &Arc<tidegate_edge::Stats>)> {
+        let named = self.snapshot.clusters.iter().filter_map(|cluster| self.clusters.get_key_value(&*cluster.name));
+        named.filter_map(|(name, kept)| Some((name.as_str(), kept.component.as_ref()?.stats())))
+    }
+
     pub(crate) fn rollouts(&self) -> impl Iterator<Item = &Arc<Rollout>> {
         self.plugins
             .deployments
@@ -144,6 +151,7 @@ pub(crate) struct Compiler {
     runtime: Arc<Runtime>,
     generation: AtomicU64,
     buffers: Arc<Buffers>,
+    components: components::Components,
     pub(crate) shipping: Shipping,
 }
 
@@ -155,6 +163,8 @@ pub(crate) struct Scope<'a> {
     plugins: Loaded,
     tenants: Vec<tenants::Tenant>,
     generation: u64,
+    /// The file may be half edited, and only what was asked for is looked at again.
+    components_stay: bool,
 }
 
 impl<'a> Scope<'a> {
@@ -166,6 +176,7 @@ impl<'a> Scope<'a> {
             plugins: Loaded::default(),
             tenants: tenants::compile(config, previous),
             generation,
+            components_stay: false,
         }
     }
 
@@ -221,7 +232,8 @@ impl Compiler {
         })?;
         let gateway = &config.gateway;
         let buffers = Buffers::new(gateway.buffer_memory, gateway.spool_limit, gateway.spool_directory.clone());
-        Ok(Self { runtime, generation: AtomicU64::new(0), buffers, shipping: Shipping::default() })
+        let components = components::Components::new(config);
+        Ok(Self { runtime, generation: AtomicU64::new(0), buffers, components, shipping: Shipping::default() })
     }
 
     /// Compiles `config`. What is unchanged since `previous` is taken over: plugins with their instances, endpoints with
@@ -292,9 +304,12 @@ impl Compiler {
         }
         match plugins_from {
             PluginsFrom::Sources => plugins::load(&mut scope, &self.runtime, &self.shipping),
-            PluginsFrom::Before(loaded) => scope.plugins = loaded,
+            PluginsFrom::Before(loaded) => {
+                scope.plugins = loaded;
+                scope.components_stay = true;
+            }
         }
-        let clusters = clusters::compile(&mut scope);
+        let clusters = clusters::compile(&mut scope, &self.components);
         let listeners = listeners::compile(&mut scope, &clusters);
         let routes = routes::compile(&mut scope, &clusters);
         let (Some(listeners), Some((table, routes))) = (listeners, routes) else {

@@ -15,6 +15,7 @@ mod compile;
 mod demo;
 mod files;
 mod metrics_page;
+mod plugin_inspect;
 mod plugin_shipping;
 mod plugins;
 mod refresh;

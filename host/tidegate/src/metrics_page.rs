@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
+use tidegate_edge::Stats;
 use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
 use tidegate_steer::nft::Count;
@@ -56,6 +57,7 @@ pub(crate) fn render(control: &Control, out: &mut String) {
     of_steers(out, &control.steering.reports());
     of_rollouts(out, &compiled);
     of_shadows(out, &compiled);
+    of_components(out, &compiled);
     if !compiled.tenants.is_empty() {
         of_tenants(out, &compiled.tenants);
     }
@@ -147,6 +149,29 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
     }
 }
 
+fn of_components(out: &mut String, compiled: &Compiled) {
+    if compiled.components().next().is_none() {
+        return;
+    }
+    let mut all = |name: &str, kind: &str, help: &str, of: &dyn Fn(&Stats) -> f64| {
+        head(out, name, kind, help);
+        for (cluster, stats) in compiled.components() {
+            let _ = writeln!(out, "{name}{{cluster=\"{cluster}\"}} {}", of(stats));
+        }
+    };
+    all(names::COMPONENT_REQUESTS, "counter", "requests of components", &|stats| stats.requests() as f64);
+    all(names::COMPONENT_INSTANCES, "gauge", "live instances", &|stats| stats.live() as f64);
+    all(names::COMPONENT_CPU, "counter", "CPU time of instances", &|stats| stats.cpu().as_secs_f64());
+    all(names::COMPONENT_LOG_DROPPED, "counter", "log lines dropped", &|stats| stats.lines_dropped() as f64);
+    head(out, names::COMPONENT_FAULTS, "counter", "requests that a component failed, by cause");
+    for (cluster, stats) in compiled.components() {
+        for (cause, count) in stats.faults() {
+            let labels = format!("cluster=\"{cluster}\",cause=\"{cause}\"");
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::COMPONENT_FAULTS);
+        }
+    }
+}
+
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
@@ -172,13 +197,7 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     let name = names::DECISION_SECONDS;
     head(out, name, "histogram", "time a decision took");
     for (plugin, question, stats) in asked(plugins) {
-        let labels = format!("{plugin},question=\"{question}\"");
-        let (buckets, count, sum) = stats.times();
-        for (bound, count) in buckets {
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-        }
-        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        times(out, name, &format!("{plugin},question=\"{question}\""), stats.times());
     }
     by_plugin(out, plugins, names::PLUGIN_INSTANCES, "gauge", "live instances", |p| p.stats().live_instances());
     by_plugin(out, plugins, names::PLUGIN_INSTANTIATIONS, "counter", "instances made", |p| p.stats().instantiations());
@@ -192,6 +211,10 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
         let (bytes, evicted) = (names::PLUGIN_KV_BYTES, names::PLUGIN_KV_EVICTED);
         by_plugin(out, &keeping, bytes, "gauge", "bytes of kv in use", |p| p.kv().unwrap_or_default().0);
         by_plugin(out, &keeping, evicted, "counter", "entries of kv that made room", |p| p.kv().unwrap_or_default().1);
+    }
+    let calling: Vec<&Plugin> = plugins.iter().copied().filter(|p| p.callouts_in_flight().is_some()).collect();
+    if !calling.is_empty() {
+        of_callouts(out, &calling);
     }
     let name = names::PLUGIN_CUSTOM;
     head(out, name, "untyped", "what guests count themselves");
@@ -207,6 +230,32 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
             };
         }
     }
+}
+
+/// A histogram's lines, of what `QuestionStats::times` gives.
+fn times(out: &mut String, name: &str, labels: &str, (buckets, count, sum): (Vec<(f64, u64)>, u64, f64)) {
+    for (bound, count) in buckets {
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+}
+
+fn of_callouts(out: &mut String, plugins: &[&Plugin]) {
+    head(out, names::PLUGIN_CALLOUTS, "counter", "calls to clusters, by outcome");
+    for plugin in plugins {
+        for (outcome, count) in plugin.stats().callouts() {
+            let _ = writeln!(out, "{}{{{},outcome=\"{outcome}\"}} {count}", names::PLUGIN_CALLOUTS, labels(plugin));
+        }
+    }
+    let name = names::PLUGIN_CALLOUT_SECONDS;
+    head(out, name, "histogram", "time a call took");
+    for plugin in plugins {
+        times(out, name, &labels(plugin), plugin.stats().callout_times());
+    }
+    by_plugin(out, plugins, names::PLUGIN_CALLOUTS_ACTIVE, "gauge", "calls under way", |p| {
+        p.callouts_in_flight().unwrap_or_default()
+    });
 }
 
 fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {

@@ -223,12 +223,8 @@ impl<'a> Direction<'a> {
             let buffer = &mut buffer[..size];
             let count = self.from.try_read(buffer)?;
             self.much = count == size;
-            // Mostly it is all taken at once, and nothing is to be kept.
-            let written = match self.to.try_write(&buffer[..count]) {
-                Ok(written) => written,
-                // What it is comes again with the next write.
-                Err(_) => 0,
-            };
+            // Mostly it is all taken at once, and nothing is to be kept. What is wrong comes again with the next write.
+            let written = self.to.try_write(&buffer[..count]).unwrap_or(0);
             if written < count {
                 self.rest = Bytes::copy_from_slice(&buffer[written..count]);
             }
