@@ -62,6 +62,8 @@ pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, nat: &Nat, kept: Option<&
             });
             let serving: Vec<Value> = serving.collect();
             if serving.is_empty() {
+                // The kernel tracks connections only while a rule asks for them, and without that never comes to `choose`.
+                batch.rule("count", flow(steer, *protocol));
                 continue;
             }
             let by_backend = json!({ "vmap": { "key": backend, "data": { "set": serving } } });
