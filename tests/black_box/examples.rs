@@ -5,11 +5,22 @@ use std::path::Path;
 use http::{Method, Response, Version};
 use tidegate_tests::certs::Authority;
 use tidegate_tests::gateway::{root, run};
+use tidegate_tests::lab::{Lab, PORT, Wiring};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 7] =
-    ["edge-tls", "ext-authz", "first-steps", "l4-proxy", "rust-policy", "sni-passthrough", "tenants"];
+const EXAMPLES: [&str; 10] = [
+    "dsr",
+    "edge-function",
+    "edge-tls",
+    "ext-authz",
+    "first-steps",
+    "l4-proxy",
+    "nat",
+    "rust-policy",
+    "sni-passthrough",
+    "tenants",
+];
 
 /// Which their readers make.
 const NEED_CERTIFICATES: [&str; 2] = ["edge-tls", "sni-passthrough"];
@@ -62,6 +73,21 @@ fn the_files_pass_the_check() {
         let file = root().join("examples").join(name).join("gateway.toml");
         let output = run(&["check", &file.to_string_lossy()]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_function() {
+    let site = named("site").await;
+    let (folder, config) = example("edge-function", &[&site]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    for client in [Client::http1(gateway.edge()), Client::http2(gateway.edge())] {
+        let answer = client.get("/fn/hello").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "hello from the edge\n"));
+        let answer = client.send(Method::POST, "/fn/shout", &[], "quietly").await.expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "QUIETLY"));
+        assert_eq!(client.get("/fn/other").await.expect("an answer").status, 404);
+        assert_eq!(client.get("/").await.expect("an answer").text(), "site");
     }
 }
 
@@ -150,6 +176,22 @@ async fn rust_policy() {
     assert_eq!(client.get("/").await.expect("an answer").text(), "stable");
     let answer = client.send(Method::GET, "/", &[("cookie", "beta=yes")], "").await.expect("an answer");
     assert_eq!((answer.text().as_str(), beta.last().header("x-beta")), ("beta", Some("yes")));
+}
+
+/// Both in a lab that has the addresses they name: the endpoints see the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nat_and_dsr() {
+    for (name, wiring, port) in [("nat", Wiring::Routed, 8080), ("dsr", Wiring::Bridged, PORT)] {
+        let Some(lab) = Lab::new(wiring, false) else { return };
+        let _services = lab.serve(port);
+        let (folder, config) = example(name, &[]);
+        let config = config.replace("\"eth0\"", "\"e0\"");
+        let _gateway = Gateway::start_under(&["ip", "netns", "exec", &lab.gateway.name], folder, &config).await;
+        for udp in [false, true] {
+            let mut flow = lab.flow(udp, PORT).expect("a flow");
+            assert_eq!(flow.ask().expect("an answer").1, lab.client_address(), "{name}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

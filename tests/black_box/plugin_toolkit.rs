@@ -73,3 +73,43 @@ fn bench_measures_what_its_cases_ask() {
         assert!(measured[figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {said}");
     }
 }
+
+/// What a component is and needs, for those of the gateway, others, and what is none. Only the schema is asked of it.
+#[test]
+fn inspect_tells_what_a_component_is_and_needs() {
+    let inspect = |file: &Path| {
+        let (code, said) = plugin(&["inspect", "--json", &file.to_string_lossy()]);
+        let json: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+        (code, json)
+    };
+    let canary = root().join("plugins/tenant-canary/tenant_canary.wasm");
+    let (code, said) = inspect(&canary);
+    assert_eq!((code, &said["questions"], &said["use"]), (0, &serde_json::json!(["route"]), &"plugin".into()));
+    assert_eq!(said["size"], std::fs::metadata(&canary).expect("a file").len());
+    assert!(
+        said["digest"].as_str().is_some_and(|digest| digest.len() == 71 && digest.starts_with("sha256:")),
+        "{said}"
+    );
+    assert_eq!((&said["grants"], &said["problem"]), (&serde_json::json!([]), &serde_json::Value::Null));
+    assert!(said["settings_schema"]["properties"]["tenants"].is_object(), "{said}");
+    let names = |key: &str| said[key].as_array().expect("a list").len();
+    assert!(names("imports") > 2 && names("exports") == 2, "{said}");
+    let (code, text) = plugin(&["inspect", &canary.to_string_lossy()]);
+    assert!(code == 0 && text.contains("\nanswers   route\n") && text.contains("\ngrants    none\n"), "{text}");
+
+    let built = root().join("tests/guests/built");
+    let (code, said) = inspect(&built.join("misbehave_kv.wasm"));
+    assert_eq!((code, &said["grants"]), (0, &serde_json::json!(["kv"])), "{said}");
+    let (code, said) = inspect(&built.join("edge_function.wasm"));
+    assert_eq!((code, &said["use"], &said["problem"]), (0, &"cluster".into(), &serde_json::Value::Null), "{said}");
+    let (code, said) = inspect(&built.join("edge_function_sockets.wasm"));
+    assert!(code == 1 && said["problem"].as_str().is_some_and(|why| why.contains("wasi:sockets/")), "{said}");
+
+    // What is no component is told as such, and what was not there.
+    let (code, said) = plugin(&["inspect", &built.join("tenant_filter.wasm").to_string_lossy()]);
+    assert!(code == 1 && said.contains("it is a core module; see `wasm-tools component new`"), "{code} {said}");
+    let (code, said) = plugin(&["inspect", &root().join("README.md").to_string_lossy()]);
+    assert!(code == 1 && said.contains("it does not begin as one"), "{code} {said}");
+    let (code, said) = plugin(&["inspect", "nowhere.wasm"]);
+    assert!(code == 1 && said.contains("cannot read nowhere.wasm"), "{code} {said}");
+}

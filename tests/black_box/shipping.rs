@@ -175,6 +175,8 @@ async fn a_plugin_is_pushed_signed_verified_pulled_and_decides() {
     for layout in ["wasm", "older", "artifact"] {
         let reference = scene.registry.reference(&format!("layouts/{layout}:1"));
         let pushed = scene.tool(&["push", &component, &reference, "--layout", layout]).expect("pushed");
+        let said = scene.tool(&["inspect", &reference]).expect("inspected");
+        assert!(said.contains("\nanswers   route\n"), "{said}");
         let output = scene.file("pulled.wasm");
         for reference in [reference.as_str(), pushed.trim()] {
             let said = scene.tool(&["pull", reference, "-o", &output]).expect("pulled");

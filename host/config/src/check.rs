@@ -10,6 +10,7 @@ use crate::reader::Source;
 use crate::route::{HeaderMatch, HostMatch, PathMatch};
 use crate::tunnel::Tunnel;
 
+mod steers;
 mod tenants;
 
 pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
@@ -17,6 +18,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     unique(source, "cluster", config.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.line)));
     unique(source, "plugin", config.plugins.iter().map(|plugin| (plugin.name.as_str(), plugin.line)));
     unique(source, "route", config.routes.iter().map(|route| (route.name.as_str(), route.line)));
+    unique(source, "steer", config.steers.iter().map(|steer| (steer.name.as_str(), steer.line)));
     unique(source, "tenant", config.tenants.iter().map(|tenant| (tenant.name.as_str(), tenant.line)));
     addresses(config, source);
     let mut used = HashSet::new();
@@ -24,6 +26,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     tenants::check(config, source);
     udp(config, source);
     tunnels(config, source);
+    steers::check(config, source);
     shipped(config, source);
     shadows(config, source);
     warn(config, &used);
@@ -85,6 +88,12 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
             named(tunnel.router_line, who(), "plugin", name);
         }
     }
+    for steer in config.steers.iter().filter(|steer| !steer.cluster.is_empty()) {
+        named(steer.cluster_line, format!("steer {:?}", steer.name), "cluster", &steer.cluster);
+    }
+    if config.listeners.is_empty() && config.steers.is_empty() {
+        source.error(1, "there is no listener and no steer: clients could not connect anywhere");
+    }
     if config.routes.is_empty() && config.listeners.iter().any(Listener::speaks_http) {
         source.error(1, "there is no route: requests would go nowhere");
     }
@@ -112,6 +121,7 @@ fn udp(config: &Config, source: &Source<'_>) {
         for cluster in config.clusters.iter().filter(|cluster| named.contains(&cluster.name.as_str())) {
             let wants = [
                 ("tls", cluster.tls.is_some()),
+                ("component", cluster.component.is_some()),
                 ("proxy_protocol", !matches!(cluster.proxy_protocol, ProxyProtocol::Off)),
             ];
             for (key, _) in wants.iter().filter(|(_, wanted)| *wanted) {
@@ -139,6 +149,9 @@ fn tunnels(config: &Config, source: &Source<'_>) {
             };
             if cluster.tls.is_some() {
                 refuse("which has tls: a tunnel passes on the client's own; give it a cluster without");
+            }
+            if cluster.component.is_some() {
+                refuse("which is a component: it answers requests, and a tunnel has none");
             }
             if matches!(cluster.balance.on, HashKey::Path | HashKey::Header(_) | HashKey::Cookie(_)) {
                 refuse("which hashes by what is in a request: a tunnel has none; balance it on = \"client_ip\"");
@@ -225,7 +238,7 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
             warn(plugin.line, format!("plugin {:?} is never used", plugin.name));
         }
     }
-    for (line, message) in tenants::warnings(config) {
+    for (line, message) in tenants::warnings(config).into_iter().chain(steers::warnings(config)) {
         warn(line, message);
     }
     config.warnings = warnings;

@@ -30,6 +30,7 @@ pub struct Gateway {
     /// Bytes.
     pub plugin_store_limit: u64,
     pub max_plugin_instances: u32,
+    pub max_component_instances: u32,
     /// `None`: only a reload reads them again.
     pub tls_files_check: Option<Duration>,
     /// Bytes.
@@ -75,6 +76,7 @@ impl Gateway {
             plugin_store: section.path("plugin_store").or_else(default_store),
             plugin_store_limit: section.size("plugin_store_limit", 0, u64::MAX),
             max_plugin_instances: section.number("max_plugin_instances", 1, 100_000).unwrap_or(1000) as u32,
+            max_component_instances: section.number("max_component_instances", 1, 100_000).unwrap_or(1000) as u32,
             tls_files_check: section.time_or_off("tls_files_check"),
             buffer_memory: section.size("buffer_memory", 0, u64::MAX),
             spool_directory: section.path("spool_directory").unwrap_or_else(std::env::temp_dir),
@@ -94,6 +96,7 @@ impl Gateway {
             ("log", self.log != began.log),
             ("plugin_cache", self.plugin_cache != began.plugin_cache),
             ("max_plugin_instances", self.max_plugin_instances != began.max_plugin_instances),
+            ("max_component_instances", self.max_component_instances != began.max_component_instances),
             ("buffer_memory", self.buffer_memory != began.buffer_memory),
             ("spool_directory", self.spool_directory != began.spool_directory),
             ("spool_limit", self.spool_limit != began.spool_limit),

@@ -5,6 +5,7 @@
 
 mod check;
 mod cluster;
+mod component;
 mod error;
 mod file;
 mod gateway;
@@ -16,6 +17,7 @@ mod plugin;
 mod reader;
 mod registry;
 mod route;
+mod steer;
 mod tenant;
 mod tunnel;
 mod units;
@@ -23,6 +25,7 @@ mod units;
 pub use cluster::{
     Balance, BalanceBy, Cluster, ClusterProtocol, ClusterTls, EndpointSpec, HashKey, PROXY_TLVS, ProxyProtocol,
 };
+pub use component::Component;
 pub use error::{ConfigError, Errors};
 pub use file::Config;
 pub use gateway::{AccessLogTarget, Gateway};
@@ -38,5 +41,6 @@ pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,
 };
+pub use steer::{Steer, SteerAffinity, SteerMode};
 pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};
 pub use tunnel::{Tunnel, TunnelRoute};

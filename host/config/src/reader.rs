@@ -346,8 +346,8 @@ impl<'a> Section<'a> {
             _ => unreachable!("{name} is a list of tables"),
         };
         let Some((value, line)) = self.find(name) else { return Vec::new() };
-        // Absent was noted; an empty list of what must be there is as good as absent.
-        if self.key(name).required && matches!(value, DeValue::Array(list) if list.is_empty()) {
+        // Absent was noted; an empty list of what must be there is as good as absent. Lists that take texts are of that kind.
+        if (self.key(name).required || texts) && matches!(value, DeValue::Array(list) if list.is_empty()) {
             self.error(line, format!("{}: {name} is empty; one at least is needed", self.schema.name));
         }
         let DeValue::Array(list) = value else {

@@ -8,6 +8,7 @@
 //! 4. `codec`: a stream becomes requests, replies become bytes again: HTTP/1, HTTP/2, HTTP/3.
 //! 5. `exchange`: one request, all steps in order. Read this first.
 //! 6. `upstream`: clusters as this worker sees them: connections dialled, shared, reused.
+//!    `origin` is the connection in memory to one that answers within this process.
 //! 7. `relay`: bytes or datagrams both ways, for tunnels.
 //! 8. `body`: the frames that stream through, and the pump that moves them.
 //! 9. `buffer`, `pace`: what may wait here, and how slow a peer may be.
@@ -27,6 +28,7 @@ mod exchange;
 pub mod fuzz;
 mod listener;
 pub mod observe;
+mod origin;
 mod pace;
 mod proxy_protocol;
 mod relay;
@@ -45,6 +47,7 @@ pub use listener::tls::{
     CertificatePair, ClientAuth, ClientPolicy, Expiry, NamedCertificate, Remembered, ServerTls, ServerTlsSpec,
     TlsError, roots,
 };
+pub use origin::Origin;
 pub use pace::LeastRate;
 pub use tenant::{Owner, Tenant};
 pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};

@@ -14,7 +14,8 @@ use tidegate_policy::native::{
 use tidegate_policy::{Balancer, Breaker, DirectResponse, EndpointSet, Forwarding, RequestHead, Retry, Router};
 
 use crate::{
-    Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, Owner, ServerTls, Tenant, Via,
+    Allowance, Buffers, ClientCertificate, ClientTls, Coding, HealthCheck, LeastRate, Origin, Owner, ServerTls, Tenant,
+    Via,
 };
 
 mod tunnel;
@@ -152,6 +153,8 @@ pub struct Cluster {
     pub set: Arc<EndpointSet>,
     pub pool: PoolSettings,
     pub tls: Option<Arc<ClientTls>>,
+    /// Who answers in place of its endpoints, of which there is one then, whose address is nobody's.
+    pub origin: Option<Arc<dyn Origin>>,
     /// The cluster's own algorithm.
     pub balancer: Arc<dyn Balancer>,
     /// Asked before it.

@@ -1,4 +1,4 @@
-//! A byte stream that may be TCP or TLS, and that gives back what was read ahead of it.
+//! A byte stream that may be TCP, TLS or memory, and that gives back what was read ahead of it.
 
 use std::io;
 use std::pin::Pin;
@@ -8,11 +8,15 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::origin::MemoryStream;
+
 /// One connection's bytes, either side. TLS states are boxed: they are ten times the size of a socket.
 pub(crate) enum Transport {
     Tcp(TcpStream),
     ServerTls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     ClientTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// To an origin within this process.
+    Memory(MemoryStream),
 }
 
 /// A transport, with bytes that were read to find out what it speaks and are still to be consumed.
@@ -32,15 +36,16 @@ impl Stream {
         Self { ahead, transport: self.transport }
     }
 
-    pub(crate) fn tcp(&self) -> &TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
         match &self.transport {
-            Transport::Tcp(tcp) => tcp,
-            Transport::ServerTls(tls) => tls.get_ref().0,
-            Transport::ClientTls(tls) => tls.get_ref().0,
+            Transport::Tcp(tcp) => Some(tcp),
+            Transport::ServerTls(tls) => Some(tls.get_ref().0),
+            Transport::ClientTls(tls) => Some(tls.get_ref().0),
+            Transport::Memory(_) => None,
         }
     }
 
-    /// Ready when a read may find something. TLS says so always: only reading tells.
+    /// Ready when a read may find something. TLS and memory say so always: only reading tells.
     pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.transport {
             Transport::Tcp(tcp) if self.ahead.is_empty() => tcp.poll_read_ready(cx),
@@ -50,8 +55,10 @@ impl Stream {
 
     /// Makes the close of this stream a reset: the peer must not take what it got for a whole message.
     pub(crate) fn reset_on_close(&self) {
+        // Memory has no other close than one that drops who serves it.
+        let Some(tcp) = self.tcp() else { return };
         // A socket that is already gone needs no reset.
-        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
     }
 }
 
@@ -66,6 +73,7 @@ impl AsyncRead for Stream {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Transport::ServerTls(tls) => Pin::new(tls).poll_read(cx, buf),
             Transport::ClientTls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Transport::Memory(memory) => Pin::new(memory).poll_read(cx, buf),
         }
     }
 }
@@ -76,6 +84,7 @@ impl AsyncWrite for Stream {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Transport::ServerTls(tls) => Pin::new(tls).poll_write(cx, buf),
             Transport::ClientTls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Transport::Memory(memory) => Pin::new(memory).poll_write(cx, buf),
         }
     }
 
@@ -88,6 +97,7 @@ impl AsyncWrite for Stream {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Transport::ServerTls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Transport::ClientTls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Transport::Memory(memory) => Pin::new(memory).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -101,6 +111,7 @@ impl AsyncWrite for Stream {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Transport::ServerTls(tls) => Pin::new(tls).poll_flush(cx),
             Transport::ClientTls(tls) => Pin::new(tls).poll_flush(cx),
+            Transport::Memory(memory) => Pin::new(memory).poll_flush(cx),
         }
     }
 
@@ -109,6 +120,7 @@ impl AsyncWrite for Stream {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Transport::ServerTls(tls) => Pin::new(tls).poll_shutdown(cx),
             Transport::ClientTls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Transport::Memory(memory) => Pin::new(memory).poll_shutdown(cx),
         }
     }
 }

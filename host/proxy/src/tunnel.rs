@@ -24,11 +24,18 @@ use crate::upstream::{TunnelSeat, health, keep_alive};
 use crate::worker::Worker;
 
 mod client_hello;
+mod datagrams;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod hello;
 mod pipe;
+mod quic;
 mod relay;
+
+pub(crate) use datagrams::{Ports, Serving};
+pub(crate) use quic::Ids;
+#[cfg(fuzzing)]
+pub(crate) use quic::fuzz as fuzz_quic;
 
 use client_hello::ClientHello;
 use hello::{Heard, Unheard, hear};

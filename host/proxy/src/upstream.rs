@@ -35,25 +35,37 @@ use advertised::Advertised;
 use pool::{Pool, Shared};
 use quic::Endpoints;
 
-/// Everything that makes two connections not interchangeable: where to, how, and as whom. TLS configurations are told
-/// apart by identity: one that is unchanged by a reload is the same `Arc`.
+/// Everything that makes two connections not interchangeable: where to, how, and as whom. TLS configurations and origins
+/// are told apart by identity: one that is unchanged by a reload is the same `Arc`.
 #[derive(Clone, Eq, Hash, PartialEq)]
 struct Key {
     address: SocketAddr,
     settings: PoolSettings,
     tls: usize,
+    origin: usize,
 }
 
 impl Key {
     fn of(cluster: &Cluster, address: SocketAddr) -> Self {
         let tls = cluster.tls.as_ref().map_or(0, |tls| Arc::as_ptr(tls) as usize);
-        Self { address, settings: cluster.pool.clone(), tls }
+        let origin = cluster.origin.as_ref().map_or(0, |origin| Arc::as_ptr(origin).cast::<()>() as usize);
+        Self { address, settings: cluster.pool.clone(), tls, origin }
     }
 }
 
 /// What the cluster's endpoints are told of the client before anything else, where they are told.
 fn advertised(cluster: &Cluster, client: &Rc<ConnectionHead>) -> Option<Advertised> {
     cluster.pool.proxy_protocol.map(|version| Advertised::new(version, client))
+}
+
+/// The PROXY header that goes before each datagram to an endpoint; empty where the cluster wants none.
+pub(crate) fn datagram_header(cluster: &Cluster, client: &ConnectionHead) -> Result<Box<[u8]>, Fault> {
+    let Some(version) = cluster.pool.proxy_protocol else { return Ok(Box::default()) };
+    let header = advertised::header_of_datagrams(version, client).ok_or_else(|| {
+        let detail = format!("cluster {:?} has PROXY headers of version 1, which know no UDP", cluster.name);
+        Fault::new(Cause::TunnelUnsupported, detail)
+    })?;
+    Ok(header.into())
 }
 
 /// All of a worker's pools.
@@ -151,7 +163,7 @@ impl Upstreams {
     fn pools_of(&self, cluster: &Cluster) -> Box<[Rc<Pool>]> {
         let mut pools = self.pools.borrow_mut();
         let pool = |address| {
-            let new = || Pool::new(address, cluster.pool.clone(), cluster.tls.clone(), self.shared.clone());
+            let new = || Pool::new(address, cluster, self.shared.clone());
             pools.entry(Key::of(cluster, address)).or_insert_with(new).clone()
         };
         cluster.set.endpoints.iter().map(|endpoint| endpoint.address).map(pool).collect()

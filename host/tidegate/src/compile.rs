@@ -13,12 +13,15 @@ use tidegate_registry::{Component, Revoked, RevokedError, Store, Version};
 use tidegate_wasm::{Deployment, Plugin, Rollout, Runtime, RuntimeOptions, Shadow};
 
 mod clusters;
+mod components;
 mod listeners;
 mod plugins;
 mod rollouts;
 mod routes;
+mod steers;
 mod tenants;
 
+pub(crate) use steers::Steered;
 pub(crate) use tenants::Tenant;
 
 use crate::shipping::Shipping;
@@ -38,6 +41,7 @@ pub(crate) struct Compiled {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) plugins: Loaded,
     clusters: HashMap<String, clusters::Kept>,
+    pub(crate) steers: Arc<[Steered]>,
     pub(crate) tenants: Vec<tenants::Tenant>,
 }
 
@@ -123,6 +127,12 @@ impl Compiled {
         std::mem::take(&mut self.plugins.fresh)
     }
 
+    /// Those of its clusters that answer here, by name.
+    pub(crate) fn components(&self) -> impl Iterator<Item = (&str, &Arc<tidegate_edge::Stats>)> {
+        let named = self.snapshot.clusters.iter().filter_map(|cluster| self.clusters.get_key_value(&*cluster.name));
+        named.filter_map(|(name, kept)| Some((name.as_str(), kept.component.as_ref()?.stats())))
+    }
+
     pub(crate) fn rollouts(&self) -> impl Iterator<Item = &Arc<Rollout>> {
         self.plugins
             .deployments
@@ -141,6 +151,7 @@ pub(crate) struct Compiler {
     runtime: Arc<Runtime>,
     generation: AtomicU64,
     buffers: Arc<Buffers>,
+    components: components::Components,
     pub(crate) shipping: Shipping,
 }
 
@@ -152,6 +163,8 @@ pub(crate) struct Scope<'a> {
     plugins: Loaded,
     tenants: Vec<tenants::Tenant>,
     generation: u64,
+    /// The file may be half edited, and only what was asked for is looked at again.
+    components_stay: bool,
 }
 
 impl<'a> Scope<'a> {
@@ -163,6 +176,7 @@ impl<'a> Scope<'a> {
             plugins: Loaded::default(),
             tenants: tenants::compile(config, previous),
             generation,
+            components_stay: false,
         }
     }
 
@@ -218,7 +232,8 @@ impl Compiler {
         })?;
         let gateway = &config.gateway;
         let buffers = Buffers::new(gateway.buffer_memory, gateway.spool_limit, gateway.spool_directory.clone());
-        Ok(Self { runtime, generation: AtomicU64::new(0), buffers, shipping: Shipping::default() })
+        let components = components::Components::new(config);
+        Ok(Self { runtime, generation: AtomicU64::new(0), buffers, components, shipping: Shipping::default() })
     }
 
     /// Compiles `config`. What is unchanged since `previous` is taken over: plugins with their instances, endpoints with
@@ -289,14 +304,18 @@ impl Compiler {
         }
         match plugins_from {
             PluginsFrom::Sources => plugins::load(&mut scope, &self.runtime, &self.shipping),
-            PluginsFrom::Before(loaded) => scope.plugins = loaded,
+            PluginsFrom::Before(loaded) => {
+                scope.plugins = loaded;
+                scope.components_stay = true;
+            }
         }
-        let clusters = clusters::compile(&mut scope);
+        let clusters = clusters::compile(&mut scope, &self.components);
         let listeners = listeners::compile(&mut scope, &clusters);
         let routes = routes::compile(&mut scope, &clusters);
         let (Some(listeners), Some((table, routes))) = (listeners, routes) else {
             return Err(scope.errors);
         };
+        let steers = steers::compile(config, &clusters);
         if !scope.errors.is_empty() {
             return Err(scope.errors);
         }
@@ -306,8 +325,10 @@ impl Compiler {
             .filter_map(|cluster| clusters.get(&cluster.name))
             .map(|kept| kept.cluster.clone())
             .collect();
-        let cluster_by_name =
-            in_order.iter().enumerate().map(|(index, cluster)| (cluster.name.clone(), index)).collect();
+        // No router sends requests where the kernel sends packets.
+        let steered = |cluster: &Cluster| config.steers.iter().any(|steer| *steer.cluster == *cluster.name);
+        let named = in_order.iter().enumerate().filter(|(_, cluster)| !steered(cluster));
+        let cluster_by_name = named.map(|(index, cluster)| (cluster.name.clone(), index)).collect();
         let snapshot = Snapshot {
             generation,
             listeners,
@@ -319,7 +340,7 @@ impl Compiler {
             via: config.gateway.via.as_str().into(),
             buffers: self.buffers.clone(),
         };
-        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters, tenants: scope.tenants })
+        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters, steers, tenants: scope.tenants })
     }
 }
 

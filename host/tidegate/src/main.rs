@@ -15,12 +15,15 @@ mod compile;
 mod demo;
 mod files;
 mod metrics_page;
+mod plugin_inspect;
 mod plugin_shipping;
 mod plugins;
 mod refresh;
 mod reload;
 mod shadow;
 mod shipping;
+mod status;
+mod steering;
 mod telemetry;
 
 #[global_allocator]

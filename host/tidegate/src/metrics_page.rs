@@ -4,12 +4,15 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
+use tidegate_edge::Stats;
 use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
+use tidegate_steer::nft::Count;
 use tidegate_wasm::{CustomMetric, Plugin, QuestionStats, Reason};
 
 use crate::boot::Control;
 use crate::compile::{Compiled, Loaded, Tenant};
+use crate::steering::{EndpointReport, Report};
 
 // Writing to a String cannot fail.
 pub(crate) fn render(control: &Control, out: &mut String) {
@@ -51,11 +54,54 @@ pub(crate) fn render(control: &Control, out: &mut String) {
         of_plugins(out, &plugins);
         of_versions(out, control, &compiled.plugins);
     }
+    of_steers(out, &control.steering.reports());
     of_rollouts(out, &compiled);
     of_shadows(out, &compiled);
+    of_components(out, &compiled);
     if !compiled.tenants.is_empty() {
         of_tenants(out, &compiled.tenants);
     }
+}
+
+fn of_steers(out: &mut String, steers: &[Report]) {
+    if steers.is_empty() {
+        return;
+    }
+    let mut each = |name: &str, kind: &str, help: &str, of: &dyn Fn(&Report) -> Vec<(String, u64)>| {
+        head(out, name, kind, help);
+        for steer in steers {
+            for (labels, value) in of(steer) {
+                let _ = writeln!(out, "{name}{{steer=\"{}\"{labels}}} {value}", steer.steer.name);
+            }
+        }
+    };
+    let alone = |value: u64| vec![(String::new(), value)];
+    each(names::STEER_INSTALLED, "gauge", "1 while its rules are in the kernel", &|steer| {
+        alone(steer.installed.into())
+    });
+    each(names::STEER_CHANGES, "counter", "changes of rules, by outcome", &|steer| {
+        let outcome = |name: &str, count| (format!(",outcome=\"{name}\""), count);
+        vec![outcome("applied", steer.applied), outcome("failed", steer.failed)]
+    });
+    each(names::STEER_UNSERVED, "counter", "packets that no endpoint could take", &|steer| {
+        alone(steer.unserved.packets)
+    });
+    each(names::STEER_MOVED, "counter", "flows taken from endpoints that are down", &|steer| alone(steer.moved));
+    each(names::STEER_FLOWS, "counter", "flows that an endpoint was chosen for", &|steer| {
+        steer.endpoints.iter().map(|of| (format!(",endpoint=\"{}\"", of.address), of.flows)).collect()
+    });
+    let both_ways = |steer: &Report, value: fn(Count) -> u64| -> Vec<(String, u64)> {
+        let one = |of: &EndpointReport, direction: &str, count: Count| {
+            (format!(",endpoint=\"{}\",direction=\"{direction}\"", of.address), value(count))
+        };
+        let ways = |of: &EndpointReport| {
+            let back = of.sent.map(|sent| one(of, "to_client", sent));
+            std::iter::once(one(of, "to_endpoint", of.received)).chain(back).collect::<Vec<_>>()
+        };
+        steer.endpoints.iter().flat_map(ways).collect()
+    };
+    each(names::STEER_PACKETS, "counter", "packets, by direction", &|steer| both_ways(steer, |count| count.packets));
+    each(names::STEER_BYTES, "counter", "their bytes", &|steer| both_ways(steer, |count| count.bytes));
 }
 
 fn of_rollouts(out: &mut String, compiled: &Compiled) {
@@ -99,6 +145,29 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
         for (reason, count) in shadow.skipped() {
             let labels = format!("plugin=\"{}\",reason=\"{reason}\"", label(shadow.plugin()));
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::SHADOW_SKIPPED);
+        }
+    }
+}
+
+fn of_components(out: &mut String, compiled: &Compiled) {
+    if compiled.components().next().is_none() {
+        return;
+    }
+    let mut all = |name: &str, kind: &str, help: &str, of: &dyn Fn(&Stats) -> f64| {
+        head(out, name, kind, help);
+        for (cluster, stats) in compiled.components() {
+            let _ = writeln!(out, "{name}{{cluster=\"{cluster}\"}} {}", of(stats));
+        }
+    };
+    all(names::COMPONENT_REQUESTS, "counter", "requests of components", &|stats| stats.requests() as f64);
+    all(names::COMPONENT_INSTANCES, "gauge", "live instances", &|stats| stats.live() as f64);
+    all(names::COMPONENT_CPU, "counter", "CPU time of instances", &|stats| stats.cpu().as_secs_f64());
+    all(names::COMPONENT_LOG_DROPPED, "counter", "log lines dropped", &|stats| stats.lines_dropped() as f64);
+    head(out, names::COMPONENT_FAULTS, "counter", "requests that a component failed, by cause");
+    for (cluster, stats) in compiled.components() {
+        for (cause, count) in stats.faults() {
+            let labels = format!("cluster=\"{cluster}\",cause=\"{cause}\"");
+            let _ = writeln!(out, "{}{{{labels}}} {count}", names::COMPONENT_FAULTS);
         }
     }
 }

@@ -106,7 +106,7 @@ pub(crate) enum Layout {
 }
 
 impl Registry {
-    fn client(&self) -> anyhow::Result<Client> {
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::new(Options {
             tls: shipping::tls(self.ca.as_deref())?,
             plain_http: PlainHttp::new(self.plain_http.clone()).context("--plain-http")?,
@@ -117,7 +117,7 @@ impl Registry {
     }
 
     /// Runs to the end, or to the deadline.
-    fn run<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    pub(crate) fn run<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         let limit = Duration::from_secs(self.timeout);
         let done = shipping::block_on(async { tokio::time::timeout(limit, work).await })?;
         done.with_context(|| format!("not done within {} s; see --timeout", self.timeout))?

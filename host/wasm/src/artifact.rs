@@ -20,6 +20,12 @@ pub struct Binary {
     pub(crate) digest: ComponentDigest,
 }
 
+impl Binary {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl<T: Into<Arc<[u8]>>> From<T> for Binary {
     fn from(bytes: T) -> Self {
         let bytes = bytes.into();
@@ -38,7 +44,10 @@ pub(crate) fn hex(digest: &[u8]) -> String {
 }
 
 /// Compiles `bytes`, or takes what was compiled from them before by this very engine.
-pub(crate) fn component(
+///
+/// # Errors
+/// They are no component, or one that the engine does not take.
+pub fn component(
     engine: &Engine,
     Binary { bytes, digest }: &Binary,
     cache: Option<&Path>,

@@ -21,6 +21,7 @@ mod random;
 mod request;
 
 pub(crate) use clock::{monotonic, nanos};
+pub use log::one_line;
 
 type Instance<'a> = LinkerInstance<'a, State>;
 type Link = fn(&mut Instance<'_>) -> wasmtime::Result<()>;

@@ -16,7 +16,7 @@ use crate::callout::Http;
 use crate::decide::Asker;
 use crate::instances::{self, Failed};
 use crate::kv::Kv;
-use crate::prepared::{self, Granted, Prepared};
+use crate::prepared::{self, Exports, Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
 use crate::stats::{PluginStats, QUESTIONS, QuestionStats};
@@ -142,6 +142,11 @@ pub struct Questions {
 }
 
 impl Questions {
+    pub(crate) fn of(exports: &Exports) -> Self {
+        let [route, pick, identify, decide, tunnel] = exports.questions.each_ref().map(Option::is_some);
+        Self { route, pick, identify, decide, tunnel }
+    }
+
     pub(crate) fn list(self) -> [bool; QUESTIONS.len()] {
         [self.route, self.pick, self.identify, self.decide, self.tunnel]
     }
@@ -228,32 +233,37 @@ impl Runtime {
         let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some(), http };
         let prepared = self.prepare(&spec.bytes, granted)?;
         let questions = prepared.questions;
-        let tenant = spec.share.tenant.as_ref().map(|tenant| &**tenant.name());
-        static IDS: AtomicU64 = AtomicU64::new(0);
-        let core = Arc::new(Core {
-            id: IDS.fetch_add(1, Ordering::Relaxed),
-            name: spec.name.clone(),
-            limits: spec.limits,
-            grants: spec.grants.clone(),
-            isolation: spec.isolation,
-            // What a guest learns through WASI is in no trace.
-            memoise: spec.memoise && !spec.grants.wasi && !observed,
-            observed,
-            deny: spec.deny,
-            allowances: Allowances::of(&spec.share),
-            kv: spec.share.kv.as_ref().map(|grant| self.kv.open(&spec.name, tenant, grant)),
-            http: spec.share.http.clone().filter(|_| prepared.waits).map(Http::new),
-            share: spec.share.clone(),
-            settings: spec.settings.to_string(),
-            prepared,
-            stats: Arc::default(),
-            quarantine: Quarantine::default(),
-            runtime: self.clone(),
-        });
+        let core = Arc::new(core(self, spec, prepared, observed));
         check_settings(&core, &spec.settings)?;
         let memory = instances::try_out(&core).map_err(Failed::at_load)?;
         let handle = Arc::new(Handle { core });
         Ok(Arc::new(Plugin { handle, identity, digest: spec.bytes.digest, questions, memory }))
+    }
+}
+
+/// What instances share of a plugin that is made of `prepared` as `spec` says.
+pub(crate) fn core(runtime: &Arc<Runtime>, spec: &PluginSpec, prepared: Arc<Prepared>, observed: bool) -> Core {
+    let tenant = spec.share.tenant.as_ref().map(|tenant| &**tenant.name());
+    static IDS: AtomicU64 = AtomicU64::new(0);
+    Core {
+        id: IDS.fetch_add(1, Ordering::Relaxed),
+        name: spec.name.clone(),
+        limits: spec.limits,
+        grants: spec.grants.clone(),
+        isolation: spec.isolation,
+        // What a guest learns through WASI is in no trace.
+        memoise: spec.memoise && !spec.grants.wasi && !observed,
+        observed,
+        deny: spec.deny,
+        allowances: Allowances::of(&spec.share),
+        kv: spec.share.kv.as_ref().map(|grant| runtime.kv.open(&spec.name, tenant, grant)),
+        http: spec.share.http.clone().filter(|_| prepared.waits).map(Http::new),
+        share: spec.share.clone(),
+        settings: spec.settings.to_string(),
+        prepared,
+        stats: Arc::default(),
+        quarantine: Quarantine::default(),
+        runtime: runtime.clone(),
     }
 }
 

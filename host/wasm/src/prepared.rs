@@ -31,7 +31,7 @@ const FUNCTIONS: [(&str, &str); QUESTIONS.len()] = [
 ];
 
 impl Exports {
-    fn of(component: &Component) -> Self {
+    pub(crate) fn of(component: &Component) -> Self {
         let find = |interface: &str, function: &str| {
             let instance = component.get_export_index(None, full_name(interface).as_str())?;
             component.get_export_index(Some(&instance), function)
@@ -95,14 +95,7 @@ impl Runtime {
         let component = artifact::component(&self.engine, binary, self.cache.as_deref())
             .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
         let exports = Exports::of(&component);
-        let answers = |index: usize| exports.questions[index].is_some();
-        let questions = Questions {
-            route: answers(0),
-            pick: answers(1),
-            identify: answers(2),
-            decide: answers(3),
-            tunnel: answers(4),
-        };
+        let questions = Questions::of(&exports);
         check_imports(self, &component, questions, granted)?;
         if questions == Questions::default() {
             return Err(LoadError::NoQuestion);
@@ -119,6 +112,58 @@ impl Runtime {
     }
 }
 
+/// What it takes for an import to be there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Need {
+    /// Every component has it.
+    Nothing,
+    /// `grants.kv`
+    Kv,
+    /// `grants.wasi`
+    Wasi,
+    /// `grants.http`
+    Http,
+    /// It would wait for it, and answers a question that is not waited for.
+    Waits,
+    /// It belongs to a question that the component does not answer.
+    Question,
+    /// This gateway does not have it.
+    Unknown,
+}
+
+impl Need {
+    /// Of an import, by its full name, of a component that answers `questions`.
+    pub(crate) fn of(import: &str, questions: Questions) -> Self {
+        if import.starts_with("wasi:") {
+            return if wasi::known(import) { Self::Wasi } else { Self::Unknown };
+        }
+        let Some(interface) = INTERFACES.iter().find(|interface| full_name(interface.name) == import) else {
+            return Self::Unknown;
+        };
+        match interface.name {
+            KV => return Self::Kv,
+            HTTP_CLIENT if questions.tunnel => return Self::Waits,
+            HTTP_CLIENT => return Self::Http,
+            _ => {}
+        }
+        let belongs = interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked);
+        if belongs { Self::Nothing } else { Self::Question }
+    }
+
+    /// Why an import of this kind is refused that has not got what it takes; `None` where it takes nothing.
+    pub fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Kv => Some("was not granted; set grants.kv, as in kv = \"1MiB\""),
+            Self::Wasi => Some("was not granted; set grants.wasi = true, or build it without WASI"),
+            Self::Http => Some("was not granted; set grants.http, as in http = { clusters = [\"auth\"] }"),
+            Self::Waits => Some("a tunnel-router cannot wait for; answer that question in a component of its own"),
+            Self::Question => Some("belongs to a question that it does not answer"),
+            Self::Unknown => Some("this gateway does not have"),
+        }
+    }
+}
+
 /// Names the import that is unknown, not granted, or not of this component's questions.
 fn check_imports(
     runtime: &Runtime,
@@ -126,35 +171,16 @@ fn check_imports(
     questions: Questions,
     granted: Granted,
 ) -> Result<(), LoadError> {
-    let refuse = |import: &str, why: &str| Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });
     for (import, _) in component.component_type().imports(&runtime.engine) {
-        if import.starts_with("wasi:") {
-            if !granted.wasi {
-                return refuse(import, "was not granted; set grants.wasi = true, or build it without WASI");
-            }
-            if wasi::known(import) {
-                continue;
-            }
-            return refuse(import, "this gateway does not have");
-        }
-        let known = INTERFACES.iter().find(|interface| full_name(interface.name) == import);
-        match known {
-            Some(interface) if interface.name == KV && !granted.kv => {
-                return refuse(import, "was not granted; set grants.kv, as in kv = \"1MiB\"");
-            }
-            Some(interface) if interface.name == HTTP_CLIENT && granted.http == Http::No => {
-                return refuse(import, "was not granted; set grants.http, as in http = { clusters = [\"auth\"] }");
-            }
-            Some(interface) if interface.name == HTTP_CLIENT && questions.tunnel => {
-                return refuse(
-                    import,
-                    "a tunnel-router cannot wait for; answer that question in a component of its own",
-                );
-            }
-            Some(interface)
-                if interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked) => {}
-            Some(_) => return refuse(import, "belongs to a question that it does not answer"),
-            None => return refuse(import, "this gateway does not have"),
+        let need = Need::of(import, questions);
+        let met = match need {
+            Need::Kv => granted.kv,
+            Need::Wasi => granted.wasi,
+            Need::Http => granted.http != Http::No,
+            Need::Nothing | Need::Waits | Need::Question | Need::Unknown => false,
+        };
+        if let Some(why) = need.refusal().filter(|_| !met) {
+            return Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });
         }
     }
     Ok(())

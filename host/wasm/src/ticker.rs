@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use wasmtime::{Engine, EngineWeak};
 
 /// How far apart looks at a running guest are.
-pub(crate) const TICK: Duration = Duration::from_millis(1);
+pub const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a call before the thread parks: a busy gateway must not pay for waking it up with each decision.
 const LINGER: u32 = 100;
 
 /// The callers' handle.
 #[derive(Debug)]
-pub(crate) struct Ticker {
+pub struct Ticker {
     begun: AtomicU64,
     ended: AtomicU64,
     parked: AtomicBool,
@@ -24,7 +24,7 @@ pub(crate) struct Ticker {
 
 impl Ticker {
     /// Ends by itself when the engine is gone.
-    pub(crate) fn start(engine: &Engine) -> std::io::Result<Arc<Self>> {
+    pub fn start(engine: &Engine) -> std::io::Result<Arc<Self>> {
         let (send, receive) = std::sync::mpsc::channel::<Weak<Self>>();
         let engine = engine.weak();
         let handle = std::thread::Builder::new().name("epoch".to_owned()).spawn(move || {
@@ -45,14 +45,14 @@ impl Ticker {
     }
 
     /// A guest is about to run.
-    pub(crate) fn call_begins(&self) {
+    pub fn call_begins(&self) {
         self.begun.fetch_add(1, Ordering::SeqCst);
         if self.parked.load(Ordering::SeqCst) {
             self.thread.unpark();
         }
     }
 
-    pub(crate) fn call_ends(&self) {
+    pub fn call_ends(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 }

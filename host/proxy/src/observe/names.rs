@@ -38,10 +38,11 @@ pub const TUNNELS: &str = "tidegate_tunnels_total";
 pub const HELLOS_UNHEARD: &str = "tidegate_client_hellos_unheard_total";
 /// Tunnels open now. From `exchange::upgrade` and `tunnel`.
 pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
-/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams`.
+/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams` and
+/// `tunnel::datagrams`.
 pub const UDP_DATAGRAMS: &str = "tidegate_udp_datagrams_total";
-/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`). From
-/// `relay::datagrams` and `codec::http3`.
+/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`,
+/// `no_session`, `unsent`). From `relay::datagrams`, `tunnel::datagrams` and `codec::http3`.
 pub const UDP_DATAGRAMS_DROPPED: &str = "tidegate_udp_datagrams_dropped_total";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
@@ -140,6 +141,17 @@ pub const PLUGIN_LOG_DROPPED: &str = "tidegate_plugin_log_lines_dropped_total";
 pub const PLUGIN_KV_BYTES: &str = "tidegate_plugin_kv_bytes";
 /// Entries of `kv` that had to make room, by plugin. From the plugin's namespace.
 pub const PLUGIN_KV_EVICTED: &str = "tidegate_plugin_kv_evicted_total";
+/// Requests that a component answered or failed, by cluster. From the component's statistics.
+pub const COMPONENT_REQUESTS: &str = "tidegate_component_requests_total";
+/// Requests that a component failed, by cluster and cause (`trap`, `memory`, `cpu_time`, `timeout`, `no_answer`, `error`,
+/// `full`). From the component's statistics.
+pub const COMPONENT_FAULTS: &str = "tidegate_component_faults_total";
+/// Live instances, by cluster. From the component's statistics.
+pub const COMPONENT_INSTANCES: &str = "tidegate_component_instances";
+/// CPU time of a component's instances, seconds, by cluster. From the component's statistics.
+pub const COMPONENT_CPU: &str = "tidegate_component_cpu_seconds_total";
+/// Log lines beyond what a component may write, by cluster. From the component's statistics.
+pub const COMPONENT_LOG_DROPPED: &str = "tidegate_component_log_lines_dropped_total";
 /// Calls of a plugin to clusters, by plugin and outcome. From the plugin's statistics.
 pub const PLUGIN_CALLOUTS: &str = "tidegate_plugin_callouts_total";
 /// The time of each that was sent, seconds, by plugin. From the plugin's statistics.
@@ -164,3 +176,17 @@ pub const CONFLICTING_CLAIMS: &str = "tidegate_forwarding_conflicts_total";
 pub const GENERATION: &str = "tidegate_config_generation";
 /// Reloads, by outcome (`ok`, `refused`). From reload.
 pub const RELOADS: &str = "tidegate_reloads_total";
+/// 1 while a steer's rules are in the kernel, by steer. From steering.
+pub const STEER_INSTALLED: &str = "tidegate_steer_installed";
+/// Changes of a steer's rules, by steer and outcome (`applied`, `failed`). From steering.
+pub const STEER_CHANGES: &str = "tidegate_steer_changes_total";
+/// Flows that an endpoint was chosen for, by steer and endpoint. From the kernel's counters.
+pub const STEER_FLOWS: &str = "tidegate_steer_flows_total";
+/// Packets, by steer, endpoint and direction (`to_endpoint`; `to_client` with NAT only). From the kernel's counters.
+pub const STEER_PACKETS: &str = "tidegate_steer_packets_total";
+/// Their bytes, by the same. From the kernel's counters.
+pub const STEER_BYTES: &str = "tidegate_steer_bytes_total";
+/// Packets dropped because no endpoint could take them, by steer. From the kernel's counters.
+pub const STEER_UNSERVED: &str = "tidegate_steer_unserved_packets_total";
+/// Flows that connection tracking forgot because their endpoint was down, by steer. From steering.
+pub const STEER_MOVED: &str = "tidegate_steer_flows_moved_total";

@@ -14,6 +14,7 @@ use super::quic::Endpoints;
 use crate::body::{Awaiting, Length, Outgoing};
 use crate::codec::{http1, http2, http3};
 use crate::exchange::OutgoingHead;
+use crate::origin::{MemoryStream, Origin};
 use crate::snapshot::{PoolSettings, UpstreamProtocol};
 use crate::stream::{Stream, Transport};
 use crate::timer::{Deadline, Timers};
@@ -110,6 +111,11 @@ pub(crate) async fn connect(
             Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {:?}", settings.connect_timeout)))
         }
     }
+}
+
+/// Connects to an origin within this process.
+pub(crate) fn connect_within(origin: &Arc<dyn Origin>) -> Connected {
+    over_http1(Stream::new(Transport::Memory(MemoryStream::connect(origin))))
 }
 
 /// A connection of its own, for a tunnel: over TLS where the cluster has it, with `alpn` as all that is offered.

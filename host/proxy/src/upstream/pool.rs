@@ -22,7 +22,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Notify, oneshot};
 
 use super::advertised::Advertised;
-use super::connect::{Connected, Multiplexed, connect, connect_alone, connect_tcp, http1_over};
+use super::connect::{Connected, Multiplexed, connect, connect_alone, connect_tcp, connect_within, http1_over};
 use super::quic::Endpoints;
 use super::tls::ClientTls;
 use super::udp;
@@ -31,7 +31,8 @@ use crate::clock::Lately;
 use crate::codec::http1;
 use crate::exchange::OutgoingHead;
 use crate::observe::WorkerMetrics;
-use crate::snapshot::{PoolSettings, UpstreamProtocol};
+use crate::origin::Origin;
+use crate::snapshot::{Cluster, PoolSettings, UpstreamProtocol};
 use crate::stream::Stream;
 use crate::timer::{Deadline, Timers};
 
@@ -48,6 +49,7 @@ pub(super) struct Pool {
     address: SocketAddr,
     settings: PoolSettings,
     tls: Option<Arc<ClientTls>>,
+    origin: Option<Arc<dyn Origin>>,
     shared: Rc<Shared>,
     state: RefCell<State>,
     /// No snapshot names it any more: nothing is kept.
@@ -192,13 +194,10 @@ impl State {
 }
 
 impl Pool {
-    pub(super) fn new(
-        address: SocketAddr,
-        settings: PoolSettings,
-        tls: Option<Arc<ClientTls>>,
-        shared: Rc<Shared>,
-    ) -> Rc<Self> {
-        Rc::new(Self { address, settings, tls, shared, state: RefCell::default(), retired: Cell::new(false) })
+    /// The pool of the endpoint of `cluster` at `address`.
+    pub(super) fn new(address: SocketAddr, cluster: &Cluster, shared: Rc<Shared>) -> Rc<Self> {
+        let (settings, tls, origin) = (cluster.pool.clone(), cluster.tls.clone(), cluster.origin.clone());
+        Rc::new(Self { address, settings, tls, origin, shared, state: RefCell::default(), retired: Cell::new(false) })
     }
 
     /// An open connection with room for one request, if there is one to be had without a wait.
@@ -400,7 +399,10 @@ impl Pool {
         metrics.upstream_connections.add(1);
         let header = client.as_ref().map(Advertised::header);
         let (tls, shared) = (self.tls.as_deref(), &self.shared);
-        let connected = connect(self.address, &self.settings, tls, header, &shared.quic, &shared.timers).await;
+        let connected = match &self.origin {
+            Some(origin) => Ok(connect_within(origin)),
+            None => connect(self.address, &self.settings, tls, header, &shared.quic, &shared.timers).await,
+        };
         seat.connected();
         let connected = connected.inspect_err(|_| metrics.upstream_connect_failed.add(1))?;
         metrics.upstream_connections_active.add(1);
@@ -488,6 +490,9 @@ impl Pool {
 
     /// The right to a connection that nobody shares, at once or not at all.
     fn seat_alone(self: &Rc<Self>, client: &For) -> Result<Seat, Fault> {
+        if self.origin.is_some() {
+            return Err(Fault::new(Cause::ConnectFailed, "an origin within this process takes no tunnels"));
+        }
         let free = |state: &State| state.connections < self.settings.max_connections;
         if !free(&self.state.borrow()) && !self.state.borrow().idle.is_empty() {
             // The longest idle makes room, unless somebody waits for it.

@@ -4,22 +4,24 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tidegate_config::{
-    BalanceBy, CheckKind as ConfigCheckKind, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, HashKey,
-    ProxyProtocol,
+    BalanceBy, CheckKind as ConfigCheckKind, Cluster as ClusterConfig, ClusterProtocol, ClusterTls, EndpointSpec,
+    HashKey, ProxyProtocol,
 };
 use tidegate_policy::native::{HashOn, LeastRequest, Maglev, PeakEwma, RetryBudget, RoundRobin};
 use tidegate_policy::{
     Balancer, Breaker, EjectionRules, Endpoint, EndpointSet, EndpointState, HealthRules, SetHealth, Thresholds,
 };
 use tidegate_proxy::snapshot::{Cluster, PoolSettings, ProxyFields, SendProxyHeader, UpstreamProtocol};
-use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck, Owner};
+use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck, Origin, Owner};
 
+use super::components::{self, Components};
 use super::{Files, Scope};
 
 /// A cluster, and what its TLS was made of.
 pub(super) struct Kept {
     pub(super) cluster: Arc<Cluster>,
     tls: Option<TlsSource>,
+    pub(super) component: Option<Arc<components::Answering>>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,18 +33,18 @@ struct TlsSource {
     files: Files,
 }
 
-pub(super) fn compile(scope: &mut Scope<'_>) -> HashMap<String, Kept> {
+pub(super) fn compile(scope: &mut Scope<'_>, components: &Components) -> HashMap<String, Kept> {
     let config = scope.config;
     let mut clusters = HashMap::new();
     for cluster in &config.clusters {
-        if let Some(kept) = compile_one(scope, cluster) {
+        if let Some(kept) = compile_one(scope, cluster, components) {
             clusters.insert(cluster.name.clone(), kept);
         }
     }
     clusters
 }
 
-fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
+fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig, components: &Components) -> Option<Kept> {
     let protocol = match config.protocol {
         ClusterProtocol::Auto => UpstreamProtocol::Auto,
         ClusterProtocol::Http1 => UpstreamProtocol::Http1,
@@ -55,6 +57,10 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
             let (tls, source) = client_tls(scope, config, tls, protocol)?;
             (Some(tls), Some(source))
         }
+    };
+    let component = match &config.component {
+        None => None,
+        Some(component) => Some(components.load(scope, config, component)?),
     };
     let set = endpoints(scope, config);
     let on = match &config.balance.on {
@@ -95,6 +101,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
             proxy_protocol: send_proxy_header(&config.proxy_protocol),
         },
         tls,
+        origin: component.clone().map(|component| component as Arc<dyn Origin>),
         balancer,
         plugin,
         maglev,
@@ -106,7 +113,7 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig) -> Option<Kept> {
             previous.map(|previous| &previous.cluster.breaker),
         ),
     };
-    Some(Kept { cluster: Arc::new(cluster), tls: source })
+    Some(Kept { cluster: Arc::new(cluster), tls: source, component })
 }
 
 fn send_proxy_header(config: &ProxyProtocol) -> Option<SendProxyHeader> {
@@ -144,9 +151,17 @@ fn endpoints(scope: &Scope<'_>, config: &ClusterConfig) -> Arc<EndpointSet> {
     let mut states: HashMap<_, _> = known.map(|endpoint| (endpoint.address, endpoint.state.clone())).collect();
     let awaits = config.health.as_ref().is_some_and(|health| !health.initially_healthy);
     let fresh = || Arc::new(if awaits { EndpointState::awaited() } else { EndpointState::default() });
+    let within = config.component.as_ref().map(|component| EndpointSpec {
+        line: component.line,
+        address: components::NOWHERE,
+        weight: 1,
+        zone: None,
+        labels: Vec::new(),
+    });
     let endpoints = config
         .endpoints
         .iter()
+        .chain(&within)
         .map(|endpoint| Endpoint {
             address: endpoint.address,
             weight: endpoint.weight,
@@ -190,6 +205,7 @@ fn health_check(health: &tidegate_config::HealthCheck) -> HealthCheck {
             }
             ConfigCheckKind::Grpc { service, host } => CheckKind::Grpc { service, host },
         },
+        port: health.port,
         interval: health.interval,
         timeout: health.timeout,
         jitter: health.jitter,

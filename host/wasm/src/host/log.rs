@@ -34,7 +34,7 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
 }
 
 /// A guest writes one line: with line ends or escape sequences it could forge those of others.
-fn one_line(message: &str) -> Cow<'_, str> {
+pub fn one_line(message: &str) -> Cow<'_, str> {
     // The separators of Unicode end a line in some viewers.
     let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     if !message.contains(breaks) {

@@ -129,6 +129,7 @@ fn gateway_with(limits: Limits, after: &'static str, answer: impl Into<Vec<u8>>)
         set,
         pool,
         tls: None,
+        origin: None,
         check: None,
         breaker: Breaker::default(),
     });
