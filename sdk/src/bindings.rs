@@ -13,6 +13,7 @@ pub mod facts {
             import tidegate:policy/attempt@0.1.0; import tidegate:policy/log@0.1.0;
             import tidegate:policy/clock@0.1.0; import tidegate:policy/random@0.1.0;
             import tidegate:policy/metrics@0.1.0; import tidegate:policy/kv@0.1.0;
+            import tidegate:policy/http-client@0.1.0;
         }",
         world: "tidegate:sdk/facts",
         generate_all,
@@ -63,6 +64,11 @@ question!(
 question!(retry, "tidegate:sdk/retry-part",
     "package tidegate:sdk; world retry-part { export tidegate:policy/retry@0.1.0; }",
     "tidegate:policy/types@0.1.0" => types);
+question!(
+    tunnel_router,
+    "tidegate:sdk/tunnel-router-part",
+    "package tidegate:sdk; world tunnel-router-part { export tidegate:policy/tunnel-router@0.1.0; }",
+);
 
 use facts::tidegate::policy::types;
 
@@ -96,5 +102,14 @@ pub fn verdict(verdict: crate::Verdict) -> retry::exports::tidegate::policy::ret
         crate::Verdict::Stop => Verdict::Stop,
         crate::Verdict::Again(pause) => Verdict::Again(nanos(pause)),
         crate::Verdict::Elsewhere(pause) => Verdict::Elsewhere(nanos(pause)),
+    }
+}
+
+pub fn tunnel_answer(route: crate::TunnelRoute) -> tunnel_router::exports::tidegate::policy::tunnel_router::Answer {
+    use tunnel_router::exports::tidegate::policy::tunnel_router::Answer;
+    match route {
+        crate::TunnelRoute::Pass => Answer::Pass,
+        crate::TunnelRoute::Forward(cluster) => Answer::Forward(cluster),
+        crate::TunnelRoute::Refuse => Answer::Refuse,
     }
 }

@@ -126,6 +126,25 @@ macro_rules! retry {
     };
 }
 
+/// Exports a [`TunnelRouter`](crate::TunnelRouter) as the component's answer to `route` of `tunnel-router`.
+#[macro_export]
+macro_rules! tunnel_router {
+    ($policy:ty) => {
+        $crate::__export!($policy, tunnel_router, {
+            impl $crate::bindings::tunnel_router::exports::tidegate::policy::tunnel_router::Guest for Component {
+                fn route() -> $crate::bindings::tunnel_router::exports::tidegate::policy::tunnel_router::Answer {
+                    POLICY.with(|policy| {
+                        policy.ask(|policy| {
+                            let answer = $crate::TunnelRouter::route(policy, &$crate::Connection::current());
+                            $crate::bindings::tunnel_answer(answer)
+                        })
+                    })
+                }
+            }
+        });
+    };
+}
+
 /// What all export macros share: nothing natively; in a guest the component and its configuration.
 #[doc(hidden)]
 #[macro_export]

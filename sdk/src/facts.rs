@@ -8,7 +8,7 @@ mod source;
 #[path = "facts/native.rs"]
 mod source;
 
-pub(crate) use source::kv;
+pub(crate) use source::{http_client, kv};
 pub use source::{log, metrics};
 
 use std::net::{IpAddr, SocketAddr};
@@ -99,14 +99,19 @@ impl Request {
 
     /// Where it came on.
     pub fn connection(&self) -> Connection {
-        Connection(())
+        Connection::current()
     }
 }
 
-/// The connection a request came on. Not for retry policies, whose world has none.
+/// The connection a request came on, or one that is not decrypted. Not for retry policies, whose world has none.
 pub struct Connection(());
 
 impl Connection {
+    #[doc(hidden)]
+    pub fn current() -> Self {
+        Self(())
+    }
+
     /// The other end of the socket.
     pub fn peer(&self) -> SocketAddr {
         source::peer()
@@ -130,6 +135,7 @@ impl Connection {
         source::server_name()
     }
 
+    /// The protocol agreed on; of a connection that is not decrypted, the first that its ClientHello offers.
     pub fn alpn(&self) -> Option<String> {
         source::alpn()
     }

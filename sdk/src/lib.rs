@@ -42,6 +42,7 @@ mod arena;
 pub mod bindings;
 mod export;
 mod facts;
+pub mod http_client;
 pub mod kv;
 mod questions;
 #[cfg(not(target_arch = "wasm32"))]
@@ -55,8 +56,8 @@ static ALLOCATOR: arena::Arena = arena::Arena::new();
 #[doc(hidden)]
 pub use export::Holder;
 pub use facts::{Attempt, Connection, Endpoints, Forward, Identity, Request, log, metrics, now, random, wall};
-pub use questions::{Balancer, Forwarding, Policy, Retry, Router};
+pub use questions::{Balancer, Forwarding, Policy, Retry, Router, TunnelRouter};
 pub use types::{
     Buffering, Cause, Choice, EditError, Element, Families, HttpVersion, Level, Node, Proof, Response, Route, Scheme,
-    Verdict,
+    TunnelRoute, Verdict,
 };

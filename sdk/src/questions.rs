@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::{Attempt, Choice, Endpoints, Forward, Identity, Request, Route, Verdict};
+use crate::{Attempt, Choice, Connection, Endpoints, Forward, Identity, Request, Route, TunnelRoute, Verdict};
 
 /// A policy, made once per instance from its settings.
 pub trait Policy: Sized + 'static {
@@ -126,4 +126,42 @@ pub trait Forwarding: Policy {
 /// ```
 pub trait Retry: Policy {
     fn decide(&mut self, request: &Request, attempt: &Attempt, endpoints: &Endpoints) -> Verdict;
+}
+
+/// Answers where a connection goes that the gateway does not decrypt: once, before any upstream is touched.
+///
+/// ```
+/// use tidegate_sdk::testing::Question;
+/// use tidegate_sdk::{Connection, Policy, TunnelRoute, TunnelRouter};
+///
+/// /// `NAME.shops.example` goes to the cluster `shop-NAME`; who names nothing goes nowhere.
+/// struct Shops;
+///
+/// impl Policy for Shops {
+///     type Settings = serde::de::IgnoredAny;
+///     fn new(_: Self::Settings) -> Result<Self, String> {
+///         Ok(Self)
+///     }
+/// }
+///
+/// impl TunnelRouter for Shops {
+///     fn route(&mut self, connection: &Connection) -> TunnelRoute {
+///         let Some(name) = connection.server_name() else { return TunnelRoute::Refuse };
+///         match name.strip_suffix(".shops.example") {
+///             Some(shop) => TunnelRoute::Forward(format!("shop-{shop}")),
+///             None => TunnelRoute::Pass,
+///         }
+///     }
+/// }
+///
+/// tidegate_sdk::tunnel_router!(Shops);
+///
+/// let ask = |name: &str| Question::connection(name).tunnel(&mut Shops);
+/// assert_eq!(ask("tea.shops.example"), TunnelRoute::Forward("shop-tea".into()));
+/// assert_eq!(ask("other.example"), TunnelRoute::Pass);
+/// let mut nameless = Question { server_name: None, ..Question::connection("") };
+/// assert_eq!(nameless.tunnel(&mut Shops), TunnelRoute::Refuse);
+/// ```
+pub trait TunnelRouter: Policy {
+    fn route(&mut self, connection: &Connection) -> TunnelRoute;
 }

@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::{
-    Attempt, Balancer, Buffering, Cause, Choice, Element, Endpoints, Families, Forward, Forwarding, HttpVersion,
-    Identity, Node, Proof, Request, Retry, Route, Router, Scheme, Verdict,
+    Attempt, Balancer, Buffering, Cause, Choice, Connection, Element, Endpoints, Families, Forward, Forwarding,
+    HttpVersion, Identity, Node, Proof, Request, Response, Retry, Route, Router, Scheme, TunnelRoute, TunnelRouter,
+    Verdict, http_client,
 };
 
 /// An endpoint of a made-up cluster.
@@ -55,6 +58,19 @@ pub struct Edited {
     pub families: Option<Families>,
 }
 
+/// What a call comes to.
+type Called = Result<Response, http_client::Error>;
+
+/// What stands in for a cluster that a policy calls: see [`Question::origin`].
+#[derive(Clone)]
+pub struct Origin(pub(crate) Rc<dyn Fn(&http_client::Request) -> Called>);
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origin")
+    }
+}
+
 /// A question with all its facts. Fields without a method are set directly.
 #[derive(Clone, Debug)]
 pub struct Question {
@@ -93,6 +109,10 @@ pub struct Question {
     /// What `kv` has: values, and when they end, by `now`.
     pub kv: BTreeMap<String, (Vec<u8>, Option<Duration>)>,
     pub edited: Edited,
+    /// What was called out, in order.
+    pub called: Vec<http_client::Request>,
+    /// By cluster.
+    pub origins: BTreeMap<String, Origin>,
 }
 
 impl Question {
@@ -138,11 +158,20 @@ impl Question {
             random: 1,
             kv: BTreeMap::new(),
             edited: Edited::default(),
+            called: Vec::new(),
+            origins: BTreeMap::new(),
         }
     }
 
     pub fn get(target: &str) -> Self {
         Self::new("GET", target)
+    }
+
+    /// A connection that is not decrypted and whose ClientHello names `server_name`, from 192.0.2.7. For the gateway's native
+    /// side it is a `CONNECT` to that name.
+    pub fn connection(server_name: &str) -> Self {
+        let (server_name, authority) = (Some(server_name.to_owned()), server_name.to_owned());
+        Self { authority, server_name, ..Self::new("CONNECT", "") }
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -152,6 +181,16 @@ impl Question {
 
     pub fn response_header(mut self, name: &str, value: &str) -> Self {
         self.response_headers.push((name.to_owned(), value.as_bytes().to_owned()));
+        self
+    }
+
+    /// What `http_client` gets from a cluster; those without one are not granted.
+    pub fn origin(
+        mut self,
+        cluster: &str,
+        answer: impl Fn(&http_client::Request) -> Result<Response, http_client::Error> + 'static,
+    ) -> Self {
+        self.origins.insert(cluster.to_owned(), Origin(Rc::new(answer)));
         self
     }
 
@@ -184,6 +223,11 @@ impl Question {
     /// Asks a retry policy.
     pub fn decide(&mut self, policy: &mut impl Retry) -> Verdict {
         self.ask(|| policy.decide(&Request::current(), &Attempt::current(), &Endpoints::current()))
+    }
+
+    /// Asks a tunnel router.
+    pub fn tunnel(&mut self, policy: &mut impl TunnelRouter) -> TunnelRoute {
+        self.ask(|| policy.route(&Connection::current()))
     }
 
     fn ask<T>(&mut self, ask: impl FnOnce() -> T) -> T {

@@ -28,6 +28,17 @@ pub enum Route {
     Respond(Response),
 }
 
+/// Where a connection goes that the gateway does not decrypt.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TunnelRoute {
+    /// No opinion: the listener's routes decide.
+    Pass,
+    /// To the cluster of this name.
+    Forward(String),
+    /// Closed at once, without a word.
+    Refuse,
+}
+
 /// A response that the gateway sends in the policy's name.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Response {

@@ -159,8 +159,8 @@ async fn who_fails_fails_alone() {
     assert_eq!(faults(&gateway, "trap").await, 3.0);
     done.store(true, Ordering::Relaxed);
     let slowest = neighbour.await.expect("the neighbour is served");
-    // The one that loops does so for a second of CPU time, which is more on a busy machine.
-    assert!(slowest < Duration::from_millis(400), "a neighbour waited {slowest:?}");
+    // The one that loops does so for a second of CPU time: who waits for its turns waits for a few of them.
+    assert!(slowest < Duration::from_millis(150), "a neighbour waited {slowest:?}");
     none_lives(&gateway).await;
 }
 

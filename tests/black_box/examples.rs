@@ -5,11 +5,22 @@ use std::path::Path;
 use http::{Method, Response, Version};
 use tidegate_tests::certs::Authority;
 use tidegate_tests::gateway::{root, run};
+use tidegate_tests::lab::{Lab, PORT, Wiring};
 use tidegate_tests::origin::full;
 use tidegate_tests::{Client, Gateway, Origin};
 
-const EXAMPLES: [&str; 7] =
-    ["edge-function", "edge-tls", "first-steps", "l4-proxy", "rust-policy", "sni-passthrough", "tenants"];
+const EXAMPLES: [&str; 10] = [
+    "dsr",
+    "edge-function",
+    "edge-tls",
+    "ext-authz",
+    "first-steps",
+    "l4-proxy",
+    "nat",
+    "rust-policy",
+    "sni-passthrough",
+    "tenants",
+];
 
 /// Which their readers make.
 const NEED_CERTIFICATES: [&str; 2] = ["edge-tls", "sni-passthrough"];
@@ -133,6 +144,30 @@ async fn tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ext_authz() {
+    let api = named("api").await;
+    let auth = Origin::answering(false, |request| {
+        let good = request.header("authorization") == Some("Bearer good");
+        let (status, name, value) =
+            if good { (200, "x-user", "somebody") } else { (401, "www-authenticate", "Bearer") };
+        Response::builder().status(status).header(name, value).body(full("")).expect("a response")
+    })
+    .await;
+    let (folder, config) = example("ext-authz", &[&api, &auth]);
+    let gateway = Gateway::start_in(folder, &config).await;
+    let client = Client::http1(gateway.edge());
+    let refused = client.send(Method::GET, "/a", &[("x-user", "forged")], "").await.expect("an answer");
+    assert_eq!((refused.status.as_u16(), refused.header("www-authenticate")), (401, Some("Bearer")));
+    let fields = [("authorization", "Bearer good"), ("x-user", "forged")];
+    let passed = client.send(Method::POST, "/a?b=c", &fields, "body").await.expect("an answer");
+    assert_eq!((passed.text().as_str(), api.last().header("x-user")), ("api", Some("somebody")));
+    assert_eq!(auth.last().header("x-original-method"), Some("POST"));
+    assert_eq!(auth.last().header("x-original-target"), Some("/a?b=c"));
+    assert_eq!(client.get("/health").await.expect("an answer").text(), "api");
+    assert_eq!(auth.record().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rust_policy() {
     let (stable, beta) = (named("stable").await, named("beta").await);
     let (folder, config) = example("rust-policy", &[&stable, &beta]);
@@ -141,6 +176,22 @@ async fn rust_policy() {
     assert_eq!(client.get("/").await.expect("an answer").text(), "stable");
     let answer = client.send(Method::GET, "/", &[("cookie", "beta=yes")], "").await.expect("an answer");
     assert_eq!((answer.text().as_str(), beta.last().header("x-beta")), ("beta", Some("yes")));
+}
+
+/// Both in a lab that has the addresses they name: the endpoints see the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nat_and_dsr() {
+    for (name, wiring, port) in [("nat", Wiring::Routed, 8080), ("dsr", Wiring::Bridged, PORT)] {
+        let Some(lab) = Lab::new(wiring, false) else { return };
+        let _services = lab.serve(port);
+        let (folder, config) = example(name, &[]);
+        let config = config.replace("\"eth0\"", "\"e0\"");
+        let _gateway = Gateway::start_under(&["ip", "netns", "exec", &lab.gateway.name], folder, &config).await;
+        for udp in [false, true] {
+            let mut flow = lab.flow(udp, PORT).expect("a flow");
+            assert_eq!(flow.ask().expect("an answer").1, lab.client_address(), "{name}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

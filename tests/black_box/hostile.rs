@@ -9,10 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate_tests::gateway::root;
+use tidegate_tests::origin::RawOrigin;
 use tidegate_tests::{Client, Gateway, Origin};
+use tokio::io::AsyncReadExt;
 
 /// Plugins that want an instance each.
 const CROWD: usize = 300;
+/// Plugins that call a service which never answers; each is sure of its own path.
+const CALLERS: usize = 4;
 /// How the others misbehave; the path is the same word.
 const HARMS: [&str; 9] = ["work", "loop", "trap", "hog", "flood_kv", "flood_log", "huge", "enormous", "recurse"];
 
@@ -20,7 +24,7 @@ pub(crate) fn guest() -> String {
     root().join("tests/guests/built/misbehave_kv.wasm").display().to_string()
 }
 
-fn config(origin: SocketAddr) -> String {
+fn config(origin: SocketAddr, silent: SocketAddr) -> String {
     let guest = guest();
     let mut config = format!(
         r#"workers = 1
@@ -31,10 +35,14 @@ address = "127.0.0.1:0"
 name = "api"
 shared = true
 endpoints = ["{origin}"]
+[[cluster]]
+name = "silent"
+shared = true
+endpoints = ["{silent}"]
 [[tenant]]
 name = "hostile"
 hosts = "hostile.test"
-limits = {{ cpu = "100ms", cpu_burst = "50ms", memory = "64MiB", instances = 8, log_lines = 20, kv = "256KiB", requests = 40 }}
+limits = {{ cpu = "100ms", cpu_burst = "50ms", memory = "64MiB", instances = 8, log_lines = 20, kv = "256KiB", requests = 40, callouts = 200, callouts_in_flight = 3 }}
 [[tenant]]
 name = "neighbour"
 hosts = "neighbour.test"
@@ -77,6 +85,27 @@ cluster = "api"
         add(harm, harm);
     }
     (0..CROWD).for_each(|index| add(&format!("crowd-{index}"), "count"));
+    for index in 0..CALLERS {
+        let _ = write!(
+            config,
+            r#"
+[[plugin]]
+name = "call-{index}"
+tenant = "hostile"
+source = "{}"
+settings = {{ cluster = "silent", times = 20, timeout_ms = 20, work = 20000 }}
+grants = {{ http = {{ clusters = ["silent"] }} }}
+limits = {{ memory = "8MiB", wait = "100ms" }}
+[[route]]
+tenant = "hostile"
+host = "hostile.test"
+path = "/call-{index}"
+router = "call-{index}"
+cluster = "api"
+"#,
+            root().join("tests/guests/built/caller_router.wasm").display()
+        );
+    }
     config
 }
 
@@ -141,7 +170,12 @@ fn attack(address: SocketAddr, paths: Vec<String>) -> (Arc<AtomicBool>, Vec<toki
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_tenant_hurts_nobody_else() {
     let origin = Origin::http1().await;
-    let gateway = Gateway::start(&config(origin.address)).await;
+    let silent = RawOrigin::start(|mut stream, _| async move {
+        let mut taken = Vec::new();
+        let _ = stream.read_to_end(&mut taken).await;
+    })
+    .await;
+    let gateway = Gateway::start(&config(origin.address, silent.address)).await;
     let (edge, time) = (gateway.edge(), Duration::from_millis(800));
     // Pools and caches are warm for both.
     neighbour(edge, Duration::from_millis(200)).await;
@@ -154,7 +188,9 @@ async fn a_hostile_tenant_hurts_nobody_else() {
     };
     row("alone", &alone);
     let crowd: Vec<String> = (0..CROWD).map(|index| format!("/crowd-{index}")).collect();
-    let attacks = HARMS.iter().map(|harm| (*harm, vec![format!("/{harm}")])).chain([("crowd", crowd)]);
+    let calls: Vec<String> = (0..CALLERS).map(|index| format!("/call-{index}")).collect();
+    let attacks =
+        HARMS.iter().map(|harm| (*harm, vec![format!("/{harm}")])).chain([("crowd", crowd), ("callouts", calls)]);
     for (harm, paths) in attacks {
         let (stop, clients) = attack(edge, paths);
         let disturbed = neighbour(edge, time).await;
@@ -196,6 +232,17 @@ async fn a_hostile_tenant_hurts_nobody_else() {
         crowded += gateway.metric(&of("tidegate_plugin_instantiations_total", &format!("crowd-{index}"))).await;
     }
     assert!(crowded > 8.0, "{crowded} instances were made in turn");
+    let (mut late, mut refused, mut active) = (0.0, 0.0, 0.0);
+    for index in 0..CALLERS {
+        let labels = |outcome: &str| format!("{{plugin=\"call-{index}\",tenant=\"hostile\",outcome=\"{outcome}\"}}");
+        let ended =
+            async |outcome: &str| gateway.metric(&format!("tidegate_plugin_callouts_total{}", labels(outcome))).await;
+        late += ended("timed_out").await;
+        refused += ended("refused").await;
+        active += gateway.metric(&of("tidegate_plugin_callouts_active", &format!("call-{index}"))).await;
+    }
+    assert!(late > 0.0 && refused > 0.0, "{late} calls went out, {refused} were beyond what the tenant may have");
+    assert_eq!(active, 0.0, "nothing goes on after its request");
     // Nobody blamed the neighbour for any of it.
     for cause in ["trap", "deadline", "memory", "exhausted", "budget", "quarantined", "invalid"] {
         let labels = format!("plugin=\"neighbour\",tenant=\"neighbour\",question=\"route\",cause=\"{cause}\"");

@@ -2,6 +2,7 @@
 
 mod admin;
 mod buffering;
+mod callouts;
 mod cli;
 mod client_cert;
 mod compression;
@@ -33,17 +34,21 @@ mod pooling;
 mod proxy_peers;
 mod proxy_protocol;
 mod proxy_upstream;
+mod quic_passthrough;
 mod reload;
 mod retry;
 mod rollout;
 mod shadow;
 mod shipping;
 mod soak;
+mod steer;
 mod streaming;
 mod tenants;
 mod timeouts;
 mod tls;
 mod tunnel;
+mod tunnel_router;
+mod udp_tunnel;
 mod websocket;
 
 use tidegate_tests::{Client, Gateway, Origin};

@@ -19,7 +19,7 @@ fn plugin(arguments: &[&str]) -> (i32, String) {
 fn new_writes_a_folder_and_spares_what_is_there() {
     let folder = tempfile::tempdir().expect("a folder");
     for language in ["rust", "go", "c", "javascript", "python"] {
-        for question in ["router", "balancer", "forwarding", "retry"] {
+        for question in ["router", "balancer", "forwarding", "retry", "tunnel-router"] {
             let place = folder.path().join(format!("{language}-{question}"));
             let name = place.to_string_lossy().into_owned();
             let (code, said) = plugin(&["new", "--lang", language, "--question", question, &name]);

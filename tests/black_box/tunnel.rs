@@ -54,8 +54,11 @@ async fn exactly(stream: &mut TcpStream, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// How the other side ended this connection.
-async fn fate(stream: &mut TcpStream) -> Result<Vec<u8>, ErrorKind> {
+/// What came until the other side ended a connection, or how it broke.
+type Fate = Result<Vec<u8>, ErrorKind>;
+type Fates = Arc<Mutex<Vec<Fate>>>;
+
+async fn fate(stream: &mut TcpStream) -> Fate {
     let mut rest = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.expect("in time");
     read.map(|_| rest).map_err(|error| error.kind())
@@ -107,7 +110,7 @@ async fn bytes_both_ways_until_both_have_ended() {
 /// Conduct "L4 full proxy", "RST propagated": both ways, and never as an end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_is_passed_on() {
-    let saw: Arc<Mutex<Vec<Result<Vec<u8>, ErrorKind>>>> = Arc::default();
+    let saw: Fates = Arc::default();
     let seen = saw.clone();
     let origin = RawOrigin::start(move |mut stream, number| {
         let seen = seen.clone();

@@ -65,11 +65,18 @@ impl Gateway {
 
     /// Starts in a folder that has files already.
     pub async fn start_in(folder: tempfile::TempDir, config: &str) -> Self {
+        Self::start_under(&[], folder, config).await
+    }
+
+    /// Starts as the last argument of another program, which becomes it, as `ip netns exec NAME` does.
+    pub async fn start_under(before: &[&str], folder: tempfile::TempDir, config: &str) -> Self {
         let file = folder.path().join("gateway.toml");
         std::fs::write(&file, whole(config)).expect("written");
         let addresses = folder.path().join("addresses.json");
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
-        let mut child = Command::new(program())
+        let mut words = before.iter().map(std::ffi::OsStr::new).chain([program().as_os_str()]);
+        let mut child = Command::new(words.next().expect("the program"))
+            .args(words)
             .args(["run", "--config"])
             .arg(&file)
             .arg("--addresses")

@@ -1,4 +1,4 @@
-//! Other people's proxies, HAProxy and nginx, in front of the gateway or behind it.
+//! Other people's proxies, HAProxy, nginx and dnsdist, in front of the gateway or behind it.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,14 @@ impl Peer {
             blocks(address.port())
         );
         Some(Self::start(&program, &["-p", ".", "-e", "stderr", "-c", "peer.conf"], &config, address).await)
+    }
+
+    /// `lines` are Lua and get the port to listen on. `None` if dnsdist is not there.
+    pub async fn dnsdist(lines: impl Fn(u16) -> String) -> Option<Self> {
+        let program = find("dnsdist")?;
+        let address = free_port();
+        let config = format!("setLocal(\"{address}\")\nsetACL(\"127.0.0.0/8\")\n{}", lines(address.port()));
+        Some(Self::start(&program, &["--supervised", "--config", "peer.conf"], &config, address).await)
     }
 
     async fn start(program: &Path, arguments: &[&str], config: &str, address: SocketAddr) -> Self {

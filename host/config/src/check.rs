@@ -10,6 +10,7 @@ use crate::reader::Source;
 use crate::route::{HeaderMatch, HostMatch, PathMatch};
 use crate::tunnel::Tunnel;
 
+mod steers;
 mod tenants;
 
 pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
@@ -17,6 +18,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     unique(source, "cluster", config.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.line)));
     unique(source, "plugin", config.plugins.iter().map(|plugin| (plugin.name.as_str(), plugin.line)));
     unique(source, "route", config.routes.iter().map(|route| (route.name.as_str(), route.line)));
+    unique(source, "steer", config.steers.iter().map(|steer| (steer.name.as_str(), steer.line)));
     unique(source, "tenant", config.tenants.iter().map(|tenant| (tenant.name.as_str(), tenant.line)));
     addresses(config, source);
     let mut used = HashSet::new();
@@ -24,6 +26,7 @@ pub(crate) fn check(config: &mut Config, source: &Source<'_>) {
     tenants::check(config, source);
     udp(config, source);
     tunnels(config, source);
+    steers::check(config, source);
     shipped(config, source);
     shadows(config, source);
     warn(config, &used);
@@ -73,12 +76,23 @@ fn references(config: &Config, source: &Source<'_>, used: &mut HashSet<String>) 
         route.destination.clusters().for_each(|name| named(route.destination_line, who(), "cluster", name));
         route.plugins().for_each(|(name, line)| named(line, who(), "plugin", name));
     }
+    for plugin in &config.plugins {
+        for (name, line) in plugin.http.iter().flat_map(|http| &http.clusters) {
+            named(*line, format!("plugin {:?}: grants.http", plugin.name), "cluster", name);
+        }
+    }
     for (listener, tunnel) in tunnelling(config) {
         let who = || format!("listener {:?}: tunnel", listener.name);
         tunnel.clusters().for_each(|(name, line)| named(line, who(), "cluster", name));
         if let Some(name) = &tunnel.router {
             named(tunnel.router_line, who(), "plugin", name);
         }
+    }
+    for steer in config.steers.iter().filter(|steer| !steer.cluster.is_empty()) {
+        named(steer.cluster_line, format!("steer {:?}", steer.name), "cluster", &steer.cluster);
+    }
+    if config.listeners.is_empty() && config.steers.is_empty() {
+        source.error(1, "there is no listener and no steer: clients could not connect anywhere");
     }
     if config.routes.is_empty() && config.listeners.iter().any(Listener::speaks_http) {
         source.error(1, "there is no route: requests would go nowhere");
@@ -224,7 +238,7 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
             warn(plugin.line, format!("plugin {:?} is never used", plugin.name));
         }
     }
-    for (line, message) in tenants::warnings(config) {
+    for (line, message) in tenants::warnings(config).into_iter().chain(steers::warnings(config)) {
         warn(line, message);
     }
     config.warnings = warnings;

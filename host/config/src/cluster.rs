@@ -39,7 +39,30 @@ pub struct Cluster {
     pub panic_threshold: f64,
     pub slow_start: Option<Duration>,
     pub breaker: CircuitBreaker,
+    /// Keys that were written and are about connections and requests of the gateway's own, with their lines.
+    pub of_requests: Vec<(&'static str, usize)>,
 }
+
+/// What has a meaning only where the gateway connects to the endpoints itself, checks apart.
+const OF_REQUESTS: [&str; 17] = [
+    "protocol",
+    "balance",
+    "idle_timeout",
+    "max_connection_age",
+    "max_requests_per_connection",
+    "max_connections",
+    "max_streams_per_connection",
+    "max_pending",
+    "pending_timeout",
+    "max_requests",
+    "proxy_protocol",
+    "proxy_tlvs",
+    "retry_budget",
+    "tls",
+    "ejection",
+    "slow_start",
+    "circuit_breaker",
+];
 
 #[derive(Clone, Debug)]
 pub struct EndpointSpec {
@@ -166,6 +189,11 @@ impl Cluster {
             panic_threshold: share(section, "cluster", "panic_threshold"),
             slow_start,
             breaker: CircuitBreaker::read(&section.section("circuit_breaker")),
+            of_requests: OF_REQUESTS
+                .into_iter()
+                .filter(|key| section.has(key))
+                .map(|key| (key, section.line_of(key)))
+                .collect(),
         }
     }
 }
@@ -277,6 +305,6 @@ pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-fn is_prime(number: u64) -> bool {
+pub(crate) fn is_prime(number: u64) -> bool {
     number > 1 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }

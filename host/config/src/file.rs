@@ -9,6 +9,7 @@ use crate::listener::Listener;
 use crate::plugin::Plugin;
 use crate::registry::Registry;
 use crate::route::Route;
+use crate::steer::Steer;
 use crate::tenant::Tenant;
 
 /// A configuration that is whole in itself: every name in it is defined. Whether its files can be read and its plugins
@@ -19,6 +20,7 @@ pub struct Config {
     pub gateway: Gateway,
     pub listeners: Vec<Listener>,
     pub clusters: Vec<Cluster>,
+    pub steers: Vec<Steer>,
     pub plugins: Vec<Plugin>,
     pub registry: Registry,
     pub tenants: Vec<Tenant>,

@@ -9,6 +9,8 @@ use crate::reader::Section;
 #[derive(Clone, Debug)]
 pub struct HealthCheck {
     pub kind: CheckKind,
+    /// In place of the endpoint's.
+    pub port: Option<u16>,
     pub interval: Duration,
     pub timeout: Duration,
     /// Each interval is longer by up to this share of it.
@@ -102,6 +104,7 @@ impl HealthCheck {
         }
         Self {
             kind,
+            port: section.number("port", 1, 65_535).map(|port| port as u16),
             interval,
             timeout: section.time("timeout"),
             jitter: share(section, "cluster.health", "jitter"),

@@ -17,6 +17,7 @@ mod plugin;
 mod reader;
 mod registry;
 mod route;
+mod steer;
 mod tenant;
 mod tunnel;
 mod units;
@@ -34,11 +35,12 @@ pub use listener::{
     AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
 };
 pub use load::{load, parse};
-pub use plugin::{Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
+pub use plugin::{Http, Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
 pub use registry::{OnLoadFailure, Pull, Registry, RegistryCredentials, Shipped};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,
 };
+pub use steer::{Steer, SteerAffinity, SteerMode};
 pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};
 pub use tunnel::{Tunnel, TunnelRoute};

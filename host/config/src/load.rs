@@ -14,6 +14,7 @@ use crate::plugin::Plugin;
 use crate::reader::{Section, Source};
 use crate::registry::Registry;
 use crate::route::Route;
+use crate::steer::Steer;
 use crate::tenant::Tenant;
 
 /// Reads and checks a file.
@@ -47,6 +48,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
     let gateway = Gateway::read(&root.section("gateway"));
     let listeners = root.sections("listener").iter().map(Listener::read).collect();
     let clusters = root.sections("cluster").iter().map(Cluster::read).collect();
+    let steers = root.sections("steer").iter().map(Steer::read).collect();
     let registry = Registry::read(&root.section("registry"));
     let plugins = root.sections("plugin").iter().map(|plugin| Plugin::read(plugin, &registry)).collect();
     let tenants = root.sections("tenant").iter().map(Tenant::read).collect();
@@ -57,6 +59,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Errors> {
         gateway,
         listeners,
         clusters,
+        steers,
         plugins,
         registry,
         tenants,

@@ -38,6 +38,21 @@ pub struct Plugin {
     pub instances: Option<u64>,
     pub log_lines: u32,
     pub kv: Option<Kv>,
+    pub http: Option<Http>,
+    /// For all calls of a decision.
+    pub wait: Duration,
+    pub callouts: Option<u32>,
+}
+
+/// What a plugin may call.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Http {
+    pub line: usize,
+    /// And the line of each.
+    pub clusters: Vec<(String, usize)>,
+    pub max_request: u64,
+    pub max_response: u64,
+    pub max_in_flight: u64,
 }
 
 /// Another version of a plugin: all but this is the plugin's.
@@ -157,6 +172,32 @@ impl Plugin {
             instances: limits.has("instances").then(|| limits.number("instances", 1, 1_000_000)).flatten(),
             log_lines: limits.number("log_lines", 1, 1_000_000).unwrap_or(1) as u32,
             kv: Kv::read(&grants),
+            http: grants.optional_section("http").map(|http| Http::read(&http)),
+            wait: limits.time("wait"),
+            callouts: limits
+                .has("callouts")
+                .then(|| limits.number("callouts", 1, u64::from(u32::MAX)))
+                .flatten()
+                .map(|callouts| callouts as u32),
+        }
+    }
+}
+
+/// What passes between host and guest in one call is less than two mebibytes.
+const MOST_HTTP: u64 = 1024 * 1024;
+
+impl Http {
+    fn read(section: &Section<'_>) -> Self {
+        let clusters = section.texts("clusters");
+        if clusters.is_empty() && section.has("clusters") {
+            section.error(section.line_of("clusters"), "grants.http: clusters is empty; leave http out to grant none");
+        }
+        Self {
+            line: section.line,
+            clusters,
+            max_request: section.size("max_request", 0, MOST_HTTP),
+            max_response: section.size("max_response", 0, MOST_HTTP),
+            max_in_flight: section.number("max_in_flight", 1, 1_000_000).unwrap_or(1),
         }
     }
 }

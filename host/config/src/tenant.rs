@@ -26,6 +26,8 @@ pub struct TenantLimits {
     pub log_lines: Option<u32>,
     /// Bytes; 0 for none.
     pub kv: u64,
+    pub callouts: Option<u32>,
+    pub callouts_in_flight: Option<u64>,
     pub requests: Option<u32>,
 }
 
@@ -86,6 +88,8 @@ impl TenantLimits {
             instances: bound("instances", 1_000_000),
             log_lines: bound("log_lines", 1_000_000).map(|lines| lines as u32),
             kv: section.size_or_off("kv").unwrap_or(0),
+            callouts: bound("callouts", u64::from(u32::MAX)).map(|callouts| callouts as u32),
+            callouts_in_flight: bound("callouts_in_flight", 1_000_000),
             // The last value stands for no bound.
             requests: bound("requests", u64::from(u32::MAX) - 1).map(|requests| requests as u32),
         }

@@ -118,6 +118,25 @@ pub fn questions() -> Vec<Rc<Asked>> {
     all
 }
 
+/// A connection that is not decrypted and whose ClientHello names this.
+pub fn tunnel_to(server_name: Option<&str>) -> Rc<Asked> {
+    let mut head = ConnectionHead::clone(&connection());
+    head.server_name = server_name.map(Into::into);
+    let template = asked("CONNECT", "");
+    let mut request = template.request.clone();
+    request.scheme = Scheme::Https;
+    request.authority = server_name.unwrap_or_default().into();
+    request.tunnel = Some(Tunnel::Connect);
+    Rc::new(Asked {
+        connection: Rc::new(head),
+        request,
+        client: template.client,
+        received: Vec::new(),
+        notes: RefCell::default(),
+        draw: 0,
+    })
+}
+
 /// A router answers every request; what it forwards to is one of `clusters`; the same question gets the same answer.
 pub fn router(router: &dyn Router, clusters: &[&str]) {
     assert!(!router.name().is_empty());
@@ -135,6 +154,21 @@ pub fn router(router: &dyn Router, clusters: &[&str]) {
         }
         let (second, _, same) = answer();
         assert_eq!((first, edits), (second, same), "the answer changed for {:?}", asked.request.target);
+    }
+}
+
+/// A tunnel router answers every connection, as [`router`] does requests.
+pub fn tunnel_router(router: &dyn TunnelRouter, clusters: &[&str]) {
+    assert!(!router.name().is_empty());
+    let long = "a.".repeat(120);
+    for name in [None, Some("example.com"), Some("a.example.com"), Some("localhost"), Some(&*long)] {
+        let asked = tunnel_to(name);
+        let answer = || router.tunnel(&asked).expect("a healthy router answers").value;
+        let first = answer();
+        if let TunnelAnswer::Forward(cluster) = &first {
+            assert!(clusters.contains(&&**cluster), "{cluster} is not a cluster");
+        }
+        assert_eq!(first, answer(), "the answer changed for {name:?}");
     }
 }
 

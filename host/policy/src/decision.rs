@@ -1,6 +1,7 @@
 //! How an answer comes back: the value, where it came from, or why there is none.
 
 use std::fmt;
+use std::pin::Pin;
 use std::time::Duration;
 
 /// Where an answer came from, for metrics, logs and explanations.
@@ -27,6 +28,11 @@ impl<T> Answered<T> {
         Self { value, origin: Origin::Native, took: Duration::ZERO }
     }
 
+    /// What is made of the value, of the same origin.
+    pub fn map<U>(self, make: impl FnOnce(T) -> U) -> Answered<U> {
+        Answered { value: make(self.value), origin: self.origin, took: self.took }
+    }
+
     /// Another value of the same origin.
     pub fn with<U>(self, value: U) -> Answered<U> {
         Answered { value, origin: self.origin, took: self.took }
@@ -35,6 +41,9 @@ impl<T> Answered<T> {
 
 /// What asking a policy gives.
 pub type Decision<T> = Result<Answered<T>, PolicyFault>;
+
+/// The same from a policy that waits for others before it answers. Dropped, the question is given up.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = Decision<T>> + 'a>>;
 
 /// Why a policy gave no usable answer. The asker counts it and goes on with the native answer, or refuses where
 /// `deny` is set (`on_failure = "deny"`).

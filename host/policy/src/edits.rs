@@ -180,7 +180,7 @@ impl RequestEdits {
 /// Longest path, query or note, in bytes.
 const MAX_TARGET: usize = 16 * 1024;
 
-fn is_target_byte(b: u8) -> bool {
+pub(crate) fn is_target_byte(b: u8) -> bool {
     (0x21..=0x7e).contains(&b) && b != b'#'
 }
 

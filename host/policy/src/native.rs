@@ -18,7 +18,7 @@ pub use forwarded::parse_forwarded;
 pub use forwarding_fields::render_forwarded;
 pub use hop_by_hop::{Nominated, is_hop_by_hop};
 pub use least_request::LeastRequest;
-pub use maglev::{HashOn, Maglev};
+pub use maglev::{HashOn, Maglev, maglev_table};
 pub use peak_ewma::PeakEwma;
 pub use retry_budget::RetryBudget;
 #[cfg(fuzzing)]

@@ -1,11 +1,12 @@
 //! Try again?
 
+use std::future::ready;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytestring::ByteString;
 
-use crate::{Asked, AttemptFacts, Blame, Decision, EndpointsView, PolicyFault, Versioned};
+use crate::{Asked, AttemptFacts, Blame, Decision, Egress, EndpointsView, Later, PolicyFault, Versioned};
 
 /// Decides whether a failed attempt is followed by another. Asked while nothing has been sent to the client, and only
 /// when the core could try again at all (attempts, time, budget and a replayable body are left).
@@ -14,6 +15,24 @@ pub trait Retry: Send + Sync {
 
     /// The core refuses what is unsafe whatever the answer: see [`crate::Proof`].
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict>;
+
+    /// Whether an answer may be a while coming, so that `decide_later` is to be asked in place of `decide`: other exchanges of the
+    /// worker go on meanwhile. The default answers at once.
+    fn waits(&self) -> bool {
+        false
+    }
+
+    /// As of [`crate::Router::route_later`].
+    fn decide_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        attempt: &'a Rc<AttemptFacts>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Verdict> {
+        let _ = egress;
+        Box::pin(ready(self.decide(asked, attempt, endpoints)))
+    }
 
     /// As of [`crate::Router::answer_refused`].
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {

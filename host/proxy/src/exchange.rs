@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use http::{HeaderName, HeaderValue};
 use tidegate_policy::native::received_identity;
 use tidegate_policy::{
     Asked, Bound, Cause, DirectResponse, EndpointsView, Fault, Permit, RequestEdits, RequestHead, Tunnel,
@@ -25,6 +26,7 @@ use crate::timer::Deadline;
 mod admit;
 mod again;
 mod attempt;
+mod callouts;
 mod client_cert;
 mod compress;
 mod decide;
@@ -50,6 +52,7 @@ pub use via::Via;
 
 use admit::Hops;
 use attempt::Step;
+use callouts::Callouts;
 use decide::Destination;
 use request_body::RequestBody;
 
@@ -126,7 +129,12 @@ impl Exchange<'_> {
             Routed::Respond(response) => Ok(Planned::Respond(response)),
             Routed::To(route, hops) => {
                 let asks = route.router.is_some() || route.forwarding_plugin.is_some();
-                let _turn = if asks { self.turn(&route, reply).await? } else { None };
+                let turn = if asks { self.turn(&route, reply).await? } else { None };
+                if asks && route.waits() {
+                    // Whoever waits for somebody else does not keep its tenant's others from theirs.
+                    drop(turn);
+                    return Box::pin(attempt::select(self.plan_later(route, hops), reply, |_| Poll::Pending)).await?;
+                }
                 self.plan(route, hops)
             }
         }
@@ -174,21 +182,71 @@ impl Exchange<'_> {
 
     /// Where to, then identify. No byte is sent for a request that has no place to go.
     fn plan(&mut self, route: Arc<Route>, hops: Hops) -> Result<Planned, Fault> {
-        let request = &self.asked.request;
-        let tunnel = upgrade::granted(request, &route)?;
-        let key = (tunnel == Some(Tunnel::WebSocket)).then(|| upgrade::handshake_key(request)).transpose()?;
+        let upgrade = self.upgrade(&route)?;
         let mut edits = RequestEdits::default();
         let destination = decide::route(&self.snapshot, &route, &self.asked, &mut edits, &mut self.record)?;
-        self.asked.notes.borrow_mut().append(&mut edits.notes);
-        let cluster = match destination {
+        let cluster = match self.settle(destination, &mut edits)? {
             Destination::Cluster(cluster) => cluster,
-            Destination::Respond(response) if response.status.is_success() && request.opened_by_success() => {
-                return Err(Fault::new(Cause::TunnelUnsupported, "an answer of our own would open the tunnel"));
-            }
             Destination::Respond(response) => return Ok(Planned::Respond(response)),
         };
-        self.record.cluster = Some(cluster.name.clone());
-        let mut identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        let identity = decide::identify(&route, &self.asked, &mut self.record)?;
+        Ok(self.plan_for(route, hops, upgrade, edits, cluster, identity))
+    }
+
+    /// The same, of plugins that may call out before they answer.
+    async fn plan_later(&mut self, route: Arc<Route>, hops: Hops) -> Result<Planned, Fault> {
+        let upgrade = self.upgrade(&route)?;
+        let callouts = self.callouts(&route);
+        let (snapshot, asked) = (self.snapshot.clone(), self.asked.clone());
+        let mut edits = RequestEdits::default();
+        let routing = decide::route_later(&snapshot, &route, &asked, &mut edits, &mut self.record, &callouts);
+        let destination = routing.await?;
+        let cluster = match self.settle(destination, &mut edits)? {
+            Destination::Cluster(cluster) => cluster,
+            Destination::Respond(response) => return Ok(Planned::Respond(response)),
+        };
+        let identity = decide::identify_later(&route, &asked, &mut self.record, &callouts).await?;
+        Ok(self.plan_for(route, hops, upgrade, edits, cluster, identity))
+    }
+
+    /// Who sends what the plugins of this exchange call out.
+    fn callouts(&self, route: &Route) -> Rc<Callouts> {
+        Callouts::new(self.served, &self.snapshot, &self.asked, route.tenant.as_ref())
+    }
+
+    /// What the route lets the exchange become, and the key of that.
+    fn upgrade(&self, route: &Route) -> Result<(Option<Tunnel>, Option<HeaderValue>), Fault> {
+        let request = &self.asked.request;
+        let tunnel = upgrade::granted(request, route)?;
+        let key = (tunnel == Some(Tunnel::WebSocket)).then(|| upgrade::handshake_key(request)).transpose()?;
+        Ok((tunnel, key))
+    }
+
+    fn settle(&mut self, destination: Destination, edits: &mut RequestEdits) -> Result<Destination, Fault> {
+        self.asked.notes.borrow_mut().append(&mut edits.notes);
+        match destination {
+            Destination::Cluster(cluster) => {
+                self.record.cluster = Some(cluster.name.clone());
+                Ok(Destination::Cluster(cluster))
+            }
+            Destination::Respond(response)
+                if response.status.is_success() && self.asked.request.opened_by_success() =>
+            {
+                Err(Fault::new(Cause::TunnelUnsupported, "an answer of our own would open the tunnel"))
+            }
+            Destination::Respond(response) => Ok(Destination::Respond(response)),
+        }
+    }
+
+    fn plan_for(
+        &self,
+        route: Arc<Route>,
+        hops: Hops,
+        (tunnel, key): (Option<Tunnel>, Option<HeaderValue>),
+        edits: RequestEdits,
+        cluster: Arc<Cluster>,
+        mut identity: Vec<(HeaderName, HeaderValue)>,
+    ) -> Planned {
         if route.client_certificate != ClientCertificate::Off {
             identity.extend(self.served.certificate_fields().wanted(route.client_certificate));
         }
@@ -204,7 +262,7 @@ impl Exchange<'_> {
         let attempt_timeout = edits.attempt_timeout.or(route.attempt_timeout);
         let client_half = None;
         let plan = Plan { route, cluster, head, edits, total, attempt_timeout, deadline, tunnel, client_half };
-        Ok(Planned::Forward(Box::new(plan)))
+        Planned::Forward(Box::new(plan))
     }
 
     /// Tries until there is an answer, or a reason not to try again: the fault to answer for, if `reply` is still there.

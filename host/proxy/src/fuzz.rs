@@ -8,8 +8,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 pub use crate::codec::http1::fuzz::{http1_chunked, http1_request, http1_response, http2_head, upstream_http1};
 pub use crate::codec::http3::fuzz::{http3_control, http3_head, http3_message, qpack_section};
 pub use crate::exchange::fuzz::small_fields;
-use crate::proxy_protocol::{Addresses, Header, Parsed, parse, v1, v2};
+use crate::proxy_protocol::{Addresses, Header, Parsed, of_datagram, parse, v1, v2};
 pub use crate::tunnel::fuzz::client_hello;
+pub use crate::tunnel::fuzz_quic::quic_hello;
 
 /// The PROXY protocol: bytes are never asked for that would not be read, a judgement does not change when more bytes come, and
 /// the addresses of a header survive our own writers.
@@ -25,6 +26,9 @@ pub fn proxy_protocol(data: &[u8]) {
             }
             Err(_) => assert!(whole.is_err(), "{whole:?}"),
         }
+    }
+    if let (true, Ok(Some((header, rest)))) = (data.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), of_datagram(data)) {
+        assert_eq!(whole, Ok(Parsed::Header { length: data.len() - rest.len(), header }));
     }
     let Ok(Parsed::Header { length, header }) = whole else { return };
     assert!(length <= data.len());
@@ -42,6 +46,7 @@ pub fn proxy_protocol(data: &[u8]) {
     written(&v1::emit(&addresses));
     written(&v2::Writer::new(&addresses).finish(true));
     written(&v2::Writer::new(&addresses).finish(false));
+    written(&v2::Writer::of_datagram(&addresses).finish(true));
 }
 
 /// Lines of `name: value` as a header map, for whoever fuzzes what reads one.

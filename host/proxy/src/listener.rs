@@ -19,13 +19,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::codec::{self, Served};
+use crate::listener::quic::Spread;
 use crate::snapshot::{Listener, Snapshot};
 use crate::stream::{Stream, Transport};
 use crate::timer::Deadline;
 use crate::tunnel;
 use crate::worker::Worker;
 
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 pub(crate) mod quic;
 pub(crate) mod tls;
 
@@ -36,53 +37,73 @@ use proxy_protocol::{Begins, Refused};
 pub(crate) struct Sockets {
     configured: SocketAddr,
     bound: SocketAddr,
-    quic: bool,
+    kinds: Kinds,
     connections: Arc<AtomicUsize>,
+}
+
+/// Which sockets a listener has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Kinds {
+    tcp: bool,
+    udp: Option<Spread>,
+}
+
+impl Kinds {
+    fn of(listener: &Listener) -> Self {
+        let (tcp, datagrams) = listener.tunnel.as_ref().map_or((true, false), |tunnel| (tunnel.tcp, tunnel.udp));
+        let quic = listener.protocols.http3 && listener.tls.is_some();
+        let udp = if datagrams { Some(Spread::ByAddresses) } else { quic.then_some(Spread::ByConnectionId) };
+        Self { tcp, udp }
+    }
 }
 
 /// One worker's share of a listener that was just bound.
 pub(crate) struct Opened {
     name: Arc<str>,
-    tcp: std::net::TcpListener,
+    tcp: Option<std::net::TcpListener>,
     udp: Option<Arc<quic::Group>>,
+    ids: Arc<tunnel::Ids>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Sockets {
     /// Binds a group of SO_REUSEPORT sockets, one a worker: the kernel spreads connections over them.
     pub(crate) fn bind(listener: &Listener, workers: usize, groups: &quic::Groups) -> io::Result<(Self, Vec<Opened>)> {
-        let quic = listener.protocols.http3 && listener.tls.is_some();
-        let connections = Arc::new(AtomicUsize::new(0));
+        let kinds = Kinds::of(listener);
+        let (connections, ids) = (Arc::new(AtomicUsize::new(0)), Arc::default());
         let mut address = listener.address;
-        let mut opened = Vec::with_capacity(workers);
         // A free TCP port may be taken for UDP: with port 0 try a few.
-        let mut tries = if quic && address.port() == 0 { 16 } else { 1 };
-        let udp = loop {
-            let tcp = bind_tcp(address)?;
-            let bound = tcp.local_addr()?;
+        let mut tries = if kinds.udp.is_some() && address.port() == 0 { 16 } else { 1 };
+        let (first, udp) = loop {
+            let tcp = kinds.tcp.then(|| bind_tcp(address)).transpose()?;
+            let bound = tcp.as_ref().map_or(Ok(address), std::net::TcpListener::local_addr)?;
             tries -= 1;
-            let udp = match quic.then(|| groups.open(bound, workers)).transpose() {
+            let udp = match kinds.udp.map(|spread| groups.open(bound, workers, spread)).transpose() {
                 Ok(udp) => udp,
                 Err(error) if tries == 0 => return Err(error),
                 Err(_) => continue,
             };
-            address = bound;
-            opened.push(tcp);
-            break udp;
+            address = udp.as_ref().map_or(bound, |group| group.address());
+            break (tcp, udp);
         };
+        let mut opened = vec![first];
         for _ in 1..workers {
-            opened.push(bind_tcp(address)?);
+            opened.push(kinds.tcp.then(|| bind_tcp(address)).transpose()?);
         }
-        let shares = opened
-            .into_iter()
-            .map(|tcp| Opened { name: listener.name.clone(), tcp, udp: udp.clone(), connections: connections.clone() })
-            .collect();
-        Ok((Self { configured: listener.address, bound: address, quic, connections }, shares))
+        let share = |tcp| Opened {
+            name: listener.name.clone(),
+            tcp,
+            udp: udp.clone(),
+            ids: Arc::clone(&ids),
+            connections: connections.clone(),
+        };
+        let shares = opened.into_iter().map(share).collect();
+        Ok((Self { configured: listener.address, bound: address, kinds, connections }, shares))
     }
 
     /// Whether these sockets are what `listener` asks for.
     pub(crate) fn serves(&self, listener: &Listener) -> bool {
-        self.configured == listener.address && self.quic == (listener.protocols.http3 && listener.tls.is_some())
+        self.configured == listener.address && self.kinds == Kinds::of(listener)
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -112,8 +133,9 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub(crate) struct Serving {
     listener: Rc<RefCell<Arc<Listener>>>,
     quic: Option<quic::Serving>,
+    _datagrams: Option<tunnel::Serving>,
     stop: Rc<Notify>,
-    accepting: JoinHandle<()>,
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Drop for Serving {
@@ -127,7 +149,9 @@ impl Serving {
     pub(crate) async fn stop(mut self) {
         self.stop.notify_one();
         // It ends by itself; should it have panicked, there is nothing left to accept.
-        let _ = (&mut self.accepting).await;
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.await;
+        }
     }
 }
 
@@ -166,14 +190,25 @@ impl Serving {
         let current = Rc::new(RefCell::new(listener.clone()));
         let stop = Rc::new(Notify::new());
         let gate = Gate { connections: share.connections };
-        let tcp = TcpListener::from_std(share.tcp)?;
-        let accepting = Accepting { worker: worker.clone(), listener: current.clone(), gate: gate.clone() };
-        let accepting = tokio::task::spawn_local(accepting.run(tcp, stop.clone()));
-        let quic = match (share.udp, &listener.tls) {
-            (Some(group), Some(tls)) => Some(quic::Serving::begin(worker, current.clone(), tls, &group, gate)?),
-            _ => None,
+        let accepting = match share.tcp {
+            Some(tcp) => {
+                let tcp = TcpListener::from_std(tcp)?;
+                let accepting = Accepting { worker: worker.clone(), listener: current.clone(), gate: gate.clone() };
+                Some(tokio::task::spawn_local(accepting.run(tcp, stop.clone())))
+            }
+            None => None,
         };
-        Ok(Self { listener: current, quic, stop, accepting })
+        let (mut quic, mut datagrams) = (None, None);
+        match (share.udp, &listener.tls) {
+            (Some(group), _) if listener.tunnel.as_ref().is_some_and(|tunnel| tunnel.udp) => {
+                datagrams = Some(tunnel::Serving::begin(worker, current.clone(), &group, &share.ids, gate)?);
+            }
+            (Some(group), Some(tls)) => {
+                quic = Some(quic::Serving::begin(worker, current.clone(), tls, &group, gate)?);
+            }
+            _ => {}
+        }
+        Ok(Self { listener: current, quic, _datagrams: datagrams, stop, accepting })
     }
 }
 
@@ -357,13 +392,6 @@ async fn begin(
 }
 
 fn proxy_header_refused(worker: &Worker, listener: &Listener, peer: SocketAddr, refused: &Refused) {
-    let counts = &worker.metrics.proxy_headers_refused;
-    match refused {
-        Refused::Untrusted => counts.untrusted.add(1),
-        Refused::Invalid(_) | Refused::Absent => counts.invalid.add(1),
-        Refused::Late(_) => counts.late.add(1),
-        Refused::CutOff => counts.cut_off.add(1),
-        Refused::Gone(_) => {}
-    }
+    refused.count(&worker.metrics);
     tracing::debug!(listener = %listener.name, %peer, %refused, "connection closed before a PROXY header");
 }

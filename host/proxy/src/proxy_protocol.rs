@@ -15,7 +15,7 @@ pub(crate) mod v1;
 pub(crate) mod v2;
 
 /// The two ends of the connection that a header stands for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Addresses {
     pub(crate) source: SocketAddr,
     pub(crate) destination: SocketAddr,
@@ -57,7 +57,7 @@ pub(crate) enum Invalid {
     Family(u8),
     #[error("a version 2 header of {0} bytes")]
     Length(usize),
-    #[error("a version 2 header that is shorter than its addresses")]
+    #[error("a version 2 header that is shorter than it says, or than its addresses")]
     Short,
     #[error("the checksum does not match")]
     Checksum,
@@ -74,6 +74,17 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed, Invalid> {
         v1::parse(bytes)
     } else {
         Ok(Parsed::Absent)
+    }
+}
+
+/// Looks for a header at the start of a datagram, which has all of it: in version 2 only (section 2.1 has no UDP).
+pub(crate) fn of_datagram(datagram: &[u8]) -> Result<Option<(Header, &[u8])>, Invalid> {
+    if !datagram.starts_with(v2::SIGNATURE) {
+        return Ok(None);
+    }
+    match v2::parse(datagram)? {
+        Parsed::Header { length, header } => Ok(Some((header, &datagram[length..]))),
+        Parsed::NeedsMore { .. } | Parsed::Absent => Err(Invalid::Short),
     }
 }
 

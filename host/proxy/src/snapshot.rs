@@ -216,6 +216,14 @@ pub struct Route {
     pub udp_idle_timeout: Option<Duration>,
 }
 
+impl Route {
+    /// Whether a plugin that is asked before the first attempt may wait.
+    pub(crate) fn waits(&self) -> bool {
+        self.router.as_ref().is_some_and(|router| router.waits())
+            || self.forwarding_plugin.as_ref().is_some_and(|plugin| plugin.waits())
+    }
+}
+
 /// Which responses are compressed.
 #[derive(Clone, Debug)]
 pub struct Compression {

@@ -20,15 +20,22 @@ use tokio::net::TcpStream;
 use crate::exchange::{self, InFlight};
 use crate::observe::{TunnelKind, TunnelRecord};
 use crate::snapshot::{Cluster, Listener, Otherwise, TunnelRules};
-use crate::upstream::{TunnelSeat, health};
+use crate::upstream::{TunnelSeat, health, keep_alive};
 use crate::worker::Worker;
 
 mod client_hello;
+mod datagrams;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod hello;
 mod pipe;
+mod quic;
 mod relay;
+
+pub(crate) use datagrams::{Ports, Serving};
+pub(crate) use quic::Ids;
+#[cfg(fuzzing)]
+pub(crate) use quic::fuzz as fuzz_quic;
 
 use client_hello::ClientHello;
 use hello::{Heard, Unheard, hear};
@@ -195,6 +202,8 @@ async fn tunnel(
         }
     };
     record.opened();
+    // Else a client that vanished would be one that is silent, which may be for long.
+    keep_alive(client);
     let rules = Rules {
         idle: rules.idle_timeout,
         lifetime: rules.max_lifetime,

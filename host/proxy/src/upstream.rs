@@ -25,6 +25,7 @@ mod quic;
 pub(crate) mod tls;
 mod udp;
 
+pub(crate) use connect::keep_alive;
 pub(crate) use pool::{Lease, TunnelSeat};
 
 #[cfg(fuzzing)]
@@ -55,6 +56,16 @@ impl Key {
 /// What the cluster's endpoints are told of the client before anything else, where they are told.
 fn advertised(cluster: &Cluster, client: &Rc<ConnectionHead>) -> Option<Advertised> {
     cluster.pool.proxy_protocol.map(|version| Advertised::new(version, client))
+}
+
+/// The PROXY header that goes before each datagram to an endpoint; empty where the cluster wants none.
+pub(crate) fn datagram_header(cluster: &Cluster, client: &ConnectionHead) -> Result<Box<[u8]>, Fault> {
+    let Some(version) = cluster.pool.proxy_protocol else { return Ok(Box::default()) };
+    let header = advertised::header_of_datagrams(version, client).ok_or_else(|| {
+        let detail = format!("cluster {:?} has PROXY headers of version 1, which know no UDP", cluster.name);
+        Fault::new(Cause::TunnelUnsupported, detail)
+    })?;
+    Ok(header.into())
 }
 
 /// All of a worker's pools.

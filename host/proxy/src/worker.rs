@@ -24,6 +24,7 @@ use crate::observe::{RecordSink, WorkerMetrics};
 use crate::snapshot::Snapshot;
 use crate::tenant::Turns;
 use crate::timer::{Deadline, Timers};
+use crate::tunnel;
 use crate::upstream::Upstreams;
 
 /// What everything on one worker shares.
@@ -39,6 +40,7 @@ pub(crate) struct Worker {
     pub(crate) slots: Slots,
     pub(crate) turns: Turns,
     pub(crate) ports: listener::quic::Ports,
+    pub(crate) datagrams: tunnel::Ports,
     pub(crate) sinks: Box<[Arc<dyn RecordSink>]>,
     /// Connection tasks that have not ended.
     connections: Cell<usize>,
@@ -288,6 +290,7 @@ impl Start {
             slots: Slots::default(),
             turns: Turns::default(),
             ports: listener::quic::Ports::default(),
+            datagrams: tunnel::Ports::default(),
             sinks: options.sinks.clone().into(),
             connections: Cell::new(0),
             quiet: Notify::new(),

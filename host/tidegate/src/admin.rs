@@ -42,6 +42,11 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
 
 async fn answer(control: Arc<Control>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let get = request.method() == Method::GET;
+    if get && matches!(request.uri().path(), "/metrics" | "/status") && !control.steering.reports().is_empty() {
+        let control = control.clone();
+        // A panic in it is logged; the page then shows older counts.
+        let _ = tokio::task::spawn_blocking(move || control.steering.count()).await;
+    }
     Ok(match request.uri().path() {
         "/metrics" if get => {
             let mut page = String::with_capacity(16 * 1024);

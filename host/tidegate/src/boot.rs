@@ -17,11 +17,12 @@ use tidegate_proxy::snapshot::Snapshot;
 use tidegate_proxy::worker::{Gateway, GatewayOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::compile::{Compiled, Compiler, Fresh};
 use crate::files::TlsFiles;
 use crate::shipping::Shipping;
+use crate::steering::{self, Steering};
 use crate::telemetry::{self, AccessLog, LogWriter};
 use crate::{admin, cli, refresh};
 
@@ -45,6 +46,7 @@ pub(crate) struct Control {
     refused_files: Mutex<Option<TlsFiles>>,
     /// The generation in force, told to all who wait for another.
     swapped: watch::Sender<u64>,
+    pub(crate) steering: Steering,
     pub(crate) log_dropped: Option<Arc<AtomicU64>>,
     log_writer: Option<Mutex<LogWriter>>,
 }
@@ -103,6 +105,11 @@ impl Control {
             drain_timeout: config.gateway.drain_timeout,
             on_apply: Some(Arc::new(sweep_instances)),
         };
+        let steering = Steering::default();
+        // The demo has none, and what others left behind is not its business.
+        if path.is_some() {
+            steering.begin(&compiled.steers)?;
+        }
         let gateway = Gateway::start(compiled.snapshot.clone(), options)?;
         settle(&mut compiled).iter().for_each(Fresh::remember);
         Ok(Self {
@@ -125,6 +132,7 @@ impl Control {
             reloads_refused: AtomicU64::new(0),
             renewals_ok: AtomicU64::new(0),
             renewals_refused: AtomicU64::new(0),
+            steering,
             log_dropped,
             log_writer: log_writer.map(Mutex::new),
         })
@@ -187,6 +195,7 @@ impl Control {
         previous: &Compiled,
     ) -> Result<u64, ReloadRefused> {
         let snapshot = compiled.snapshot.clone();
+        self.steering.claim(&compiled.steers).map_err(|error| ReloadRefused::Failed(format!("{error:#}")))?;
         let mut running = self.running();
         // A listener bound now would outlive the workers' last look.
         if self.draining() {
@@ -293,6 +302,11 @@ impl Control {
         running.health = Some(HealthChecks::start(runtime.clone(), zero, current));
     }
 
+    /// Notified when checks changed their mind of an endpoint. After `start_health`.
+    pub(crate) fn verdicts(&self) -> Arc<Notify> {
+        self.running().health.as_ref().map(HealthChecks::verdicts).unwrap_or_default()
+    }
+
     pub(crate) fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -335,6 +349,7 @@ impl Control {
             .map(|(name, address)| json!({ "name": *name, "address": address }))
             .collect();
         let clusters: Vec<_> = snapshot.clusters.iter().map(|cluster| cluster_status(cluster)).collect();
+        let steers: Vec<_> = self.steering.reports().iter().map(|report| report.json()).collect();
         let plugins: Vec<_> = running.compiled.plugins.status();
         let rollouts: Vec<_> = running.compiled.rollouts().map(|rollout| rollout.status()).collect();
         json!({
@@ -345,6 +360,7 @@ impl Control {
             "workers": running.gateway.metrics().len(),
             "listeners": listeners,
             "clusters": clusters,
+            "steers": steers,
             "plugins": plugins,
             "rollouts": rollouts,
         })
@@ -457,15 +473,18 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
         }
         tokio::spawn(renew_tls(control.clone()));
         tokio::spawn(refresh::run(control.clone()));
+        tokio::spawn(steering::run(control.clone()));
         // Heard from before anybody is told that this process serves.
         let (mut stop, hangup) = (Stop::new()?, signal(SignalKind::hangup())?);
         if let Some(file) = addresses {
             write_addresses(file, &bound)?;
         }
         reload_until_stop(&control, &mut stop, hangup).await;
+        let stopping = control.clone();
         tokio::spawn(async move {
             stop.asked().await;
             tracing::warn!("asked to stop again: ending at once");
+            stopping.steering.end();
             std::process::exit(1);
         });
         anyhow::Ok(())
@@ -474,6 +493,7 @@ pub(crate) fn run(path: &Path, config: Config, addresses: Option<&Path>) -> anyh
     tracing::info!("draining");
     // Admin goes on answering until the workers have ended.
     control.join_workers();
+    control.steering.end();
     control.finish_log();
     control.finish_kv();
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tidegate_config::Config;
 
 use crate::compile::Compiler;
-use crate::{boot, demo, plugin_inspect, plugin_shipping, reload, shadow};
+use crate::{boot, demo, plugin_inspect, plugin_shipping, reload, shadow, status};
 
 /// A gateway whose judgement is WebAssembly components.
 #[derive(Parser)]
@@ -46,6 +46,15 @@ enum Command {
         /// The admin listener of the gateway
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
         admin: String,
+    },
+    /// Show what a running gateway serves: listeners, endpoints, steers with what they installed, plugins
+    Status {
+        /// The admin listener of the gateway
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9901")]
+        admin: String,
+        /// Print all of it, as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show how the answers of shadows differ from those that stood in a running gateway
     Shadow {
@@ -106,6 +115,7 @@ impl Cli {
             Command::Check { config } => check(&config),
             Command::Demo { check } => demo::run(check),
             Command::Reload { admin } => reload::ask(&admin),
+            Command::Status { admin, json } => status::ask(&admin, json),
             Command::Shadow { admin, json } => shadow::ask(&admin, json),
             Command::Plugin(PluginCommand::Inspect(inspect)) => inspect.run(),
             Command::Plugin(PluginCommand::Shipping(command)) => command.run(),
@@ -161,8 +171,12 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
             for note in &compiled.plugins.notes {
                 eprintln!("tidegate: warning: {note}");
             }
+            let steers = match compiled.steers.len() {
+                0 => String::new(),
+                some => format!("{some} steers, "),
+            };
             say(&format!(
-                "{}: ok: {} listeners, {} clusters, {} routes, {} plugins\n",
+                "{}: ok: {} listeners, {steers}{} clusters, {} routes, {} plugins\n",
                 path.display(),
                 snapshot.listeners.len(),
                 snapshot.clusters.len(),

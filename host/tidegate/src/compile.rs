@@ -18,8 +18,10 @@ mod listeners;
 mod plugins;
 mod rollouts;
 mod routes;
+mod steers;
 mod tenants;
 
+pub(crate) use steers::Steered;
 pub(crate) use tenants::Tenant;
 
 use crate::shipping::Shipping;
@@ -39,6 +41,7 @@ pub(crate) struct Compiled {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) plugins: Loaded,
     clusters: HashMap<String, clusters::Kept>,
+    pub(crate) steers: Arc<[Steered]>,
     pub(crate) tenants: Vec<tenants::Tenant>,
 }
 
@@ -312,6 +315,7 @@ impl Compiler {
         let (Some(listeners), Some((table, routes))) = (listeners, routes) else {
             return Err(scope.errors);
         };
+        let steers = steers::compile(config, &clusters);
         if !scope.errors.is_empty() {
             return Err(scope.errors);
         }
@@ -321,8 +325,10 @@ impl Compiler {
             .filter_map(|cluster| clusters.get(&cluster.name))
             .map(|kept| kept.cluster.clone())
             .collect();
-        let cluster_by_name =
-            in_order.iter().enumerate().map(|(index, cluster)| (cluster.name.clone(), index)).collect();
+        // No router sends requests where the kernel sends packets.
+        let steered = |cluster: &Cluster| config.steers.iter().any(|steer| *steer.cluster == *cluster.name);
+        let named = in_order.iter().enumerate().filter(|(_, cluster)| !steered(cluster));
+        let cluster_by_name = named.map(|(index, cluster)| (cluster.name.clone(), index)).collect();
         let snapshot = Snapshot {
             generation,
             listeners,
@@ -334,7 +340,7 @@ impl Compiler {
             via: config.gateway.via.as_str().into(),
             buffers: self.buffers.clone(),
         };
-        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters, tenants: scope.tenants })
+        Ok(Compiled { snapshot: Arc::new(snapshot), plugins: scope.plugins, clusters, steers, tenants: scope.tenants })
     }
 }
 

@@ -22,6 +22,8 @@ mod refresh;
 mod reload;
 mod shadow;
 mod shipping;
+mod status;
+mod steering;
 mod telemetry;
 
 #[global_allocator]

@@ -7,10 +7,12 @@ use std::sync::atomic::Ordering;
 use tidegate_edge::Stats;
 use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
+use tidegate_steer::nft::Count;
 use tidegate_wasm::{CustomMetric, Plugin, QuestionStats, Reason};
 
 use crate::boot::Control;
 use crate::compile::{Compiled, Loaded, Tenant};
+use crate::steering::{EndpointReport, Report};
 
 // Writing to a String cannot fail.
 pub(crate) fn render(control: &Control, out: &mut String) {
@@ -52,12 +54,54 @@ pub(crate) fn render(control: &Control, out: &mut String) {
         of_plugins(out, &plugins);
         of_versions(out, control, &compiled.plugins);
     }
+    of_steers(out, &control.steering.reports());
     of_rollouts(out, &compiled);
     of_shadows(out, &compiled);
     of_components(out, &compiled);
     if !compiled.tenants.is_empty() {
         of_tenants(out, &compiled.tenants);
     }
+}
+
+fn of_steers(out: &mut String, steers: &[Report]) {
+    if steers.is_empty() {
+        return;
+    }
+    let mut each = |name: &str, kind: &str, help: &str, of: &dyn Fn(&Report) -> Vec<(String, u64)>| {
+        head(out, name, kind, help);
+        for steer in steers {
+            for (labels, value) in of(steer) {
+                let _ = writeln!(out, "{name}{{steer=\"{}\"{labels}}} {value}", steer.steer.name);
+            }
+        }
+    };
+    let alone = |value: u64| vec![(String::new(), value)];
+    each(names::STEER_INSTALLED, "gauge", "1 while its rules are in the kernel", &|steer| {
+        alone(steer.installed.into())
+    });
+    each(names::STEER_CHANGES, "counter", "changes of rules, by outcome", &|steer| {
+        let outcome = |name: &str, count| (format!(",outcome=\"{name}\""), count);
+        vec![outcome("applied", steer.applied), outcome("failed", steer.failed)]
+    });
+    each(names::STEER_UNSERVED, "counter", "packets that no endpoint could take", &|steer| {
+        alone(steer.unserved.packets)
+    });
+    each(names::STEER_MOVED, "counter", "flows taken from endpoints that are down", &|steer| alone(steer.moved));
+    each(names::STEER_FLOWS, "counter", "flows that an endpoint was chosen for", &|steer| {
+        steer.endpoints.iter().map(|of| (format!(",endpoint=\"{}\"", of.address), of.flows)).collect()
+    });
+    let both_ways = |steer: &Report, value: fn(Count) -> u64| -> Vec<(String, u64)> {
+        let one = |of: &EndpointReport, direction: &str, count: Count| {
+            (format!(",endpoint=\"{}\",direction=\"{direction}\"", of.address), value(count))
+        };
+        let ways = |of: &EndpointReport| {
+            let back = of.sent.map(|sent| one(of, "to_client", sent));
+            std::iter::once(one(of, "to_endpoint", of.received)).chain(back).collect::<Vec<_>>()
+        };
+        steer.endpoints.iter().flat_map(ways).collect()
+    };
+    each(names::STEER_PACKETS, "counter", "packets, by direction", &|steer| both_ways(steer, |count| count.packets));
+    each(names::STEER_BYTES, "counter", "their bytes", &|steer| both_ways(steer, |count| count.bytes));
 }
 
 fn of_rollouts(out: &mut String, compiled: &Compiled) {
@@ -153,13 +197,7 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
     let name = names::DECISION_SECONDS;
     head(out, name, "histogram", "time a decision took");
     for (plugin, question, stats) in asked(plugins) {
-        let labels = format!("{plugin},question=\"{question}\"");
-        let (buckets, count, sum) = stats.times();
-        for (bound, count) in buckets {
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-        }
-        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+        times(out, name, &format!("{plugin},question=\"{question}\""), stats.times());
     }
     by_plugin(out, plugins, names::PLUGIN_INSTANCES, "gauge", "live instances", |p| p.stats().live_instances());
     by_plugin(out, plugins, names::PLUGIN_INSTANTIATIONS, "counter", "instances made", |p| p.stats().instantiations());
@@ -173,6 +211,10 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
         let (bytes, evicted) = (names::PLUGIN_KV_BYTES, names::PLUGIN_KV_EVICTED);
         by_plugin(out, &keeping, bytes, "gauge", "bytes of kv in use", |p| p.kv().unwrap_or_default().0);
         by_plugin(out, &keeping, evicted, "counter", "entries of kv that made room", |p| p.kv().unwrap_or_default().1);
+    }
+    let calling: Vec<&Plugin> = plugins.iter().copied().filter(|p| p.callouts_in_flight().is_some()).collect();
+    if !calling.is_empty() {
+        of_callouts(out, &calling);
     }
     let name = names::PLUGIN_CUSTOM;
     head(out, name, "untyped", "what guests count themselves");
@@ -188,6 +230,32 @@ fn of_plugins(out: &mut String, plugins: &[&Plugin]) {
             };
         }
     }
+}
+
+/// A histogram's lines, of what `QuestionStats::times` gives.
+fn times(out: &mut String, name: &str, labels: &str, (buckets, count, sum): (Vec<(f64, u64)>, u64, f64)) {
+    for (bound, count) in buckets {
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+}
+
+fn of_callouts(out: &mut String, plugins: &[&Plugin]) {
+    head(out, names::PLUGIN_CALLOUTS, "counter", "calls to clusters, by outcome");
+    for plugin in plugins {
+        for (outcome, count) in plugin.stats().callouts() {
+            let _ = writeln!(out, "{}{{{},outcome=\"{outcome}\"}} {count}", names::PLUGIN_CALLOUTS, labels(plugin));
+        }
+    }
+    let name = names::PLUGIN_CALLOUT_SECONDS;
+    head(out, name, "histogram", "time a call took");
+    for plugin in plugins {
+        times(out, name, &labels(plugin), plugin.stats().callout_times());
+    }
+    by_plugin(out, plugins, names::PLUGIN_CALLOUTS_ACTIVE, "gauge", "calls under way", |p| {
+        p.callouts_in_flight().unwrap_or_default()
+    });
 }
 
 fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {

@@ -34,8 +34,8 @@ pub(crate) fn measure(plugin: &Path, cases: Option<&Path>, json: bool) -> anyhow
     let asks = |case: &&Case| case.expect.refused.is_none() && case.expect.fault.is_none();
     let case = subject.cases.cases.iter().find(asks);
     let case = case.ok_or_else(|| misuse("none of the cases expects an answer: there is nothing to measure"))?;
-    let facts = Facts::of(case)?;
     let question = subject.cases.question;
+    let facts = Facts::of(case, question)?;
     let mut asker = Asker::new(&subject)?;
     let mut load = |isolation, memoise| {
         asker.load(case, isolation, memoise)?.map_err(|outcome| anyhow::anyhow!("it gives no answer: {outcome:?}"))

@@ -43,11 +43,14 @@ pub(crate) fn write(
         return Err(misuse(format!("{} is not empty; name a folder that is not there yet", folder.display())));
     }
     let world = question.world();
+    // As C's bindings name it.
+    let header = format!("{}.h", world.replace('-', "_"));
     let words = [
         ("name", name),
         ("language", language.name()),
         ("question", question.name()),
         ("world", &world),
+        ("header", &header),
         ("sdk", &sdk),
         ("limits", limits(language)),
         ("ignored", ignored(language)),

@@ -43,16 +43,17 @@ impl fmt::Display for Language {
 
 /// A question of the contract, by the interface that answers it.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Question {
     Router,
     Balancer,
     Forwarding,
     Retry,
+    TunnelRouter,
 }
 
 impl Question {
-    pub(crate) const ALL: [Self; 4] = [Self::Router, Self::Balancer, Self::Forwarding, Self::Retry];
+    pub(crate) const ALL: [Self; 5] = [Self::Router, Self::Balancer, Self::Forwarding, Self::Retry, Self::TunnelRouter];
 
     /// The interface's name.
     pub(crate) fn name(self) -> &'static str {
@@ -61,6 +62,7 @@ impl Question {
             Self::Balancer => "balancer",
             Self::Forwarding => "forwarding",
             Self::Retry => "retry",
+            Self::TunnelRouter => "tunnel-router",
         }
     }
 

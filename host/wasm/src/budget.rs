@@ -1,6 +1,6 @@
 //! What a plugin and its tenant may use, in a second and at once.
 //!
-//! CPU time and log lines come out of an [`Allowance`] that refills steadily. All workers share it, and none asks it for
+//! CPU time, log lines and callouts come out of an [`Allowance`] that refills steadily. All workers share it, and none asks it for
 //! each question: a worker draws a slice, a sixteenth of the burst, into a [`Bucket`] of its own, and goes on with that
 //! until it is used up. So a share follows where the tenant's requests arrive, whatever the kernel made of its
 //! connections, and a draw is one compare-and-exchange. What a decision took is known when it is over: a bucket may go
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 
+use crate::callout::HttpGrant;
 use crate::host::nanos;
 use crate::kv::KvGrant;
 
@@ -39,11 +40,13 @@ pub struct Share {
     /// In each second, over all workers.
     pub log_lines: u32,
     pub kv: Option<KvGrant>,
+    /// The clusters it may call; `None`: none.
+    pub http: Option<HttpGrant>,
 }
 
 impl Default for Share {
     fn default() -> Self {
-        Self { tenant: None, cpu: None, instances: None, log_lines: 100, kv: None }
+        Self { tenant: None, cpu: None, instances: None, log_lines: 100, kv: None, http: None }
     }
 }
 
@@ -55,6 +58,10 @@ pub struct TenantLimits {
     pub memory: Option<u64>,
     pub instances: Option<u64>,
     pub log_lines: Option<u32>,
+    /// In each second.
+    pub callouts: Option<u32>,
+    /// At once.
+    pub callouts_in_flight: Option<u64>,
 }
 
 /// What is counted of a tenant, over reloads.
@@ -63,6 +70,7 @@ struct Counts {
     memory: AtomicU64,
     instances: AtomicU64,
     cpu_ns: AtomicU64,
+    callouts: AtomicU64,
 }
 
 /// Somebody whose plugins share a budget.
@@ -72,6 +80,7 @@ pub struct Tenant {
     limits: TenantLimits,
     cpu: Option<Arc<Allowance>>,
     log: Option<Arc<Allowance>>,
+    callouts: Option<Arc<Allowance>>,
     counts: Arc<Counts>,
 }
 
@@ -86,7 +95,8 @@ impl Tenant {
             name: name.into(),
             limits,
             cpu: limits.cpu.map(Allowance::of_cpu),
-            log: limits.log_lines.map(Allowance::of_lines),
+            log: limits.log_lines.map(Allowance::of_number),
+            callouts: limits.callouts.map(Allowance::of_number),
             counts,
         })
     }
@@ -106,6 +116,11 @@ impl Tenant {
 
     pub fn live_instances(&self) -> u64 {
         self.counts.instances.load(Ordering::Relaxed)
+    }
+
+    /// Callouts of its plugins under way.
+    pub fn callouts_in_flight(&self) -> u64 {
+        self.counts.callouts.load(Ordering::Relaxed)
     }
 
     /// That its guests took so far.
@@ -159,6 +174,42 @@ impl Drop for Place {
         self.live.fetch_sub(1, Ordering::Relaxed);
         if let Some(tenant) = &self.tenant {
             tenant.counts.instances.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A callout's place among those in flight of its plugin and tenant.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    tenant: Option<Arc<Tenant>>,
+    of_plugin: Arc<AtomicU64>,
+}
+
+impl InFlight {
+    /// Or whose bound is reached.
+    pub(crate) fn enter(
+        tenant: Option<&Arc<Tenant>>,
+        most: u64,
+        of_plugin: &Arc<AtomicU64>,
+    ) -> Result<Self, &'static str> {
+        if !enter(of_plugin, 1, Some(most)) {
+            return Err("the plugin has all the callouts it may have in flight (grants.http.max_in_flight)");
+        }
+        if let Some(tenant) = tenant
+            && !enter(&tenant.counts.callouts, 1, tenant.limits.callouts_in_flight)
+        {
+            of_plugin.fetch_sub(1, Ordering::Relaxed);
+            return Err("its tenant has all the callouts it may have in flight (limits.callouts_in_flight)");
+        }
+        Ok(Self { tenant: tenant.cloned(), of_plugin: of_plugin.clone() })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.of_plugin.fetch_sub(1, Ordering::Relaxed);
+        if let Some(tenant) = &self.tenant {
+            tenant.counts.callouts.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -221,7 +272,8 @@ impl Allowance {
         Self::new(nanos(share.per_second), nanos(share.burst))
     }
 
-    pub(crate) fn of_lines(per_second: u32) -> Arc<Self> {
+    /// Of what is counted one by one.
+    pub(crate) fn of_number(per_second: u32) -> Arc<Self> {
         Self::new(per_second.into(), per_second.into())
     }
 
@@ -294,12 +346,14 @@ pub(crate) struct TenantPurse {
     pub(crate) tenant: Arc<Tenant>,
     cpu: Option<Bucket>,
     log: Option<Bucket>,
+    callouts: Option<Bucket>,
 }
 
 impl TenantPurse {
     pub(crate) fn new(tenant: &Arc<Tenant>) -> Rc<Self> {
         let bucket = |of: &Option<Arc<Allowance>>| of.as_ref().map(Bucket::new);
-        Rc::new(Self { tenant: tenant.clone(), cpu: bucket(&tenant.cpu), log: bucket(&tenant.log) })
+        let (cpu, log, callouts) = (bucket(&tenant.cpu), bucket(&tenant.log), bucket(&tenant.callouts));
+        Rc::new(Self { tenant: tenant.clone(), cpu, log, callouts })
     }
 }
 
@@ -308,11 +362,17 @@ impl TenantPurse {
 pub(crate) struct Allowances {
     cpu: Option<Arc<Allowance>>,
     log: Arc<Allowance>,
+    callouts: Option<Arc<Allowance>>,
 }
 
 impl Allowances {
     pub(crate) fn of(share: &Share) -> Self {
-        Self { cpu: share.cpu.map(Allowance::of_cpu), log: Allowance::of_lines(share.log_lines) }
+        let callouts = share.http.as_ref().and_then(|http| http.per_second);
+        Self {
+            cpu: share.cpu.map(Allowance::of_cpu),
+            log: Allowance::of_number(share.log_lines),
+            callouts: callouts.map(Allowance::of_number),
+        }
     }
 }
 
@@ -321,13 +381,15 @@ impl Allowances {
 pub(crate) struct Purse {
     cpu: Option<Bucket>,
     log: Bucket,
+    callouts: Option<Bucket>,
     tenant: Option<Rc<TenantPurse>>,
 }
 
 impl Purse {
     pub(crate) fn new(allowances: &Allowances, tenant: Option<Rc<TenantPurse>>) -> Rc<Self> {
         let cpu = allowances.cpu.as_ref().map(Bucket::new);
-        Rc::new(Self { cpu, log: Bucket::new(&allowances.log), tenant })
+        let callouts = allowances.callouts.as_ref().map(Bucket::new);
+        Rc::new(Self { cpu, log: Bucket::new(&allowances.log), callouts, tenant })
     }
 
     /// For what is made once to see that it can be, on no worker. Its tenant's bounds are left out: what that has in use is no
@@ -375,6 +437,21 @@ impl Purse {
             of_tenant.inspect(|log| log.charge(1));
         }
         may
+    }
+
+    /// Takes another callout, or says whose are used up.
+    pub(crate) fn call_out(&self, now: Instant) -> Result<(), &'static str> {
+        let of_tenant = self.tenant.as_ref().and_then(|tenant| tenant.callouts.as_ref());
+        if self.callouts.as_ref().is_some_and(|callouts| !callouts.open(now)) {
+            return Err("the plugin's callouts of this second are used up (limits.callouts)");
+        }
+        if of_tenant.is_some_and(|callouts| !callouts.open(now)) {
+            return Err("its tenant's callouts of this second are used up (limits.callouts)");
+        }
+        for callouts in self.callouts.iter().chain(of_tenant) {
+            callouts.charge(1);
+        }
+        Ok(())
     }
 }
 
@@ -463,6 +540,34 @@ mod tests {
         assert!(a.short(now).is_some_and(|why| why.contains("tenant")) && b.short(now).is_none());
         assert_eq!((0..50).filter(|_| a.may_log(now)).count(), 5);
         assert_eq!((0..50).filter(|_| b.may_log(now)).count(), 5);
+    }
+
+    #[test]
+    fn callouts_are_bounded_in_a_second_and_at_once() {
+        let limits = TenantLimits { callouts: Some(5), callouts_in_flight: Some(3), ..TenantLimits::default() };
+        let tenant = Tenant::new("a", limits, None);
+        let http = |per_second| HttpGrant { per_second, ..HttpGrant::of(&["auth"]) };
+        let purse = |per_second| {
+            let share = Share { http: Some(http(per_second)), ..Share::default() };
+            Purse::new(&Allowances::of(&share), Some(TenantPurse::new(&tenant)))
+        };
+        let (strict, loose) = (purse(Some(2)), purse(None));
+        let now = Instant::now() + Duration::from_millis(1);
+        let made = |purse: &Purse| (0..50).filter(|_| purse.call_out(now).is_ok()).count();
+        assert_eq!(made(&strict), 2);
+        assert!(strict.call_out(now).is_err_and(|why| why.contains("plugin")));
+        assert_eq!(made(&loose), 3, "the rest of the tenant's");
+        assert!(loose.call_out(now).is_err_and(|why| why.contains("tenant")));
+
+        let (one, other) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let enter = |of: &Arc<AtomicU64>| InFlight::enter(Some(&tenant), 2, of);
+        let held = [enter(&one), enter(&one), enter(&other)];
+        assert!(held.iter().all(Result::is_ok));
+        assert!(enter(&one).is_err_and(|why| why.contains("plugin")));
+        assert!(enter(&other).is_err_and(|why| why.contains("tenant")));
+        assert_eq!((other.load(Ordering::Relaxed), tenant.callouts_in_flight()), (1, 3));
+        drop(held);
+        assert_eq!((one.load(Ordering::Relaxed), tenant.callouts_in_flight()), (0, 0));
     }
 
     #[test]

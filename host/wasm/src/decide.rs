@@ -1,4 +1,4 @@
-//! The four traits over the exported interfaces: from facts to a call, from its result to an answer.
+//! The traits over the exported interfaces: from facts to a call, from its result to an answer.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,15 +7,19 @@ use std::time::{Duration, Instant};
 use bytestring::ByteString;
 use http::{HeaderMap, StatusCode};
 use tidegate_policy::{
-    self as policy, Answered, Asked, AttemptFacts, Balancer, Blame, Decision, DirectResponse, EndpointsView,
-    Forwarding, Identity, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router,
+    self as policy, Answered, Asked, AttemptFacts, Balancer, Blame, Decision, DirectResponse, Egress, EndpointsView,
+    Forwarding, Identity, Later, Origin, PolicyFault, PolicyFaultKind, RequestEdits, Retry, Router, TunnelRouter,
 };
+use wasmtime::component::{ComponentNamedList, Lift, TypedFunc};
 
-use crate::instances::{Failed, Instance, run, with_slot};
+use crate::instances::{Failed, Functions, Instance, run, with_slot};
 use crate::memo::{Going, Read, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
-use crate::state::{Facts, IdentityEdits};
-use crate::types::{Choice, Response, RouteAnswer, Verdict};
+use crate::state::{Facts, IdentityEdits, State};
+use crate::stats::QUESTIONS;
+use crate::types::{Choice, Response, RouteAnswer, TunnelAnswer, Verdict};
+
+mod later;
 
 /// A plugin as the answerer of its questions.
 pub(crate) struct Asker(pub(crate) Arc<Handle>);
@@ -26,17 +30,35 @@ pub(crate) enum Question {
     Pick,
     Identify,
     Decide,
+    Tunnel,
 }
 
 /// One question being asked: how a guest is called, and what a memo keeps of its answer.
 pub(crate) trait Asking {
     type Answer;
+    /// What its function gives.
+    type Given: ComponentNamedList + Lift + 'static;
     const QUESTION: Question;
 
-    fn call(&mut self, instance: &mut Instance) -> Result<Self::Answer, Failed>;
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>>;
+    /// With what the guest set besides.
+    fn answer(&mut self, given: Self::Given, state: &mut State) -> Self::Answer;
     fn remember(&self, answer: &Self::Answer) -> Remembered;
     /// Nothing if it is of another question.
     fn recall(&mut self, remembered: &Remembered) -> Option<Self::Answer>;
+
+    /// Asks a guest that does not wait.
+    fn call(&mut self, instance: &mut Instance) -> Result<Self::Answer, Failed> {
+        let function = exported::<Self>(instance)?;
+        let given = run(&mut instance.store, |store| function.call(store, ()))?;
+        Ok(self.answer(given, instance.store.data_mut()))
+    }
+}
+
+/// The function that `Plugin` checked to be there.
+pub(crate) fn exported<A: Asking + ?Sized>(instance: &Instance) -> Result<TypedFunc<(), A::Given>, Failed> {
+    let absent = || format!("{} is not exported", QUESTIONS[A::QUESTION as usize]);
+    A::function(&instance.functions).ok_or_else(|| Failed { kind: PolicyFaultKind::Invalid, detail: absent() })
 }
 
 impl Asker {
@@ -44,12 +66,9 @@ impl Asker {
     fn ask<A: Asking>(&self, facts: Facts, mut asking: A) -> Decision<A::Answer> {
         let core = &self.0.core;
         let question = A::QUESTION as usize;
-        let stats = &core.stats.questions[question];
         let begun = Instant::now();
         if !core.quarantine.open() {
-            stats.failed(PolicyFaultKind::Quarantined);
-            let why = if core.quarantine.withdrawn() { "it was withdrawn" } else { "it failed too often lately" };
-            return Err(self.fault(PolicyFaultKind::Quarantined, why.to_owned()));
+            return Err(self.quarantined(A::QUESTION));
         }
         let (mut payer, mut cpu) = (None, None);
         let asked = with_slot(&self.0, |slot| {
@@ -108,6 +127,20 @@ impl Asker {
         if let Some(payer) = payer {
             payer.charge(cpu.unwrap_or(took));
         }
+        self.decided(A::QUESTION, asked, took)
+    }
+
+    fn quarantined(&self, question: Question) -> PolicyFault {
+        let core = &self.0.core;
+        core.stats.questions[question as usize].failed(PolicyFaultKind::Quarantined);
+        let why = if core.quarantine.withdrawn() { "it was withdrawn" } else { "it failed too often lately" };
+        self.fault(PolicyFaultKind::Quarantined, why.to_owned())
+    }
+
+    /// Counts what was answered, or why nothing was.
+    fn decided<T>(&self, question: Question, asked: Result<(T, Origin), Failed>, took: Duration) -> Decision<T> {
+        let core = &self.0.core;
+        let stats = &core.stats.questions[question as usize];
         match asked {
             Ok((value, origin)) => {
                 stats.answered(took, origin == Origin::Memo);
@@ -161,32 +194,28 @@ impl Asker {
     }
 }
 
-/// A function that `Plugin` checked to be there.
-fn absent(name: &str) -> Failed {
-    Failed { kind: PolicyFaultKind::Invalid, detail: format!("{name} is not exported") }
-}
-
 pub(crate) struct AskRoute<'a> {
     pub(crate) edits: &'a mut RequestEdits,
 }
 
 impl Asking for AskRoute<'_> {
     type Answer = Going;
+    type Given = (RouteAnswer,);
     const QUESTION: Question = Question::Route;
 
-    fn call(&mut self, instance: &mut Instance) -> Result<Going, Failed> {
-        let Instance { store, functions, .. } = instance;
-        let route = functions.route.as_ref().ok_or_else(|| absent("route"))?;
-        let (answer,) = run(store, |store| route.call(store, ()))?;
-        let wanted = &mut store.data_mut().edits;
-        if !wanted.is_empty() {
-            std::mem::swap(self.edits, wanted);
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
+        functions.route
+    }
+
+    fn answer(&mut self, (answer,): Self::Given, state: &mut State) -> Going {
+        if !state.edits.is_empty() {
+            std::mem::swap(self.edits, &mut state.edits);
         }
-        Ok(match answer {
+        match answer {
             RouteAnswer::Pass => Going::Nowhere,
             RouteAnswer::Forward(cluster) => Going::To(cluster.into()),
             RouteAnswer::Respond(response) => Going::Back(response),
-        })
+        }
     }
 
     fn remember(&self, going: &Going) -> Remembered {
@@ -203,14 +232,8 @@ impl Asking for AskRoute<'_> {
     }
 }
 
-impl Router for Asker {
-    fn name(&self) -> ByteString {
-        self.0.core.name.clone()
-    }
-
-    fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<policy::RouteAnswer> {
-        let facts = Facts { asked: Some(asked.clone()), ..Facts::default() };
-        let Answered { value, origin, took } = self.ask(facts, AskRoute { edits })?;
+impl Asker {
+    fn routed(&self, Answered { value, origin, took }: Answered<Going>) -> Decision<policy::RouteAnswer> {
         let value = match value {
             Going::Nowhere => policy::RouteAnswer::Pass,
             Going::To(cluster) => policy::RouteAnswer::Forward(cluster),
@@ -220,6 +243,35 @@ impl Router for Asker {
             },
         };
         Ok(Answered { value, origin, took })
+    }
+}
+
+impl Router for Asker {
+    fn name(&self) -> ByteString {
+        self.0.core.name.clone()
+    }
+
+    fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<policy::RouteAnswer> {
+        let facts = Facts { asked: Some(asked.clone()), ..Facts::default() };
+        let answered = self.ask(facts, AskRoute { edits })?;
+        self.routed(answered)
+    }
+
+    fn waits(&self) -> bool {
+        self.0.core.prepared.waits
+    }
+
+    fn route_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, (policy::RouteAnswer, RequestEdits)> {
+        Box::pin(async move {
+            let facts = Facts { asked: Some(asked.clone()), ..Facts::default() };
+            let mut edits = RequestEdits::default();
+            let answered = self.ask_later(facts, AskRoute { edits: &mut edits }, egress).await?;
+            self.routed(answered).map(|answered| answered.map(|answer| (answer, edits)))
+        })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
@@ -255,12 +307,15 @@ pub(crate) struct AskPick;
 
 impl Asking for AskPick {
     type Answer = Choice;
+    type Given = (Choice,);
     const QUESTION: Question = Question::Pick;
 
-    fn call(&mut self, instance: &mut Instance) -> Result<Choice, Failed> {
-        let Instance { store, functions, .. } = instance;
-        let pick = functions.pick.as_ref().ok_or_else(|| absent("pick"))?;
-        run(store, |store| pick.call(store, ())).map(|(choice,)| choice)
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
+        functions.pick
+    }
+
+    fn answer(&mut self, (choice,): Self::Given, _: &mut State) -> Choice {
+        choice
     }
 
     fn remember(&self, choice: &Choice) -> Remembered {
@@ -279,14 +334,23 @@ impl Balancer for Asker {
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<policy::Choice> {
         let facts = Facts { asked: Some(asked.clone()), endpoints: Some(endpoints.clone()), ..Facts::default() };
-        let Answered { value: choice, origin, took } = self.ask(facts, AskPick)?;
-        let value = match choice {
-            Choice::Pass => policy::Choice::Pass,
-            Choice::Endpoint(index) => policy::Choice::Endpoint(index),
-            Choice::Hash(key) => policy::Choice::Hash(key),
-            Choice::None => policy::Choice::None,
-        };
-        Ok(Answered { value, origin, took })
+        Ok(self.ask(facts, AskPick)?.map(policy::Choice::from))
+    }
+
+    fn waits(&self) -> bool {
+        self.0.core.prepared.waits
+    }
+
+    fn pick_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, policy::Choice> {
+        Box::pin(async move {
+            let facts = Facts { asked: Some(asked.clone()), endpoints: Some(endpoints.clone()), ..Facts::default() };
+            Ok(self.ask_later(facts, AskPick, egress).await?.map(policy::Choice::from))
+        })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
@@ -298,13 +362,15 @@ pub(crate) struct AskIdentify;
 
 impl Asking for AskIdentify {
     type Answer = IdentityEdits;
+    type Given = ();
     const QUESTION: Question = Question::Identify;
 
-    fn call(&mut self, instance: &mut Instance) -> Result<IdentityEdits, Failed> {
-        let Instance { store, functions, .. } = instance;
-        let identify = functions.identify.as_ref().ok_or_else(|| absent("identify"))?;
-        run(store, |store| identify.call(store, ()))?;
-        Ok(std::mem::take(&mut store.data_mut().identity))
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
+        functions.identify
+    }
+
+    fn answer(&mut self, (): (), state: &mut State) -> IdentityEdits {
+        std::mem::take(&mut state.identity)
     }
 
     fn remember(&self, edited: &IdentityEdits) -> Remembered {
@@ -323,9 +389,27 @@ impl Forwarding for Asker {
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         let facts = Facts { asked: Some(asked.clone()), identity: Some(identity.clone()), ..Facts::default() };
-        let Answered { value: edited, origin, took } = self.ask(facts, AskIdentify)?;
-        edited.apply(identity);
-        Ok(Answered { value: (), origin, took })
+        Ok(self.ask(facts, AskIdentify)?.map(|edited| edited.apply(identity)))
+    }
+
+    fn waits(&self) -> bool {
+        self.0.core.prepared.waits
+    }
+
+    fn identify_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        mut identity: Identity,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Identity> {
+        Box::pin(async move {
+            let facts = Facts { asked: Some(asked.clone()), identity: Some(identity.clone()), ..Facts::default() };
+            let answered = self.ask_later(facts, AskIdentify, egress).await?;
+            Ok(answered.map(|edited| {
+                edited.apply(&mut identity);
+                identity
+            }))
+        })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
@@ -337,12 +421,15 @@ pub(crate) struct AskDecide;
 
 impl Asking for AskDecide {
     type Answer = Verdict;
+    type Given = (Verdict,);
     const QUESTION: Question = Question::Decide;
 
-    fn call(&mut self, instance: &mut Instance) -> Result<Verdict, Failed> {
-        let Instance { store, functions, .. } = instance;
-        let decide = functions.decide.as_ref().ok_or_else(|| absent("decide"))?;
-        run(store, |store| decide.call(store, ())).map(|(verdict,)| verdict)
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
+        functions.decide
+    }
+
+    fn answer(&mut self, (verdict,): Self::Given, _: &mut State) -> Verdict {
+        verdict
     }
 
     fn remember(&self, verdict: &Verdict) -> Remembered {
@@ -357,6 +444,30 @@ impl Asking for AskDecide {
 /// Longest pause a plugin may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+fn facts_of(asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Facts {
+    Facts {
+        asked: Some(asked.clone()),
+        endpoints: Some(endpoints.clone()),
+        attempt: Some(attempt.clone()),
+        identity: None,
+    }
+}
+
+impl Asker {
+    fn verdict(&self, Answered { value, origin, took }: Answered<Verdict>) -> Decision<policy::Verdict> {
+        let value = match value {
+            Verdict::Stop => policy::Verdict::Stop,
+            Verdict::Again(pause) | Verdict::Elsewhere(pause) if Duration::from_nanos(pause) > MAX_PAUSE => {
+                let reason = format!("a pause of {:?} is too long", Duration::from_nanos(pause));
+                return self.invalid(Question::Decide, &reason);
+            }
+            Verdict::Again(pause) => policy::Verdict::Again(Duration::from_nanos(pause)),
+            Verdict::Elsewhere(pause) => policy::Verdict::Elsewhere(Duration::from_nanos(pause)),
+        };
+        Ok(Answered { value, origin, took })
+    }
+}
+
 impl Retry for Asker {
     fn name(&self) -> ByteString {
         self.0.core.name.clone()
@@ -368,26 +479,70 @@ impl Retry for Asker {
         attempt: &Rc<AttemptFacts>,
         endpoints: &EndpointsView,
     ) -> Decision<policy::Verdict> {
-        let facts = Facts {
-            asked: Some(asked.clone()),
-            endpoints: Some(endpoints.clone()),
-            attempt: Some(attempt.clone()),
-            identity: None,
-        };
-        let Answered { value: verdict, origin, took } = self.ask(facts, AskDecide)?;
-        let value = match verdict {
-            Verdict::Stop => policy::Verdict::Stop,
-            Verdict::Again(pause) | Verdict::Elsewhere(pause) if Duration::from_nanos(pause) > MAX_PAUSE => {
-                let reason = format!("a pause of {:?} is too long", Duration::from_nanos(pause));
-                return self.invalid(Question::Decide, &reason);
-            }
-            Verdict::Again(pause) => policy::Verdict::Again(Duration::from_nanos(pause)),
-            Verdict::Elsewhere(pause) => policy::Verdict::Elsewhere(Duration::from_nanos(pause)),
-        };
-        Ok(Answered { value, origin, took })
+        let answered = self.ask(facts_of(asked, attempt, endpoints), AskDecide)?;
+        self.verdict(answered)
+    }
+
+    fn waits(&self) -> bool {
+        self.0.core.prepared.waits
+    }
+
+    fn decide_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        attempt: &'a Rc<AttemptFacts>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, policy::Verdict> {
+        Box::pin(async move {
+            let answered = self.ask_later(facts_of(asked, attempt, endpoints), AskDecide, egress).await?;
+            self.verdict(answered)
+        })
     }
 
     fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
         self.refused(Question::Decide, reason, blame)
+    }
+}
+
+pub(crate) struct AskTunnel;
+
+impl Asking for AskTunnel {
+    type Answer = policy::TunnelAnswer;
+    type Given = (TunnelAnswer,);
+    const QUESTION: Question = Question::Tunnel;
+
+    fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
+        functions.tunnel
+    }
+
+    fn answer(&mut self, (answer,): Self::Given, _: &mut State) -> policy::TunnelAnswer {
+        match answer {
+            TunnelAnswer::Pass => policy::TunnelAnswer::Pass,
+            TunnelAnswer::Forward(cluster) => policy::TunnelAnswer::Forward(cluster.into()),
+            TunnelAnswer::Refuse => policy::TunnelAnswer::Refuse,
+        }
+    }
+
+    fn remember(&self, answer: &policy::TunnelAnswer) -> Remembered {
+        Remembered::Tunnel(answer.clone())
+    }
+
+    fn recall(&mut self, remembered: &Remembered) -> Option<policy::TunnelAnswer> {
+        if let Remembered::Tunnel(answer) = remembered { Some(answer.clone()) } else { None }
+    }
+}
+
+impl TunnelRouter for Asker {
+    fn name(&self) -> ByteString {
+        self.0.core.name.clone()
+    }
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<policy::TunnelAnswer> {
+        self.ask(Facts { asked: Some(asked.clone()), ..Facts::default() }, AskTunnel)
+    }
+
+    fn answer_refused(&self, reason: &str, blame: Blame) -> PolicyFault {
+        self.refused(Question::Tunnel, reason, blame)
     }
 }

@@ -47,9 +47,8 @@ impl Deployment {
         policy!(self, router, Router)
     }
 
-    /// None can answer it yet.
     pub fn tunnel_router(&self) -> Option<Arc<dyn TunnelRouter>> {
-        None
+        policy!(self, tunnel_router, TunnelRouter)
     }
 
     pub fn balancer(&self) -> Option<Arc<dyn Balancer>> {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::artifact::{self, Binary};
 use crate::plugin::{Limits, LoadError, PluginSpec, Questions, check_component, core};
-use crate::prepared::{Exports, Granted, Need};
+use crate::prepared::{Exports, Granted, Http, Need};
 use crate::runtime::Runtime;
 use crate::{Grants, Isolation, QUESTIONS, Share, instances};
 
@@ -53,7 +53,9 @@ impl Runtime {
             .collect();
         let exports = kind.exports(&self.engine).map(|(name, _)| name.to_owned()).collect();
         let needs = |need: Need| imports.iter().any(|import| import.need == need);
-        let granted = Granted { wasi: needs(Need::Wasi), kv: needs(Need::Kv) };
+        // To say what its settings are it need not wait for anything.
+        let http = if needs(Need::Http) { Http::WithoutWaits } else { Http::No };
+        let granted = Granted { wasi: needs(Need::Wasi), kv: needs(Need::Kv), http };
         let (schema, problem) = match self.schema_of(bytes, granted, limits) {
             Ok(schema) => (schema, None),
             Err(problem) => (None, Some(problem)),

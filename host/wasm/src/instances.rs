@@ -1,22 +1,26 @@
 //! This thread's live instances: made when first asked, reused, retired when they fail, dropped with their plugin.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use tidegate_policy::PolicyFaultKind;
-use wasmtime::component::TypedFunc;
+use wasmtime::component::{self, ComponentNamedList, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::budget::{Place, Purse, TenantPurse};
 use crate::memo::{Memo, Read};
-use crate::plugin::{Core, Handle, LoadError};
+use crate::plugin::{Core, Handle, Isolation, LoadError};
 use crate::state::{self, Deadline, State};
-use crate::types::{Choice, RouteAnswer, Verdict};
+use crate::stats::QUESTIONS;
+use crate::types::{Choice, RouteAnswer, TunnelAnswer, Verdict};
 
 /// Why a guest gave no answer.
 #[derive(Debug)]
@@ -43,6 +47,7 @@ pub(crate) struct Functions {
     pub(crate) pick: Option<TypedFunc<(), (Choice,)>>,
     pub(crate) identify: Option<TypedFunc<(), ()>>,
     pub(crate) decide: Option<TypedFunc<(), (Verdict,)>>,
+    pub(crate) tunnel: Option<TypedFunc<(), (TunnelAnswer,)>>,
 }
 
 /// One store with one instance: a trap poisons the whole store, so none is shared.
@@ -87,11 +92,73 @@ pub(crate) fn run<T>(
     // A host function of WASI may panic in an executor of ours; it must not take the worker along.
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| call(store)));
     store.data().core.runtime.ticker.call_ends();
+    came_to(result, store)
+}
+
+fn came_to<T>(result: std::thread::Result<wasmtime::Result<T>>, store: &Store<State>) -> Result<T, Failed> {
     match result {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(failed(&error, store.data())),
         Err(_) => Err(Failed { kind: PolicyFaultKind::Trap, detail: "a host function panicked".to_owned() }),
     }
+}
+
+/// The same on a fiber, for a guest that may wait. `ran` is told of every stretch in which it had the thread: how long that
+/// was, and the CPU time in it. Dropped while
+/// the guest waits, the store is spent as well: the guest is not there to end what it began.
+pub(crate) async fn run_later<T: ComponentNamedList + Lift + 'static>(
+    store: &mut Store<State>,
+    function: TypedFunc<(), T>,
+    ran: impl Fn(Duration, Duration),
+) -> Result<T, Failed> {
+    let state = store.data_mut();
+    (state.refused_growth, state.refused_budget) = (false, false);
+    state.running = Some(state.core.runtime.ticker.run());
+    store.set_epoch_deadline(1);
+    let result = {
+        let mut calling = pin!(function.call_async(&mut *store, ()));
+        poll_fn(|cx| {
+            let (begun, cpu) = (Instant::now(), state::cpu_time());
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| calling.as_mut().poll(cx)));
+            ran(begun.elapsed(), state::cpu_time().saturating_sub(cpu));
+            match polled {
+                Ok(Poll::Pending) => Poll::Pending,
+                Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),
+                Err(panic) => Poll::Ready(Err(panic)),
+            }
+        })
+        .await
+    };
+    store.data_mut().running = None;
+    came_to(result, store)
+}
+
+/// A call on a fiber that has nothing to wait for: without an egress no guest does.
+fn at_once<T>(call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+    match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(wasmtime::Error::msg("it waits where nobody waits for it")),
+    }
+}
+
+fn instantiate(core: &Core, store: &mut Store<State>) -> Result<component::Instance, Failed> {
+    let pre = &core.prepared.pre;
+    if core.prepared.waits {
+        return run(store, |store| at_once(pre.instantiate_async(store)));
+    }
+    run(store, |store| pre.instantiate(store))
+}
+
+/// Calls what may not wait, of any component.
+pub(crate) fn call<P, R>(store: &mut Store<State>, function: TypedFunc<P, R>, parameters: P) -> Result<R, Failed>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift + 'static,
+{
+    if store.data().core.prepared.waits {
+        return run(store, |store| at_once(function.call_async(store, parameters)));
+    }
+    run(store, |store| function.call(store, parameters))
 }
 
 fn failed(error: &wasmtime::Error, state: &State) -> Failed {
@@ -117,18 +184,18 @@ impl Instance {
     pub(crate) fn new(core: &Arc<Core>, purse: &Rc<Purse>) -> Result<Self, Failed> {
         let place = place(core, purse)?;
         let mut store = store(core, purse);
-        let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
+        let instance = instantiate(core, &mut store)?;
         let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
         if let Some(index) = &core.prepared.exports.configure {
             type Configured = (Result<(), String>,);
             let configure = instance.get_typed_func::<(&str,), Configured>(&mut store, index).map_err(shape)?;
-            let (configured,) = run(&mut store, |store| configure.call(store, (&core.settings,)))?;
+            let (configured,) = call(&mut store, configure, (&*core.settings,))?;
             if let Err(reason) = configured {
                 return Err(Failed { kind: PolicyFaultKind::Configure, detail: reason });
             }
         }
         let mut functions = Functions::default();
-        let [route, pick, identify, decide] = &core.prepared.exports.questions;
+        let [route, pick, identify, decide, tunnel] = &core.prepared.exports.questions;
         if let Some(index) = route {
             functions.route = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
@@ -140,6 +207,9 @@ impl Instance {
         }
         if let Some(index) = decide {
             functions.decide = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
+        }
+        if let Some(index) = tunnel {
+            functions.tunnel = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
         }
         let at_start = store.data().memory.bytes();
         // What it set while it was configured belongs to no question.
@@ -177,10 +247,10 @@ pub(crate) fn try_out(core: &Arc<Core>) -> Result<usize, Failed> {
 pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed> {
     let Some(index) = &core.prepared.exports.settings_schema else { return Ok(None) };
     let mut store = store(core, &Purse::trial(&core.allowances));
-    let instance = run(&mut store, |store| core.prepared.pre.instantiate(store))?;
+    let instance = instantiate(core, &mut store)?;
     let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
     let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(shape)?;
-    run(&mut store, |store| function.call(store, ())).map(|(schema,)| schema)
+    call(&mut store, function, ()).map(|(schema,)| schema)
 }
 
 /// What a thread has of a plugin.
@@ -190,7 +260,9 @@ pub(crate) struct Slot {
     /// `Slots::turn` when it was last asked.
     used: u64,
     pub(crate) instance: Option<Instance>,
-    pub(crate) memos: [Memo; 4],
+    /// Of a plugin that waits: those that nobody has now.
+    spare: Vec<Instance>,
+    pub(crate) memos: [Memo; QUESTIONS.len()],
     /// Of the last question, where the plugin's reads are looked at.
     pub(crate) reads: Vec<Read>,
 }
@@ -237,15 +309,16 @@ impl Slots {
     /// longest gives its instance up.
     fn make_room(&mut self, core: &Core) {
         let Some(tenant) = core.share.tenant.as_ref().filter(|tenant| tenant.crowded()) else { return };
-        if self.by_plugin.get(&core.id).is_some_and(|slot| slot.instance.is_some()) {
+        if self.by_plugin.get(&core.id).is_some_and(|slot| slot.idle().is_some()) {
             return;
         }
         let of_it = |slot: &&mut Slot| {
-            let holder = slot.instance.as_ref().and_then(|instance| instance.store.data().core.share.tenant.as_ref());
+            let holder = slot.idle().and_then(|instance| instance.store.data().core.share.tenant.as_ref());
             holder.is_some_and(|holder| holder.name() == tenant.name())
         };
         if let Some(slot) = self.by_plugin.values_mut().filter(of_it).min_by_key(|slot| slot.used) {
             slot.instance = None;
+            slot.spare.pop();
         }
     }
 }
@@ -262,7 +335,15 @@ pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot
             None => {
                 let purse = slots.purse(&handle.core);
                 let askers = Arc::downgrade(handle);
-                let new = Slot { askers, purse, used: 0, instance: None, memos: Default::default(), reads: Vec::new() };
+                let new = Slot {
+                    askers,
+                    purse,
+                    used: 0,
+                    instance: None,
+                    spare: Vec::new(),
+                    memos: Default::default(),
+                    reads: Vec::new(),
+                };
                 slots.by_plugin.entry(handle.core.id).or_insert(new)
             }
         };
@@ -271,7 +352,38 @@ pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot
     })
 }
 
+/// Most instances of one plugin that a worker keeps while nobody asks them. A plugin or a tenant with a bound on instances
+/// has them back sooner: another worker may want one.
+const SPARE: usize = 16;
+
 impl Slot {
+    /// One that no question has now.
+    fn idle(&self) -> Option<&Instance> {
+        self.instance.as_ref().or(self.spare.last())
+    }
+
+    /// An instance for a question that may wait: until it is given back, other questions have others.
+    pub(crate) fn lease(&mut self, core: &Arc<Core>, begun: Instant) -> Result<Instance, Failed> {
+        match self.spare.pop() {
+            Some(mut instance) => {
+                instance.begin_at(begun);
+                Ok(instance)
+            }
+            None => Instance::new(core, &self.purse),
+        }
+    }
+
+    pub(crate) fn give_back(&mut self, instance: Instance) {
+        let core = &instance.store.data().core;
+        let tenant = core.share.tenant.as_ref();
+        let bounded =
+            core.share.instances.is_some() || tenant.is_some_and(|tenant| tenant.limits().instances.is_some());
+        let most = if bounded { 1 } else { SPARE };
+        if core.isolation == Isolation::Worker && self.spare.len() < most && !instance.nearly_full() {
+            self.spare.push(instance);
+        }
+    }
+
     /// Drops the instance and what it taught: that is not for the next one, its state may have made it so.
     pub(crate) fn forget(&mut self) {
         self.instance = None;

@@ -1,11 +1,12 @@
 //! WebAssembly components that answer tidegate's questions.
 //!
 //! A [`Runtime`] compiles components, a [`Plugin`] is one of them with its settings, limits and grants, and gives the
-//! traits of `tidegate-policy` for the questions it exports. Calls are synchronous on the worker's thread; instances
-//! live in a thread-local, one store each. Nothing here knows of sockets.
+//! traits of `tidegate-policy` for the questions it exports. Calls are synchronous on the worker's thread, but for those
+//! that may call out; instances live in a thread-local, one store each. Nothing here knows of sockets.
 
 mod artifact;
 mod budget;
+mod callout;
 mod decide;
 mod deployment;
 mod host;
@@ -29,6 +30,7 @@ mod wasi;
 
 pub use artifact::{Binary, component};
 pub use budget::{CpuShare, Share, Tenant, TenantLimits};
+pub use callout::{HttpGrant, Scripted};
 pub use deployment::Deployment;
 pub use host::one_line;
 pub use inspect::{Import, Inspection};
@@ -40,5 +42,5 @@ pub use rollout::{Guard, Reason, Rollout, RolloutSpec, StickyBy};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
 pub use shadow::{Shadow, ShadowSpec};
 pub use simulation::Simulation;
-pub use stats::{CustomMetric, PluginStats, QUESTIONS, QuestionStats};
+pub use stats::{CalloutOutcome, CustomMetric, PluginStats, QUESTIONS, QuestionStats};
 pub use ticker::{TICK, Ticker};

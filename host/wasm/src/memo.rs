@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::HeaderName;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use tidegate_policy::{HeaderEdit, HeaderEdits, RequestEdits};
+use tidegate_policy::{self as policy, HeaderEdit, HeaderEdits, RequestEdits};
 
 use crate::state::{Facts, IdentityEdits};
 use crate::types::{Choice, Response, Verdict};
@@ -192,6 +192,7 @@ pub(crate) enum Remembered {
     /// What the guest set of the identity.
     Identify(Box<IdentityEdits>),
     Decide(Verdict),
+    Tunnel(policy::TunnelAnswer),
 }
 
 impl Remembered {
@@ -234,7 +235,8 @@ impl Remembered {
                     .sum::<usize>()
                     + EACH
             }
-            Self::Pick(_) | Self::Decide(_) => EACH,
+            Self::Tunnel(policy::TunnelAnswer::Forward(cluster)) => cluster.len() + EACH,
+            Self::Pick(_) | Self::Decide(_) | Self::Tunnel(_) => EACH,
         }
     }
 }

@@ -8,17 +8,18 @@ use bytestring::ByteString;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tidegate_policy::{Balancer, Forwarding, Retry, Router};
+use tidegate_policy::{Balancer, Forwarding, Retry, Router, TunnelRouter};
 
 use crate::artifact::{self, Binary, ComponentDigest};
 use crate::budget::{Allowances, Share};
+use crate::callout::Http;
 use crate::decide::Asker;
 use crate::instances::{self, Failed};
 use crate::kv::Kv;
-use crate::prepared::{Exports, Granted, Prepared};
+use crate::prepared::{self, Exports, Granted, Prepared};
 use crate::quarantine::Quarantine;
 use crate::runtime::Runtime;
-use crate::stats::{PluginStats, QuestionStats};
+use crate::stats::{PluginStats, QUESTIONS, QuestionStats};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Isolation {
@@ -74,9 +75,9 @@ impl PluginSpec {
         hasher.update(format!("{rest:?}"));
         hasher.update(self.settings.to_string());
         // Its budget by value: what is used of it changes all the time.
-        let Share { tenant, cpu, instances, log_lines, kv } = &self.share;
+        let Share { tenant, cpu, instances, log_lines, kv, http } = &self.share;
         let tenant = tenant.as_ref().map(|tenant| (tenant.name(), tenant.limits()));
-        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines, kv)));
+        hasher.update(format!("{:?}", (tenant, cpu, instances, log_lines, kv, http)));
         hasher.finalize().into()
     }
 }
@@ -86,7 +87,9 @@ impl PluginSpec {
 pub enum LoadError {
     #[error("it is not a WebAssembly component: {0}")]
     NotAComponent(String),
-    #[error("it answers no question: export router, balancer, forwarding or retry of tidegate:policy@0.1.0")]
+    #[error(
+        "it answers no question: export router, balancer, forwarding, retry or tunnel-router of tidegate:policy@0.1.0"
+    )]
     NoQuestion,
     #[error("it imports {import:?}, which {why}")]
     Import { import: String, why: String },
@@ -135,16 +138,17 @@ pub struct Questions {
     pub pick: bool,
     pub identify: bool,
     pub decide: bool,
+    pub tunnel: bool,
 }
 
 impl Questions {
     pub(crate) fn of(exports: &Exports) -> Self {
-        let [route, pick, identify, decide] = exports.questions.each_ref().map(Option::is_some);
-        Self { route, pick, identify, decide }
+        let [route, pick, identify, decide, tunnel] = exports.questions.each_ref().map(Option::is_some);
+        Self { route, pick, identify, decide, tunnel }
     }
 
-    pub(crate) fn list(self) -> [bool; 4] {
-        [self.route, self.pick, self.identify, self.decide]
+    pub(crate) fn list(self) -> [bool; QUESTIONS.len()] {
+        [self.route, self.pick, self.identify, self.decide, self.tunnel]
     }
 }
 
@@ -163,6 +167,8 @@ pub(crate) struct Core {
     pub(crate) share: Share,
     pub(crate) allowances: Allowances,
     pub(crate) kv: Option<Kv>,
+    /// What it may call, where it can.
+    pub(crate) http: Option<Http>,
     pub(crate) settings: String,
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) stats: Arc<PluginStats>,
@@ -198,7 +204,8 @@ impl Runtime {
         self.load_as(spec, previous, false)
     }
 
-    /// The same for a [`crate::Shadow`]: what it reads is shown with the differences, so nothing of it is remembered.
+    /// The same for a [`crate::Shadow`]: what it reads is shown with the differences, so nothing of it is remembered. It calls
+    /// nobody: that an answer is not used does not undo a request.
     pub fn load_shadow(
         self: &Arc<Self>,
         spec: &PluginSpec,
@@ -217,7 +224,13 @@ impl Runtime {
         if let Some(previous) = previous.filter(|plugin| plugin.identity == identity && !plugin.withdrawn()) {
             return Ok(previous.clone());
         }
-        let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some() };
+        let http = match &spec.share.http {
+            _ if self.simulation.is_some() => prepared::Http::WithoutWaits,
+            None => prepared::Http::No,
+            Some(_) if observed => prepared::Http::WithoutWaits,
+            Some(_) => prepared::Http::Yes,
+        };
+        let granted = Granted { wasi: spec.grants.wasi, kv: spec.share.kv.is_some(), http };
         let prepared = self.prepare(&spec.bytes, granted)?;
         let questions = prepared.questions;
         let core = Arc::new(core(self, spec, prepared, observed));
@@ -244,6 +257,7 @@ pub(crate) fn core(runtime: &Arc<Runtime>, spec: &PluginSpec, prepared: Arc<Prep
         deny: spec.deny,
         allowances: Allowances::of(&spec.share),
         kv: spec.share.kv.as_ref().map(|grant| runtime.kv.open(&spec.name, tenant, grant)),
+        http: spec.share.http.clone().filter(|_| prepared.waits).map(Http::new),
         share: spec.share.clone(),
         settings: spec.settings.to_string(),
         prepared,
@@ -312,6 +326,11 @@ impl Plugin {
         self.handle.core.kv.as_ref().map(|kv| (kv.used(), kv.evicted()))
     }
 
+    /// Callouts under way; `None` for one that calls nobody.
+    pub fn callouts_in_flight(&self) -> Option<u64> {
+        self.handle.core.http.as_ref().map(Http::in_flight)
+    }
+
     /// Outlives the plugin for whoever keeps it.
     pub fn stats(&self) -> &Arc<PluginStats> {
         &self.handle.core.stats
@@ -348,9 +367,13 @@ impl Plugin {
         self.questions.decide.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn Retry>)
     }
 
+    pub fn tunnel_router(&self) -> Option<Arc<dyn TunnelRouter>> {
+        self.questions.tunnel.then(|| Arc::new(Asker(self.handle.clone())) as Arc<dyn TunnelRouter>)
+    }
+
     /// The questions that it answers, by name, with their counts.
     pub fn answered(&self) -> impl Iterator<Item = (&'static str, &QuestionStats)> {
-        let questions = crate::QUESTIONS.into_iter().zip(&self.stats().questions);
+        let questions = QUESTIONS.into_iter().zip(&self.stats().questions);
         questions.zip(self.questions.list()).filter_map(|(question, answers)| answers.then_some(question))
     }
 
@@ -379,6 +402,10 @@ impl Plugin {
             "withdrawn": self.withdrawn(),
             "instances": stats.live_instances(),
             "questions": questions,
+            "callouts": self.callouts_in_flight().map(|in_flight| {
+                let ended = stats.callouts().filter(|(_, n)| *n > 0).map(|(outcome, n)| (outcome.to_owned(), json!(n)));
+                json!({ "in_flight": in_flight, "ended": ended.collect::<serde_json::Map<_, _>>() })
+            }),
         })
     }
 }

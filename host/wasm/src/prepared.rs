@@ -7,22 +7,28 @@ use jsonschema::Validator;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 use crate::artifact::{self, Binary, ComponentDigest};
-use crate::host::{self, INTERFACES, KV, full_name};
+use crate::host::{self, HTTP_CLIENT, INTERFACES, KV, full_name};
 use crate::plugin::{LoadError, Questions};
 use crate::runtime::Runtime;
 use crate::state::State;
+use crate::stats::QUESTIONS;
 use crate::wasi;
 
 /// Where the functions of a component are.
 pub(crate) struct Exports {
     pub(crate) configure: Option<ComponentExportIndex>,
     pub(crate) settings_schema: Option<ComponentExportIndex>,
-    pub(crate) questions: [Option<ComponentExportIndex>; 4],
+    pub(crate) questions: [Option<ComponentExportIndex>; QUESTIONS.len()],
 }
 
 /// Interface and function of each question.
-const FUNCTIONS: [(&str, &str); 4] =
-    [("router", "route"), ("balancer", "pick"), ("forwarding", "identify"), ("retry", "decide")];
+const FUNCTIONS: [(&str, &str); QUESTIONS.len()] = [
+    ("router", "route"),
+    ("balancer", "pick"),
+    ("forwarding", "identify"),
+    ("retry", "decide"),
+    ("tunnel-router", "route"),
+];
 
 impl Exports {
     pub(crate) fn of(component: &Component) -> Self {
@@ -43,12 +49,24 @@ impl Exports {
 pub(crate) struct Granted {
     pub(crate) wasi: bool,
     pub(crate) kv: bool,
+    pub(crate) http: Http,
+}
+
+/// How a guest may call out.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Http {
+    No,
+    Yes,
+    /// It may import `http-client`, and is answered at once: it is in the shadow, or in a simulation.
+    WithoutWaits,
 }
 
 pub(crate) struct Prepared {
     pub(crate) pre: InstancePre<State>,
     pub(crate) exports: Exports,
     pub(crate) questions: Questions,
+    /// It calls out: its store is one that must be called on a fiber.
+    pub(crate) waits: bool,
     /// What it says of its settings, once it was asked.
     pub(crate) schema: OnceLock<Option<Validator>>,
 }
@@ -83,11 +101,14 @@ impl Runtime {
             return Err(LoadError::NoQuestion);
         }
         let mut linker = Linker::new(&self.engine);
-        let linked = host::link(&mut linker, questions.list(), granted.kv)
+        let linked = host::link(&mut linker, questions.list(), granted)
             .and_then(|()| if granted.wasi { wasi::link(&mut linker) } else { Ok(()) });
         linked.map_err(|error| LoadError::Link(format!("{error:#}")))?;
         let pre = linker.instantiate_pre(&component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
-        Ok(Prepared { pre, exports, questions, schema: OnceLock::new() })
+        let client = full_name(HTTP_CLIENT);
+        let imported = component.component_type();
+        let waits = granted.http == Http::Yes && imported.imports(&self.engine).any(|(import, _)| import == client);
+        Ok(Prepared { pre, exports, questions, waits, schema: OnceLock::new() })
     }
 }
 
@@ -100,6 +121,10 @@ pub enum Need {
     Kv,
     /// `grants.wasi`
     Wasi,
+    /// `grants.http`
+    Http,
+    /// It would wait for it, and answers a question that is not waited for.
+    Waits,
     /// It belongs to a question that the component does not answer.
     Question,
     /// This gateway does not have it.
@@ -115,8 +140,11 @@ impl Need {
         let Some(interface) = INTERFACES.iter().find(|interface| full_name(interface.name) == import) else {
             return Self::Unknown;
         };
-        if interface.name == KV {
-            return Self::Kv;
+        match interface.name {
+            KV => return Self::Kv,
+            HTTP_CLIENT if questions.tunnel => return Self::Waits,
+            HTTP_CLIENT => return Self::Http,
+            _ => {}
         }
         let belongs = interface.questions.iter().zip(questions.list()).any(|(belongs, asked)| *belongs && asked);
         if belongs { Self::Nothing } else { Self::Question }
@@ -128,6 +156,8 @@ impl Need {
             Self::Nothing => None,
             Self::Kv => Some("was not granted; set grants.kv, as in kv = \"1MiB\""),
             Self::Wasi => Some("was not granted; set grants.wasi = true, or build it without WASI"),
+            Self::Http => Some("was not granted; set grants.http, as in http = { clusters = [\"auth\"] }"),
+            Self::Waits => Some("a tunnel-router cannot wait for; answer that question in a component of its own"),
             Self::Question => Some("belongs to a question that it does not answer"),
             Self::Unknown => Some("this gateway does not have"),
         }
@@ -146,7 +176,8 @@ fn check_imports(
         let met = match need {
             Need::Kv => granted.kv,
             Need::Wasi => granted.wasi,
-            Need::Nothing | Need::Question | Need::Unknown => false,
+            Need::Http => granted.http != Http::No,
+            Need::Nothing | Need::Waits | Need::Question | Need::Unknown => false,
         };
         if let Some(why) = need.refusal().filter(|_| !met) {
             return Err(LoadError::Import { import: import.to_owned(), why: why.to_owned() });

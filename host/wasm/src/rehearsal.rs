@@ -14,28 +14,29 @@ use tidegate_policy::{
 };
 
 use crate::budget::Purse;
-use crate::decide::{AskDecide, AskIdentify, AskPick, AskRoute, Asking};
-use crate::instances::{Failed, Instance};
+use crate::decide::{AskDecide, AskIdentify, AskPick, AskRoute, AskTunnel, Asking, exported};
+use crate::instances::{Failed, Instance, call};
 use crate::plugin::{LoadError, Plugin, Questions};
 use crate::state::Facts;
 use crate::stats::QUESTIONS;
 
 impl Plugin {
     /// Asks each of its questions of a plain request, `GET /` at `rehearsal.invalid`, of an instance that is made for it and
-    /// dropped. What it answers does not matter.
+    /// dropped. What it answers does not matter. It calls nobody: `http-client` says that nothing is granted.
     ///
     /// # Errors
     /// It failed in place of answering.
     pub fn rehearse(&self) -> Result<(), LoadError> {
         let core = &self.handle.core;
         let mut instance = Instance::new(core, &Purse::trial(&core.allowances)).map_err(Failed::at_load)?;
-        let Questions { route, pick, identify, decide } = self.questions();
+        let Questions { route, pick, identify, decide, tunnel } = self.questions();
         let mut edits = RequestEdits::default();
         let asked = [
             route.then(|| ask(&mut instance, AskRoute { edits: &mut edits })),
             pick.then(|| ask(&mut instance, AskPick)),
             identify.then(|| ask(&mut instance, AskIdentify)),
             decide.then(|| ask(&mut instance, AskDecide)),
+            tunnel.then(|| ask(&mut instance, AskTunnel)),
         ];
         // The instance is spent by the first that fails: what comes after it says nothing.
         let failed = asked.into_iter().zip(QUESTIONS).find_map(|(asked, question)| Some((asked?.err()?, question)));
@@ -46,12 +47,12 @@ impl Plugin {
     }
 }
 
-fn ask<A: Asking>(instance: &mut Instance, mut asking: A) -> Result<(), String> {
+fn ask<A: Asking>(instance: &mut Instance, _: A) -> Result<(), String> {
     instance.begin_at(Instant::now());
     let state = instance.store.data_mut();
     state.facts = facts();
     state.trace.begin(false);
-    let answered = asking.call(instance);
+    let answered = exported::<A>(instance).and_then(|function| call(&mut instance.store, function, ()));
     instance.store.data_mut().clear();
     answered.map(drop).map_err(|failed| format!("{}: {}", failed.kind.name(), failed.detail))
 }

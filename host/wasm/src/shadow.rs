@@ -1,7 +1,7 @@
 //! A shadow: another version of a plugin that is asked too, and whose answers are compared and not used.
 //!
 //! It is asked after the answer that stands is there, on the same thread: what it costs a request is the time of its own
-//! decision. It is bounded in how often it is asked and how long it runs in a second, and left alone while it is in quarantine.
+//! decision. It calls nobody out: a request is made whether its answer is used or not. It is bounded in how often it is asked and how long it runs in a second, and left alone while it is in quarantine.
 //! Differences are grouped under a lock that nobody waits for.
 
 use std::rc::Rc;
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytestring::ByteString;
 use serde_json::json;
 use tidegate_policy::{
-    Asked, AttemptFacts, Balancer, Blame, Choice, Decision, EndpointsView, Forwarding, Identity, PolicyFault,
-    RequestEdits, Retry, RouteAnswer, Router, Verdict,
+    Answered, Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity,
+    Later, PolicyFault, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict,
 };
 
 use crate::decide::Asker;
@@ -192,54 +192,175 @@ macro_rules! common {
     };
 }
 
+/// Of the questions that may be answered later.
+macro_rules! waits {
+    () => {
+        fn waits(&self) -> bool {
+            self.policy.waits()
+        }
+    };
+}
+
 impl Router for Shadowed<dyn Router> {
     common!();
+    waits!();
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         let stood = self.policy.route(asked, edits);
+        self.compare_route(asked, &stood, edits);
+        stood
+    }
+
+    fn route_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, (RouteAnswer, RequestEdits)> {
+        Box::pin(async move {
+            let (stood, edits) = apart(self.policy.route_later(asked, egress).await);
+            self.compare_route(asked, &stood, &edits);
+            together(stood, edits)
+        })
+    }
+}
+
+/// An answer and what came with it, of whoever was asked later.
+fn apart<T, W: Default>(decision: Decision<(T, W)>) -> (Decision<T>, W) {
+    match decision {
+        Ok(Answered { value: (value, with), origin, took }) => (Ok(Answered { value, origin, took }), with),
+        Err(fault) => (Err(fault), W::default()),
+    }
+}
+
+fn together<T, W>(decision: Decision<T>, with: W) -> Decision<(T, W)> {
+    decision.map(|answered| answered.map(|value| (value, with)))
+}
+
+impl Shadowed<dyn Router> {
+    fn compare_route(&self, asked: &Rc<Asked>, stood: &Decision<RouteAnswer>, edits: &RequestEdits) {
         let ask = |shadow: &Asker| {
             let mut edits = RequestEdits::default();
             (shadow.route(asked, &mut edits), edits)
         };
-        self.shadow.beside(0, asked, ask, |(answer, wanted)| difference::of_routes((&stood, edits), (answer, wanted)));
-        stood
+        self.shadow.beside(0, asked, ask, |(answer, wanted)| difference::of_routes((stood, edits), (answer, wanted)));
     }
 }
 
 impl Balancer for Shadowed<dyn Balancer> {
     common!();
+    waits!();
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         let stood = self.policy.pick(asked, endpoints);
-        let compare = |answer: &Decision<Choice>| difference::of_picks(&stood, answer, endpoints);
-        self.shadow.beside(1, asked, |shadow| shadow.pick(asked, endpoints), compare);
+        self.compare_pick(asked, endpoints, &stood);
         stood
+    }
+
+    fn pick_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Choice> {
+        Box::pin(async move {
+            let stood = self.policy.pick_later(asked, endpoints, egress).await;
+            self.compare_pick(asked, endpoints, &stood);
+            stood
+        })
+    }
+}
+
+impl Shadowed<dyn Balancer> {
+    fn compare_pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView, stood: &Decision<Choice>) {
+        let compare = |answer: &Decision<Choice>| difference::of_picks(stood, answer, endpoints);
+        self.shadow.beside(1, asked, |shadow| shadow.pick(asked, endpoints), compare);
     }
 }
 
 impl Forwarding for Shadowed<dyn Forwarding> {
     common!();
+    waits!();
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         let proposed = identity.clone();
         let stood = self.policy.identify(asked, identity);
+        self.compare_identity(asked, proposed, &stood, identity);
+        stood
+    }
+
+    fn identify_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        identity: Identity,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Identity> {
+        Box::pin(async move {
+            let proposed = identity.clone();
+            let stood = self.policy.identify_later(asked, identity, egress).await;
+            let (stood, edited) = apart(stood.map(|answered| answered.map(|identity| ((), Some(identity)))));
+            let identity = edited.unwrap_or_else(|| proposed.clone());
+            self.compare_identity(asked, proposed, &stood, &identity);
+            stood.map(|answered| answered.with(identity))
+        })
+    }
+}
+
+impl Shadowed<dyn Forwarding> {
+    fn compare_identity(&self, asked: &Rc<Asked>, proposed: Identity, stood: &Decision<()>, identity: &Identity) {
         let ask = |shadow: &Asker| {
             let mut identity = proposed;
             (shadow.identify(asked, &mut identity), identity)
         };
         self.shadow
-            .beside(2, asked, ask, |(answer, wanted)| difference::of_identities((&stood, identity), (answer, wanted)));
-        stood
+            .beside(2, asked, ask, |(answer, wanted)| difference::of_identities((stood, identity), (answer, wanted)));
     }
 }
 
 impl Retry for Shadowed<dyn Retry> {
     common!();
+    waits!();
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         let stood = self.policy.decide(asked, attempt, endpoints);
-        let compare = |answer: &Decision<Verdict>| difference::of_verdicts(&stood, answer);
+        self.compare_verdict(asked, attempt, endpoints, &stood);
+        stood
+    }
+
+    fn decide_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        attempt: &'a Rc<AttemptFacts>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Verdict> {
+        Box::pin(async move {
+            let stood = self.policy.decide_later(asked, attempt, endpoints, egress).await;
+            self.compare_verdict(asked, attempt, endpoints, &stood);
+            stood
+        })
+    }
+}
+
+impl Shadowed<dyn Retry> {
+    fn compare_verdict(
+        &self,
+        asked: &Rc<Asked>,
+        attempt: &Rc<AttemptFacts>,
+        endpoints: &EndpointsView,
+        stood: &Decision<Verdict>,
+    ) {
+        let compare = |answer: &Decision<Verdict>| difference::of_verdicts(stood, answer);
         self.shadow.beside(3, asked, |shadow| shadow.decide(asked, attempt, endpoints), compare);
+    }
+}
+
+impl TunnelRouter for Shadowed<dyn TunnelRouter> {
+    common!();
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        let stood = self.policy.tunnel(asked);
+        let compare = |answer: &Decision<TunnelAnswer>| difference::of_tunnels(&stood, answer);
+        self.shadow.beside(4, asked, |shadow| shadow.tunnel(asked), compare);
         stood
     }
 }

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tidegate_policy::{Asked, AttemptFacts, Element, EndpointsView, Families, Identity, RequestEdits};
+use tidegate_policy::{Asked, AttemptFacts, Egress, Element, EndpointsView, Families, Identity, RequestEdits};
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -13,6 +13,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use crate::budget::{Held, Purse};
 use crate::memo::Trace;
 use crate::plugin::{Core, Limits};
+use crate::ticker::Running;
 
 /// What a question gives a guest to read, moved in for the time of one call.
 #[derive(Default)]
@@ -44,6 +45,14 @@ pub(crate) struct State {
     pub(crate) trace: Trace,
     pub(crate) random: fastrand::Rng,
     pub(crate) deadline: Deadline,
+    /// Who sends its callouts, for a question that may wait.
+    pub(crate) egress: Option<Rc<dyn Egress>>,
+    /// What the question ran before it waited last, and how long it waited so far.
+    ran: Duration,
+    pub(crate) waited: Duration,
+    waits_since: Instant,
+    /// It runs on a fiber now.
+    pub(crate) running: Option<Running>,
     limits: Limits,
     /// A growth was refused since the last call began.
     pub(crate) refused_growth: bool,
@@ -73,6 +82,11 @@ impl State {
             trace: Trace::default(),
             random,
             deadline: Deadline::begin(),
+            egress: None,
+            ran: Duration::ZERO,
+            waited: Duration::ZERO,
+            waits_since: Instant::now(),
+            running: None,
             limits,
             refused_growth: false,
             refused_budget: false,
@@ -88,6 +102,27 @@ impl State {
             self.edits = RequestEdits::default();
         }
         self.identity = IdentityEdits::default();
+    }
+
+    /// A question begins that may wait.
+    pub(crate) fn begin_to_wait(&mut self, egress: Rc<dyn Egress>) {
+        self.egress = Some(egress);
+        (self.ran, self.waited) = (Duration::ZERO, Duration::ZERO);
+    }
+
+    /// The guest waits: others have the thread, and the clock that stops it does not count.
+    pub(crate) fn pause(&mut self) {
+        self.ran += self.deadline.cpu().unwrap_or_else(|| self.deadline.begun.elapsed());
+        self.running = None;
+        self.waits_since = Instant::now();
+    }
+
+    /// And goes on.
+    pub(crate) fn resume(&mut self) {
+        let now = Instant::now();
+        self.waited += now - self.waits_since;
+        self.deadline = Deadline::begin_at(now);
+        self.running = Some(self.core.runtime.ticker.run());
     }
 
     pub(crate) fn granted(&self, header: &str) -> bool {
@@ -164,17 +199,18 @@ impl Deadline {
 /// Called by the store on each tick while its guest runs.
 pub(crate) fn look(state: &mut State) -> wasmtime::Result<UpdateDeadline> {
     let limit = state.limits.time;
-    let wall = state.deadline.begun.elapsed();
+    let wall = state.ran + state.deadline.begun.elapsed();
     let cpu = cpu_time();
     let first = *state.deadline.cpu_at_first_look.get_or_insert(cpu);
-    let used = cpu.saturating_sub(first) + crate::ticker::TICK;
+    let used = state.ran + cpu.saturating_sub(first) + crate::ticker::TICK;
     if (wall >= limit && used >= limit) || wall >= limit.saturating_mul(10) {
         return Err(wasmtime::Trap::Interrupt.into());
     }
     Ok(UpdateDeadline::Continue(1))
 }
 
-fn cpu_time() -> std::time::Duration {
+/// Of this thread.
+pub(crate) fn cpu_time() -> std::time::Duration {
     // Of the C library: rustix' own way needs the kernel's page for it, which profilers hide.
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it writes into the struct, and cannot fail for this clock.

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use tidegate_policy::PolicyFaultKind;
+use tidegate_policy::{CalloutError, CalloutResponse, PolicyFaultKind};
 
 /// The questions, in the order of every array by question.
-pub const QUESTIONS: [&str; 4] = ["route", "pick", "identify", "decide"];
+pub const QUESTIONS: [&str; 5] = ["route", "pick", "identify", "decide", "tunnel"];
 
 /// Upper bounds of decision times, in nanoseconds.
 const BOUNDS: [u64; 10] = [250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 5_000_000];
@@ -54,16 +54,88 @@ impl QuestionStats {
 
     /// Cumulative counts by upper bound in seconds, then their number and the sum of seconds.
     pub fn times(&self) -> (Vec<(f64, u64)>, u64, f64) {
-        let mut count = 0;
-        let mut buckets = Vec::with_capacity(BOUNDS.len());
-        for (bound, bucket) in BOUNDS.iter().zip(&self.buckets) {
-            count += bucket.load(Ordering::Relaxed);
-            buckets.push((*bound as f64 / 1e9, count));
-        }
-        count += self.buckets[BOUNDS.len()].load(Ordering::Relaxed);
-        (buckets, count, self.total_ns.load(Ordering::Relaxed) as f64 / 1e9)
+        times(&BOUNDS, &self.buckets, &self.total_ns)
     }
 }
+
+/// Counts below each bound, and the last of all.
+fn times(bounds: &[u64], counts: &[AtomicU64], total_ns: &AtomicU64) -> (Vec<(f64, u64)>, u64, f64) {
+    let mut count = 0;
+    let mut buckets = Vec::with_capacity(bounds.len());
+    for (bound, bucket) in bounds.iter().zip(counts) {
+        count += bucket.load(Ordering::Relaxed);
+        buckets.push((*bound as f64 / 1e9, count));
+    }
+    count += counts[bounds.len()].load(Ordering::Relaxed);
+    (buckets, count, total_ns.load(Ordering::Relaxed) as f64 / 1e9)
+}
+
+/// How a callout ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CalloutOutcome {
+    /// With a response, whatever its status.
+    Answered,
+    NotGranted,
+    TimedOut,
+    TooLarge,
+    Failed,
+    /// Beyond what its plugin or its tenant may have.
+    Refused,
+    /// The exchange ended before it.
+    Cancelled,
+}
+
+impl CalloutOutcome {
+    pub const ALL: [Self; 7] = [
+        Self::Answered,
+        Self::NotGranted,
+        Self::TimedOut,
+        Self::TooLarge,
+        Self::Failed,
+        Self::Refused,
+        Self::Cancelled,
+    ];
+
+    /// The metric label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NotGranted => "not_granted",
+            Self::TimedOut => "timed_out",
+            Self::TooLarge => "too_large",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl From<&Result<CalloutResponse, CalloutError>> for CalloutOutcome {
+    fn from(response: &Result<CalloutResponse, CalloutError>) -> Self {
+        match response {
+            Ok(_) => Self::Answered,
+            Err(CalloutError::NotGranted) => Self::NotGranted,
+            Err(CalloutError::TimedOut) => Self::TimedOut,
+            Err(CalloutError::TooLarge) => Self::TooLarge,
+            Err(CalloutError::Failed(_)) => Self::Failed,
+            Err(CalloutError::Refused(_)) => Self::Refused,
+        }
+    }
+}
+
+/// Upper bounds of the times of callouts, in nanoseconds.
+const CALLOUT_BOUNDS: [u64; 10] = [
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    100_000_000,
+    500_000_000,
+    2_000_000_000,
+];
 
 /// What a guest counts itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,6 +158,9 @@ pub struct PluginStats {
     pub(crate) made: AtomicU64,
     custom: Mutex<BTreeMap<String, CustomMetric>>,
     pub(crate) log_dropped: AtomicU64,
+    callouts: [AtomicU64; CalloutOutcome::ALL.len()],
+    callout_ns: AtomicU64,
+    callout_buckets: [AtomicU64; CALLOUT_BOUNDS.len() + 1],
     /// When it was last told that decisions are shed, in seconds of this process and one.
     shedding_told: AtomicU64,
 }
@@ -111,6 +186,27 @@ impl PluginStats {
     /// Lines beyond what it may write.
     pub fn log_lines_dropped(&self) -> u64 {
         self.log_dropped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn called_out(&self, outcome: CalloutOutcome, took: Duration) {
+        self.callouts[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        if matches!(outcome, CalloutOutcome::NotGranted | CalloutOutcome::Refused) {
+            // It went nowhere.
+            return;
+        }
+        let ns = took.as_nanos() as u64;
+        self.callout_ns.fetch_add(ns, Ordering::Relaxed);
+        self.callout_buckets[CALLOUT_BOUNDS.partition_point(|bound| *bound < ns)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Callouts by outcome.
+    pub fn callouts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CalloutOutcome::ALL.iter().zip(&self.callouts).map(|(outcome, n)| (outcome.name(), n.load(Ordering::Relaxed)))
+    }
+
+    /// Times of those that were sent, as of [`QuestionStats::times`].
+    pub fn callout_times(&self) -> (Vec<(f64, u64)>, u64, f64) {
+        times(&CALLOUT_BOUNDS, &self.callout_buckets, &self.callout_ns)
     }
 
     pub fn custom(&self) -> BTreeMap<String, CustomMetric> {

@@ -57,6 +57,23 @@ impl Ticker {
     }
 }
 
+/// A guest runs, for as long as this lives.
+pub(crate) struct Running(Arc<Ticker>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.call_ends();
+    }
+}
+
+impl Ticker {
+    /// The same as `call_begins`, for a guest that may wait, and end without coming back from that.
+    pub(crate) fn run(self: &Arc<Self>) -> Running {
+        self.call_begins();
+        Running(self.clone())
+    }
+}
+
 impl Drop for Ticker {
     fn drop(&mut self) {
         self.thread.unpark();

@@ -96,7 +96,7 @@ pub(crate) struct Field {
     pub(crate) value: Vec<u8>,
 }
 
-#[derive(Clone, ComponentType, Lift)]
+#[derive(Clone, ComponentType, Lift, Lower)]
 #[component(record)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -112,6 +112,21 @@ pub(crate) enum KvError {
     #[component(name = "not-a-number")]
     NotANumber,
     #[allow(dead_code, reason = "the contract has it, for what may come")]
+    #[component(name = "other")]
+    Other(Option<String>),
+}
+
+#[derive(Clone, Debug, ComponentType, Lower)]
+#[component(variant)]
+pub(crate) enum HttpError {
+    #[component(name = "not-granted")]
+    NotGranted,
+    #[component(name = "timed-out")]
+    TimedOut,
+    #[component(name = "too-large")]
+    TooLarge,
+    #[component(name = "failed")]
+    Failed(Option<String>),
     #[component(name = "other")]
     Other(Option<String>),
 }
@@ -164,6 +179,17 @@ pub(crate) enum RouteAnswer {
     Respond(Response),
 }
 
+#[derive(Clone, ComponentType, Lift)]
+#[component(variant)]
+pub(crate) enum TunnelAnswer {
+    #[component(name = "pass")]
+    Pass,
+    #[component(name = "forward")]
+    Forward(String),
+    #[component(name = "refuse")]
+    Refuse,
+}
+
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(variant)]
 pub(crate) enum Choice {
@@ -175,6 +201,17 @@ pub(crate) enum Choice {
     Hash(u64),
     #[component(name = "none")]
     None,
+}
+
+impl From<Choice> for policy::Choice {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Pass => Self::Pass,
+            Choice::Endpoint(index) => Self::Endpoint(index),
+            Choice::Hash(key) => Self::Hash(key),
+            Choice::None => Self::None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ComponentType, Lift)]

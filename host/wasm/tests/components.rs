@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::json;
 use tidegate_policy::contract::{self, asked, asked_with};
-use tidegate_policy::{Asked, Blame, Origin, PolicyFaultKind, RequestEdits, RouteAnswer};
+use tidegate_policy::{Asked, Blame, Origin, PolicyFaultKind, RequestEdits, RouteAnswer, TunnelAnswer};
 use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 fn runtime() -> Arc<Runtime> {
@@ -41,6 +41,7 @@ fn load(spec: &PluginSpec) -> Arc<Plugin> {
 
 const READER: &str = "tests/guests/built/reader.wasm";
 const CANARY: &str = "plugins/tenant-canary/tenant_canary.wasm";
+const TUNNELS: &str = "tests/guests/built/by_sni.wasm";
 const ROUTER: &str = "tests/guests/built/misbehave_router.wasm";
 
 fn canary_settings() -> serde_json::Value {
@@ -65,6 +66,66 @@ fn components_keep_the_contract_of_their_questions() {
     contract::forwarding(&*load(&forwarding).forwarding().expect("it identifies"));
     let retry = load(&spec("plugins/careful-retry/careful_retry.wasm", json!({}))).retry().expect("it decides");
     contract::retry(&*retry);
+    let tunnels = load(&spec(TUNNELS, tunnel_settings())).tunnel_router().expect("it routes connections");
+    contract::tunnel_router(&*tunnels, &["a", "b"]);
+}
+
+fn tunnel_settings() -> serde_json::Value {
+    json!({ "suffixes": { "example.com": "a", "b.example": "b" }, "refuse": "no.example", "trap": "trap.example" })
+}
+
+/// With an instance that lives, one for each question, and a memo: the same answers, and only the memo's are remembered.
+#[test]
+fn a_tunnel_router_is_asked_of_connections() {
+    let name = |name: &str| contract::tunnel_to(Some(name));
+    let mut plain = spec(TUNNELS, tunnel_settings());
+    plain.limits.time = Duration::from_secs(1);
+    let mut fresh = plain.clone();
+    fresh.isolation = Isolation::Request;
+    let mut memoised = plain.clone();
+    memoised.memoise = true;
+    for (spec, again) in [(&plain, Origin::Wasm), (&fresh, Origin::Wasm), (&memoised, Origin::Memo)] {
+        let plugin = load(spec);
+        assert!(plugin.router().is_none() && plugin.questions().tunnel);
+        plugin.rehearse().expect("it answers a plain connection");
+        let router = plugin.tunnel_router().expect("it routes connections");
+        for origin in [Origin::Wasm, again] {
+            let asked = |asked: &Rc<Asked>| {
+                let answered = router.tunnel(asked).expect("it answers");
+                assert_eq!(answered.origin, origin, "{spec:?}");
+                answered.value
+            };
+            assert_eq!(asked(&name("x.example.com")), TunnelAnswer::Forward("a".into()));
+            assert_eq!(asked(&name("x.b.example")), TunnelAnswer::Forward("b".into()));
+            assert_eq!(asked(&name("no.example")), TunnelAnswer::Refuse);
+            assert_eq!(asked(&contract::tunnel_to(None)), TunnelAnswer::Pass);
+        }
+        let fault = router.tunnel(&name("trap.example")).expect_err("it traps");
+        assert_eq!((fault.kind, fault.deny), (PolicyFaultKind::Trap, false));
+        assert_eq!(router.tunnel(&name("no.example")).expect("another instance").value, TunnelAnswer::Refuse);
+        let counts = plugin.status();
+        assert_eq!(counts["questions"]["tunnel"]["asked"], 10, "{counts}");
+        assert_eq!(counts["questions"].as_object().map(serde_json::Map::len), Some(1), "{counts}");
+    }
+}
+
+/// Its world has no request: what would read one is refused.
+#[test]
+fn a_tunnel_router_reads_no_request() {
+    let text = r#"(component
+      (import "tidegate:policy/request@0.1.0" (instance))
+      (core module $policy (func (export "route")))
+      (core instance $policy (instantiate $policy))
+      (func $route (canon lift (core func $policy "route")))
+      (instance $router (export "route" (func $route)))
+      (export "tidegate:policy/tunnel-router@0.1.0" (instance $router)))"#;
+    let mut spec = spec(TUNNELS, json!({}));
+    spec.bytes = wat::parse_str(text).expect("a component").into();
+    let error = runtime().load(&spec, None).err().expect("it is refused");
+    assert!(
+        matches!(&error, LoadError::Import { import, why } if import.contains("request") && why.contains("question")),
+        "{error}"
+    );
 }
 
 fn answer(plugin: &Plugin, asked: &Rc<Asked>) -> (String, RequestEdits, Origin) {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tidegate_policy::contract::{self, asked, asked_with, attempt, endpoints};
-use tidegate_policy::{Cause, Choice, EndpointsView, Families, Identity, RequestEdits, RouteAnswer, Verdict};
+use tidegate_policy::{
+    Cause, Choice, EndpointsView, Families, Identity, RequestEdits, RouteAnswer, TunnelAnswer, Verdict,
+};
 use tidegate_wasm::{Grants, Isolation, Limits, Plugin, PluginSpec, Runtime, RuntimeOptions, Share};
 
 fn load(name: &str, digest: &str, settings: serde_json::Value) -> Arc<Plugin> {
@@ -81,4 +83,15 @@ fn a_retry_policy_of_contract_0_1_0_decides() {
     let view = EndpointsView::new(endpoints(&[1, 1]), Duration::ZERO);
     let verdict = retry.decide(&asked("GET", "/"), &Rc::new(attempt(1, Cause::ConnectRefused)), &view);
     assert_ne!(verdict.expect("an answer").value, Verdict::Stop);
+}
+
+#[test]
+fn a_tunnel_router_of_contract_0_1_0_routes_connections() {
+    let digest = "1a15d2fe8a21c872ab0b0690e710af20ad671941e2ac7a169da42402c6ca0950";
+    let settings = json!({ "suffixes": { "example.com": "a" }, "refuse": "no.example" });
+    let router = load("by_sni.wasm", digest, settings).tunnel_router().expect("it routes connections");
+    contract::tunnel_router(&*router, &["a"]);
+    let to = |name| router.tunnel(&contract::tunnel_to(name)).expect("an answer").value;
+    assert_eq!(to(Some("x.example.com")), TunnelAnswer::Forward("a".into()));
+    assert_eq!([to(Some("no.example")), to(None)], [TunnelAnswer::Refuse, TunnelAnswer::Pass]);
 }

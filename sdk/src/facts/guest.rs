@@ -90,6 +90,36 @@ pub mod kv {
     }
 }
 
+/// Calls to clusters.
+pub mod http_client {
+    use std::time::Duration;
+
+    use super::nanos;
+    use crate::Response;
+    use crate::bindings::facts::tidegate::policy::{http_client as wit, types};
+    use crate::http_client::{Error, Request};
+
+    fn error(error: wit::HttpError) -> Error {
+        match error {
+            wit::HttpError::NotGranted => Error::NotGranted,
+            wit::HttpError::TimedOut => Error::TimedOut,
+            wit::HttpError::TooLarge => Error::TooLarge,
+            wit::HttpError::Failed(text) => Error::Failed(text),
+            wit::HttpError::Other(text) => Error::Other(text),
+        }
+    }
+
+    pub fn send(request: &Request) -> Result<Response, Error> {
+        let Request { cluster, method, path, headers, body, timeout } = request;
+        let field = |(name, value): &(String, Vec<u8>)| types::Field { name: name.clone(), value: value.clone() };
+        let headers: Vec<types::Field> = headers.iter().map(field).collect();
+        let timeout = nanos(timeout.unwrap_or(Duration::ZERO));
+        let response = wit::send(cluster, method, path, &headers, body, timeout).map_err(error)?;
+        let headers = response.headers.into_iter().map(|field| (field.name, field.value)).collect();
+        Ok(Response { status: response.status, headers, body: response.body })
+    }
+}
+
 fn ip(address: wit::types::IpAddress) -> IpAddr {
     match address {
         wit::types::IpAddress::Ipv4((a, b, c, d)) => Ipv4Addr::new(a, b, c, d).into(),

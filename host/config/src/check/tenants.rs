@@ -33,6 +33,21 @@ pub(super) fn check(config: &mut Config, source: &Source<'_>) {
             source.error(cluster.balance.line, message);
         }
     }
+    for plugin in &config.plugins {
+        let who = format!("plugin {:?}", plugin.name);
+        for (name, line) in plugin.http.iter().flat_map(|http| &http.clusters) {
+            // A plugin of all is asked for every tenant's requests.
+            let shared = config.clusters.iter().any(|cluster| cluster.name == *name && cluster.shared);
+            if plugin.shared && !config.tenants.is_empty() && !shared {
+                let message = format!(
+                    "{who} is shared and calls cluster {name:?}, which is not; write shared = true in that cluster"
+                );
+                source.error(*line, message);
+            } else if !plugin.shared {
+                may_name(config, source, *line, &who, plugin.tenant.as_deref(), ("cluster", name));
+            }
+        }
+    }
     grants(config, source);
     kv(config, source);
 }

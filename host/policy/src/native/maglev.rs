@@ -1,6 +1,7 @@
 //! Consistent hashing by Maglev's table (Eisenbud et al., NSDI 2016), with bounded load (Mirrokni et al., 2018).
 
 use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ const BOUND: f64 = 1.25;
 impl Maglev {
     /// `size` should be a prime, a hundred times the number of endpoints or more; 65,537 is usual.
     pub fn new(set: &Arc<EndpointSet>, size: usize, on: HashOn) -> Self {
-        Self { table: table(set, size.max(1)), on }
+        let members: Vec<_> = set.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.weight)).collect();
+        Self { table: maglev_table(&members, size), on }
     }
 
     /// The endpoint for `key`: the table's, or the next one of it that is available and not overloaded.
@@ -118,10 +120,13 @@ fn mix(key: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Every endpoint has its own permutation of the entries and takes turns, as often as it weighs, at claiming its next.
-fn table(set: &EndpointSet, size: usize) -> Box<[u32]> {
+/// Maglev's table by itself: `size` entries, each the index of one of `members`, which are addresses and weights. Every
+/// member has its own permutation of the entries and takes turns, as often as it weighs, at claiming its next. Empty where
+/// none has a weight. The same for the same members, in whatever process.
+pub fn maglev_table(members: &[(SocketAddr, u32)], size: usize) -> Box<[u32]> {
     const FREE: u32 = u32::MAX;
-    let heaviest = set.endpoints.iter().map(|endpoint| endpoint.weight).max().unwrap_or(0);
+    let size = size.max(1);
+    let heaviest = members.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
     if heaviest == 0 {
         return Box::new([]);
     }
@@ -133,16 +138,15 @@ fn table(set: &EndpointSet, size: usize) -> Box<[u32]> {
         credit: f64,
         share: f64,
     }
-    let mut claims: Vec<Claim> = set
-        .endpoints
+    let mut claims: Vec<Claim> = members
         .iter()
         .enumerate()
-        .filter(|(_, endpoint)| endpoint.weight > 0)
-        .map(|(index, endpoint)| {
+        .filter(|(_, (_, weight))| *weight > 0)
+        .map(|(index, (address, weight))| {
             // By address, not by index: an endpoint keeps its entries when others come and go.
-            let name = FxBuildHasher.hash_one(endpoint.address);
+            let name = FxBuildHasher.hash_one(address);
             let skip = if size > 1 { mix(name ^ 0x5bd1_e995) % (size as u64 - 1) + 1 } else { 0 };
-            let share = f64::from(endpoint.weight) / f64::from(heaviest);
+            let share = f64::from(*weight) / f64::from(heaviest);
             Claim { index: index as u32, at: mix(name) % size as u64, skip, credit: 0.0, share }
         })
         .collect();

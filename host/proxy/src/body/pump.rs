@@ -47,6 +47,10 @@ impl Activity {
     pub(crate) fn moved(&self) {
         self.0.set(Lately::now());
     }
+
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.0.get().elapsed()
+    }
 }
 
 /// How a pump is bounded and counted.
@@ -146,7 +150,7 @@ impl<'a> Quiet<'a> {
             if let Some(deadline) = &mut self.deadline {
                 ready!(deadline.poll_elapsed(cx));
             }
-            let left = idle.saturating_sub(self.activity.0.get().elapsed());
+            let left = idle.saturating_sub(self.activity.silent_for());
             if left.is_zero() {
                 return Poll::Ready(idle);
             }

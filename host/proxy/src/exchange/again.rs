@@ -12,6 +12,20 @@ use super::attempt::Step;
 use super::request_body::RequestBody;
 use super::{Exchange, Plan, decide, shape};
 use crate::upstream::{Lease, health};
+use crate::worker::Worker;
+
+/// Passive health: every attempt that ended says something of its endpoint.
+pub(super) fn report(worker: &Worker, view: &EndpointsView, index: u32, outcome: Outcome) {
+    let now = worker.now();
+    if outcome != Outcome::Success
+        && let Some(endpoint) = view.get(index)
+    {
+        endpoint.state.penalise_latency(now);
+    }
+    if let Some(ejected) = view.set.report(index, outcome, now) {
+        health::tell(&view.set, index, Swept::Ejected(ejected));
+    }
+}
 
 impl Exchange<'_> {
     /// A whole response head arrived: whether its status is a reason to try again, and when.
@@ -96,17 +110,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Passive health: every attempt that ended says something of its endpoint.
     pub(super) fn report(&self, view: &EndpointsView, index: u32, outcome: Outcome) {
-        let now = self.served.worker.now();
-        if outcome != Outcome::Success
-            && let Some(endpoint) = view.get(index)
-        {
-            endpoint.state.penalise_latency(now);
-        }
-        if let Some(ejected) = view.set.report(index, outcome, now) {
-            health::tell(&view.set, index, Swept::Ejected(ejected));
-        }
+        report(&self.served.worker, view, index, outcome);
     }
 
     /// Reports a fault that is the endpoint's. That a time was over which the client chose itself (grpc-timeout) proves nothing:
@@ -165,7 +170,7 @@ impl Exchange<'_> {
             time_left,
             retries_left: left.min(plan.cluster.budget.balance(now)),
         });
-        let verdict = match decide::again(route, &self.asked, &facts, view, &mut self.record) {
+        let verdict = match self.again(plan, &facts, view).await {
             Ok(verdict) => verdict,
             Err(refused) => {
                 tracing::debug!(%refused, "the retry question was denied");
@@ -203,5 +208,16 @@ impl Exchange<'_> {
         }
         self.retrying = Some(permit);
         Some(pause)
+    }
+
+    /// Question four, of a plugin that may wait or of whoever answers at once. How long it may wait is bounded; that the client
+    /// left is seen after it.
+    async fn again(&mut self, plan: &Plan, facts: &Rc<AttemptFacts>, view: &EndpointsView) -> Result<Verdict, Fault> {
+        let route = &plan.route;
+        if route.retry_plugin.as_ref().is_some_and(|plugin| plugin.waits()) {
+            let callouts = self.callouts(route);
+            return decide::again_later(route, &self.asked, facts, view, &mut self.record, &callouts).await;
+        }
+        decide::again(route, &self.asked, facts, view, &mut self.record)
     }
 }

@@ -129,7 +129,13 @@ impl Exchange<'_> {
         let begun = Instant::now();
         let cluster = plan.cluster.clone();
         view.refresh(self.served.worker.now());
-        let index = match decide::pick(&cluster, &self.asked, view, &mut self.record) {
+        let waits = cluster.plugin.as_ref().is_some_and(|plugin| plugin.waits());
+        let picked = if waits {
+            Box::pin(self.pick_later(plan, &cluster, view, reply)).await
+        } else {
+            decide::pick(&cluster, &self.asked, view, &mut self.record)
+        };
+        let index = match picked {
             Ok(index) => index,
             Err(fault) => return Step::Failed(fault),
         };
@@ -291,6 +297,20 @@ impl Exchange<'_> {
             body.give_back(incoming);
         }
         self.after(plan, body, view, index, broke).await
+    }
+
+    /// Question two, of a plugin that may wait.
+    async fn pick_later(
+        &mut self,
+        plan: &Plan,
+        cluster: &Cluster,
+        view: &EndpointsView,
+        reply: &mut Option<Reply>,
+    ) -> Result<u32, Fault> {
+        let mut clocks = Clocks::new(self, plan);
+        let callouts = self.callouts(&plan.route);
+        let picking = decide::pick_later(cluster, &self.asked, view, &mut self.record, &callouts);
+        select(picking, reply, |cx| clocks.poll(cx)).await?
     }
 
     /// Leases a connection and sends the head; the body follows.

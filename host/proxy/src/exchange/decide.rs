@@ -7,12 +7,17 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use http::{HeaderName, HeaderValue};
 use tidegate_policy::{
-    Asked, AttemptFacts, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Origin, RequestEdits,
-    Retry, RouteAnswer, TunnelAnswer, TunnelRouter, Verdict, Versioned, Watched,
+    Asked, AttemptFacts, Balancer, Blame, Cause, Choice, Decision, DirectResponse, EndpointsView, Fault, Forwarding,
+    Identity, Origin, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Versioned,
+    Watched,
 };
 
 use crate::observe::{Decided, Deciding, DecisionRecord, Question, Record};
 use crate::snapshot::{Cluster, Route, RouteAction, Snapshot};
+
+mod later;
+
+pub(super) use later::{again_later, identify_later, pick_later, route_later};
 
 /// Where the request goes.
 pub(super) enum Destination {
@@ -26,6 +31,7 @@ struct Asking<'a, P: ?Sized> {
     policy: &'a P,
     version: Option<Versioned<'a, P>>,
     name: fn(&P) -> ByteString,
+    waits: fn(&P) -> bool,
 }
 
 impl<'a, P: ?Sized> Asking<'a, P> {
@@ -37,7 +43,7 @@ impl<'a, P: ?Sized> Asking<'a, P> {
         mut ask: impl FnMut(&P) -> Decision<T>,
         decided: impl Fn(&T) -> Decided,
     ) -> (&'a P, Decision<T>) {
-        let Self { question, policy, version, name } = self;
+        let Self { question, policy, version, name, .. } = self;
         let mut one = |policy: &'a P, watched: Option<Watched>| {
             let decision = ask(policy);
             let (origin, decided, took) = match &decision {
@@ -47,7 +53,9 @@ impl<'a, P: ?Sized> Asking<'a, P> {
             if origin == Origin::Wasm {
                 record.guest_took(took);
             }
-            record.decided(DecisionRecord { question, by: name(policy), watched, origin, decided, took });
+            let (callouts, waited) = Default::default();
+            let by = name(policy);
+            record.decided(DecisionRecord { question, by, watched, origin, decided, took, callouts, waited });
             (policy, decision)
         };
         let Some(Versioned { policy, watched, instead }) = version else { return one(policy, None) };
@@ -64,6 +72,14 @@ fn fall_back(by: &str, fault: &tidegate_policy::PolicyFault) -> Result<(), Fault
     if fault.deny { Err(Fault::new(Cause::PolicyDenied, format!("plugin {by:?}: {fault}"))) } else { Ok(()) }
 }
 
+impl<'a> Asking<'a, dyn Router> {
+    fn of(router: &'a (dyn Router + 'static), asked: &Asked) -> Self {
+        let version = router.version(asked);
+        let (name, waits) = (|router: &dyn Router| router.name(), |router: &dyn Router| router.waits());
+        Self { question: Question::Route, policy: router, version, name, waits }
+    }
+}
+
 /// Question one. `edits` holds what was accepted of a router's edits.
 pub(super) fn route(
     snapshot: &Snapshot,
@@ -73,13 +89,7 @@ pub(super) fn route(
     record: &mut Record,
 ) -> Result<Destination, Fault> {
     if let Some(router) = &route.router {
-        let asking = Asking {
-            question: Question::Route,
-            policy: &**router,
-            version: router.version(asked),
-            name: |router| router.name(),
-        };
-        let (router, decision) = asking.ask(
+        let (router, decision) = Asking::<dyn Router>::of(&**router, asked).ask(
             record,
             |router| {
                 *edits = RequestEdits::default();
@@ -87,39 +97,57 @@ pub(super) fn route(
             },
             |answer| answer.into(),
         );
-        match decision {
-            Ok(answered) => match answered.value {
-                RouteAnswer::Pass => edits.fit(&asked.request.target),
-                RouteAnswer::Forward(name) => {
-                    match snapshot.cluster(&name).filter(|cluster| cluster.owner.serves(route.tenant.as_deref())) {
-                        Some(cluster) => {
-                            edits.fit(&asked.request.target);
-                            return Ok(Destination::Cluster(cluster.clone()));
-                        }
-                        None => {
-                            *edits = RequestEdits::default();
-                            // One name that leads nowhere says little against all the others.
-                            let refused =
-                                router.answer_refused(&format!("no cluster is named {name:?}"), Blame::Nobody);
-                            fall_back(&router.name(), &refused)?;
-                        }
-                    }
-                }
-                RouteAnswer::Respond(response) if response.status.as_u16() >= 200 => {
-                    return Ok(Destination::Respond(*response));
-                }
-                RouteAnswer::Respond(response) => {
-                    *edits = RequestEdits::default();
-                    let reason = format!("{} is not a final status", response.status);
-                    fall_back(&router.name(), &router.answer_refused(&reason, Blame::Policy))?;
-                }
-            },
-            Err(fault) => {
-                *edits = RequestEdits::default();
-                fall_back(&router.name(), &fault)?;
-            }
+        if let Some(destination) = routed(snapshot, route, asked, edits, router, decision)? {
+            return Ok(destination);
         }
     }
+    route_natively(route)
+}
+
+/// Where a router's answer leads, if it leads anywhere.
+fn routed(
+    snapshot: &Snapshot,
+    route: &Route,
+    asked: &Asked,
+    edits: &mut RequestEdits,
+    router: &dyn Router,
+    decision: Decision<RouteAnswer>,
+) -> Result<Option<Destination>, Fault> {
+    match decision {
+        Ok(answered) => match answered.value {
+            RouteAnswer::Pass => edits.fit(&asked.request.target),
+            RouteAnswer::Forward(name) => {
+                match snapshot.cluster(&name).filter(|cluster| cluster.owner.serves(route.tenant.as_deref())) {
+                    Some(cluster) => {
+                        edits.fit(&asked.request.target);
+                        return Ok(Some(Destination::Cluster(cluster.clone())));
+                    }
+                    None => {
+                        *edits = RequestEdits::default();
+                        // One name that leads nowhere says little against all the others.
+                        let refused = router.answer_refused(&format!("no cluster is named {name:?}"), Blame::Nobody);
+                        fall_back(&router.name(), &refused)?;
+                    }
+                }
+            }
+            RouteAnswer::Respond(response) if response.status.as_u16() >= 200 => {
+                return Ok(Some(Destination::Respond(*response)));
+            }
+            RouteAnswer::Respond(response) => {
+                *edits = RequestEdits::default();
+                let reason = format!("{} is not a final status", response.status);
+                fall_back(&router.name(), &router.answer_refused(&reason, Blame::Policy))?;
+            }
+        },
+        Err(fault) => {
+            *edits = RequestEdits::default();
+            fall_back(&router.name(), &fault)?;
+        }
+    }
+    Ok(None)
+}
+
+fn route_natively(route: &Route) -> Result<Destination, Fault> {
     match &route.action {
         RouteAction::Cluster(cluster) => Ok(Destination::Cluster(cluster.clone())),
         RouteAction::Split(split, clusters) => match clusters.get(split.pick(fastrand::u64(..))) {
@@ -131,6 +159,14 @@ pub(super) fn route(
     }
 }
 
+impl<'a> Asking<'a, dyn Forwarding> {
+    fn of(plugin: &'a (dyn Forwarding + 'static), asked: &Asked) -> Self {
+        let version = plugin.version(asked);
+        let (name, waits) = (|plugin: &dyn Forwarding| plugin.name(), |plugin: &dyn Forwarding| plugin.waits());
+        Self { question: Question::Identify, policy: plugin, version, name, waits }
+    }
+}
+
 /// Question three: the fields that tell the upstream of the client.
 pub(super) fn identify(
     route: &Route,
@@ -138,13 +174,7 @@ pub(super) fn identify(
     record: &mut Record,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
     let Some(plugin) = &route.forwarding_plugin else { return Ok(route.forwarding.fields(asked)) };
-    let asking = Asking {
-        question: Question::Identify,
-        policy: &**plugin,
-        version: plugin.version(asked),
-        name: |plugin| plugin.name(),
-    };
-    let (plugin, decision) = asking.ask(
+    let (plugin, decision) = Asking::<dyn Forwarding>::of(&**plugin, asked).ask(
         record,
         |plugin| {
             let mut identity = route.forwarding.identity(asked);
@@ -152,6 +182,15 @@ pub(super) fn identify(
         },
         |sent| Decided::Identify(sent.elements.len()),
     );
+    identified(route, asked, plugin, decision)
+}
+
+fn identified(
+    route: &Route,
+    asked: &Asked,
+    plugin: &dyn Forwarding,
+    decision: Decision<Identity>,
+) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
     match decision {
         Ok(answered) => Ok(route.forwarding.render(&answered.value, asked)),
         Err(fault) => {
@@ -161,40 +200,66 @@ pub(super) fn identify(
     }
 }
 
-/// Question two: an endpoint that is available, or the fault that there is none.
+impl<'a> Asking<'a, dyn Balancer> {
+    fn of(plugin: &'a (dyn Balancer + 'static), asked: &Asked) -> Self {
+        let version = plugin.version(asked);
+        let (name, waits) = (|plugin: &dyn Balancer| plugin.name(), |plugin: &dyn Balancer| plugin.waits());
+        Self { question: Question::Pick, policy: plugin, version, name, waits }
+    }
+}
+
+/// Question two: an endpoint that is available, or the fault that there is none. A plugin that may wait is not asked: where
+/// nobody can wait for it, the cluster's own algorithm picks.
 pub(crate) fn pick(
     cluster: &Cluster,
     asked: &Rc<Asked>,
     view: &EndpointsView,
     record: &mut impl Deciding,
 ) -> Result<u32, Fault> {
-    let none = |why: &str| Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name));
-    if let Some(plugin) = &cluster.plugin {
-        let asking = Asking {
-            question: Question::Pick,
-            policy: &**plugin,
-            version: plugin.version(asked),
-            name: |plugin| plugin.name(),
-        };
+    if let Some(plugin) = cluster.plugin.as_ref().filter(|plugin| !plugin.waits()) {
+        let asking = Asking::<dyn Balancer>::of(&**plugin, asked);
         let (plugin, decision) =
             asking.ask(record, |plugin| plugin.pick(asked, view), |choice| Decided::of_choice(*choice, view));
-        match decision {
-            Ok(answered) => match answered.value {
-                Choice::Pass => {}
-                Choice::Endpoint(index) if view.available(index) => return Ok(index),
-                Choice::Endpoint(index) => {
-                    let reason = format!("endpoint {index} of {} is not available", view.len());
-                    fall_back(&plugin.name(), &plugin.answer_refused(&reason, blame_for(view, index)))?;
-                }
-                Choice::Hash(key) => match cluster.maglev.pick_by_hash(view, key) {
-                    Some(index) => return Ok(index),
-                    None => return Err(none("no endpoint is available")),
-                },
-                Choice::None => return Err(none("the balancer wants none of the endpoints")),
-            },
-            Err(fault) => fall_back(&plugin.name(), &fault)?,
+        if let Some(index) = picked(cluster, view, plugin, decision)? {
+            return Ok(index);
         }
     }
+    pick_natively(cluster, asked, view)
+}
+
+/// The endpoint of a plugin's choice, if it has one.
+fn picked(
+    cluster: &Cluster,
+    view: &EndpointsView,
+    plugin: &dyn Balancer,
+    decision: Decision<Choice>,
+) -> Result<Option<u32>, Fault> {
+    match decision {
+        Ok(answered) => match answered.value {
+            Choice::Pass => {}
+            Choice::Endpoint(index) if view.available(index) => return Ok(Some(index)),
+            Choice::Endpoint(index) => {
+                let reason = format!("endpoint {index} of {} is not available", view.len());
+                fall_back(&plugin.name(), &plugin.answer_refused(&reason, blame_for(view, index)))?;
+            }
+            Choice::Hash(key) => match cluster.maglev.pick_by_hash(view, key) {
+                Some(index) => return Ok(Some(index)),
+                None => return Err(none(cluster, "no endpoint is available")),
+            },
+            Choice::None => return Err(none(cluster, "the balancer wants none of the endpoints")),
+        },
+        Err(fault) => fall_back(&plugin.name(), &fault)?,
+    }
+    Ok(None)
+}
+
+fn none(cluster: &Cluster, why: &str) -> Fault {
+    Fault::new(Cause::NoEndpoint, format!("cluster {:?}: {why}", cluster.name))
+}
+
+/// By the cluster's own algorithm.
+pub(super) fn pick_natively(cluster: &Cluster, asked: &Rc<Asked>, view: &EndpointsView) -> Result<u32, Fault> {
+    let none = |why: &str| none(cluster, why);
     match cluster.balancer.pick(asked, view) {
         Ok(answered) => match answered.value {
             Choice::Endpoint(index) if view.available(index) => Ok(warm_enough(cluster, asked, view, index)),
@@ -238,6 +303,7 @@ pub(crate) fn tunnel(
         policy: router,
         version: router.version(asked),
         name: |router| router.name(),
+        waits: |_| false,
     };
     let (router, decision) = asking.ask(record, |router| router.tunnel(asked), |answer| answer.into());
     match decision {
@@ -259,6 +325,14 @@ pub(crate) fn tunnel(
     }
 }
 
+impl<'a> Asking<'a, dyn Retry> {
+    fn of(plugin: &'a (dyn Retry + 'static), asked: &Asked) -> Self {
+        let version = plugin.version(asked);
+        let (name, waits) = (|plugin: &dyn Retry| plugin.name(), |plugin: &dyn Retry| plugin.waits());
+        Self { question: Question::Decide, policy: plugin, version, name, waits }
+    }
+}
+
 /// Question four. Asked only when the core could try again.
 pub(super) fn again(
     route: &Route,
@@ -268,12 +342,7 @@ pub(super) fn again(
     record: &mut Record,
 ) -> Result<Verdict, Fault> {
     if let Some(plugin) = &route.retry_plugin {
-        let asking = Asking {
-            question: Question::Decide,
-            policy: &**plugin,
-            version: plugin.version(asked),
-            name: |plugin| plugin.name(),
-        };
+        let asking = Asking::<dyn Retry>::of(&**plugin, asked);
         let (plugin, decision) =
             asking.ask(record, |plugin| plugin.decide(asked, attempt, view), |verdict| verdict.into());
         match decision {
@@ -281,6 +350,15 @@ pub(super) fn again(
             Err(fault) => fall_back(&plugin.name(), &fault)?,
         }
     }
+    again_natively(route, asked, attempt, view)
+}
+
+fn again_natively(
+    route: &Route,
+    asked: &Rc<Asked>,
+    attempt: &Rc<AttemptFacts>,
+    view: &EndpointsView,
+) -> Result<Verdict, Fault> {
     match route.retry.decide(asked, attempt, view) {
         Ok(answered) => Ok(answered.value),
         Err(fault) => Err(Fault::new(Cause::Internal, fault)),

@@ -179,6 +179,7 @@ impl Exchange<'_> {
         // Those before it in this exchange stay tried; these count as tried for this one pick.
         let tried = view.tried.len();
         view.tried.extend(racers.iter().map(|racer| racer.index));
+        // The tries that are under way would wait for a plugin that does.
         let picked = decide::pick(cluster, &self.asked, view, &mut self.record).ok();
         view.tried.truncate(tried);
         let index = picked.filter(|index| racers.iter().all(|racer| racer.index != *index))?;

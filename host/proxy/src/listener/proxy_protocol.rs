@@ -1,6 +1,7 @@
 //! Reads the PROXY header at the start of a connection, and not a byte more: what follows is for TLS or the codec.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use crate::observe::WorkerMetrics;
 use crate::proxy_protocol::{self, Header, Invalid, Parsed};
 use crate::snapshot::AcceptProxyHeader;
 use crate::timer::{Deadline, Timers};
@@ -24,7 +26,7 @@ pub(super) enum Begins {
 }
 
 #[derive(Debug, Error)]
-pub(super) enum Refused {
+pub(crate) enum Refused {
     #[error("the peer is not among those that may send a header")]
     Untrusted,
     #[error("{0}")]
@@ -40,12 +42,42 @@ pub(super) enum Refused {
     Gone(io::Error),
 }
 
+impl Refused {
+    pub(crate) fn count(&self, metrics: &WorkerMetrics) {
+        let counts = &metrics.proxy_headers_refused;
+        match self {
+            Self::Untrusted => counts.untrusted.add(1),
+            Self::Invalid(_) | Self::Absent => counts.invalid.add(1),
+            Self::Late(_) => counts.late.add(1),
+            Self::CutOff => counts.cut_off.add(1),
+            Self::Gone(_) => {}
+        }
+    }
+}
+
+/// The header at the start of a datagram, and the rest of it: "the header and the payload are in the same datagram", in each
+/// of a client's. Only version 2 knows datagrams. Without a header, where none is needed, it is the peer's own.
+pub(crate) fn of_datagram<'a>(
+    accept: &AcceptProxyHeader,
+    peer: IpAddr,
+    datagram: &'a [u8],
+) -> Result<(Header, &'a [u8]), Refused> {
+    if !accept.trusted.iter().any(|net| net.contains(&peer)) {
+        return if accept.required { Err(Refused::Untrusted) } else { Ok((Header::default(), datagram)) };
+    }
+    match proxy_protocol::of_datagram(datagram)? {
+        Some((header, rest)) => Ok((header, rest)),
+        None if accept.required => Err(Refused::Absent),
+        None => Ok((Header::default(), datagram)),
+    }
+}
+
 /// What the header's sender may do, by `accept`: a peer that is not trusted is refused where a header is required, and
 /// taken as it is where it is optional.
 pub(super) async fn receive(
     tcp: &mut TcpStream,
     accept: &AcceptProxyHeader,
-    peer: std::net::IpAddr,
+    peer: IpAddr,
     timers: &Timers,
 ) -> Result<Begins, Refused> {
     if !accept.trusted.iter().any(|net| net.contains(&peer)) {

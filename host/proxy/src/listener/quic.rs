@@ -20,7 +20,7 @@ use crate::worker::{Drain, Worker};
 
 mod group;
 
-pub(crate) use group::{Group, Groups};
+pub(crate) use group::{Group, Groups, Spread};
 
 /// Handshakes under way on one worker of a listener before a peer must show that it is where it says it is.
 const UNPROVED_HANDSHAKES: usize = 64;

@@ -44,6 +44,11 @@ struct Decision<'a> {
     #[serde(serialize_with = "words")]
     answer: &'a Decided,
     ns: u64,
+    /// Of those that make some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callouts: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_ns: Option<u64>,
 }
 
 impl<'a> From<&'a DecisionRecord> for Decision<'a> {
@@ -54,7 +59,16 @@ impl<'a> From<&'a DecisionRecord> for Decision<'a> {
             Origin::Memo => "memo",
         };
         let ns = record.took.as_nanos() as u64;
-        Self { question: record.question.name(), by: &record.by, origin, answer: &record.decided, ns }
+        let called_out = record.callouts > 0;
+        Self {
+            question: record.question.name(),
+            by: &record.by,
+            origin,
+            answer: &record.decided,
+            ns,
+            callouts: called_out.then_some(record.callouts),
+            waited_ns: called_out.then_some(record.waited.as_nanos() as u64),
+        }
     }
 }
 

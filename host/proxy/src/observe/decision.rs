@@ -41,7 +41,11 @@ pub struct DecisionRecord {
     pub watched: Option<Watched>,
     pub origin: Origin,
     pub decided: Decided,
+    /// Waits for callouts included.
     pub took: Duration,
+    pub callouts: u32,
+    /// That it waited for them.
+    pub waited: Duration,
 }
 
 /// The answer, or the kind of the failure. Displays as the words of the access log.

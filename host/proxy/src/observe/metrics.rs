@@ -105,6 +105,10 @@ pub struct UdpDatagrams {
     pub overflow: Counter,
     /// Of a stream that is not there, or not any more.
     pub unknown_stream: Counter,
+    /// Of no session, and none begins with it.
+    pub no_session: Counter,
+    /// The system would not send it.
+    pub unsent: Counter,
 }
 
 /// Requests that came before the client's handshake was complete (RFC 8470).
@@ -281,6 +285,8 @@ pub fn render(workers: &[Arc<WorkerMetrics>], snapshot: &Snapshot, out: &mut Str
     page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"too_large\"", |w| w.udp.too_large.get());
     page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"overflow\"", |w| w.udp.overflow.get());
     page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"unknown_stream\"", |w| w.udp.unknown_stream.get());
+    page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"no_session\"", |w| w.udp.no_session.get());
+    page.sample(names::UDP_DATAGRAMS_DROPPED, "reason=\"unsent\"", |w| w.udp.unsent.get());
     page.single(names::TUNNELS_ACTIVE, "gauge", "tunnels open", |w| w.tunnels_active.get());
     page.head(names::CONNECTIONS, "counter", "downstream connections accepted");
     page.sample(names::CONNECTIONS, "kind=\"tcp\"", |w| w.tcp_connections.get());

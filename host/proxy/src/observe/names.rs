@@ -38,10 +38,11 @@ pub const TUNNELS: &str = "tidegate_tunnels_total";
 pub const HELLOS_UNHEARD: &str = "tidegate_client_hellos_unheard_total";
 /// Tunnels open now. From `exchange::upgrade` and `tunnel`.
 pub const TUNNELS_ACTIVE: &str = "tidegate_tunnels_active";
-/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams`.
+/// UDP payloads relayed, by direction (`in` from clients, `out` to clients). From `relay::datagrams` and
+/// `tunnel::datagrams`.
 pub const UDP_DATAGRAMS: &str = "tidegate_udp_datagrams_total";
-/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`). From
-/// `relay::datagrams` and `codec::http3`.
+/// HTTP Datagrams and UDP payloads dropped, by reason (`unknown_context`, `too_large`, `overflow`, `unknown_stream`,
+/// `no_session`, `unsent`). From `relay::datagrams`, `tunnel::datagrams` and `codec::http3`.
 pub const UDP_DATAGRAMS_DROPPED: &str = "tidegate_udp_datagrams_dropped_total";
 /// Downstream connections accepted, by listener kind (`tcp`, `quic`). From `listener`.
 pub const CONNECTIONS: &str = "tidegate_connections_total";
@@ -103,7 +104,7 @@ pub const LOG_DROPPED: &str = "tidegate_access_log_dropped_total";
 pub const DECISIONS: &str = "tidegate_plugin_decisions_total";
 /// Answers that a memo knew, by plugin and question. From the plugin's statistics.
 pub const DECISIONS_MEMOISED: &str = "tidegate_plugin_memo_hits_total";
-/// Seconds a decision took, by plugin and question. From the plugin's statistics.
+/// Seconds a decision took, waits for calls included, by plugin and question. From the plugin's statistics.
 pub const DECISION_SECONDS: &str = "tidegate_plugin_decision_duration_seconds";
 /// Decisions that failed, by plugin, question and cause. From the plugin's statistics.
 pub const DECISION_FAULTS: &str = "tidegate_plugin_faults_total";
@@ -151,6 +152,12 @@ pub const COMPONENT_INSTANCES: &str = "tidegate_component_instances";
 pub const COMPONENT_CPU: &str = "tidegate_component_cpu_seconds_total";
 /// Log lines beyond what a component may write, by cluster. From the component's statistics.
 pub const COMPONENT_LOG_DROPPED: &str = "tidegate_component_log_lines_dropped_total";
+/// Calls of a plugin to clusters, by plugin and outcome. From the plugin's statistics.
+pub const PLUGIN_CALLOUTS: &str = "tidegate_plugin_callouts_total";
+/// The time of each that was sent, seconds, by plugin. From the plugin's statistics.
+pub const PLUGIN_CALLOUT_SECONDS: &str = "tidegate_plugin_callout_seconds";
+/// Those under way, by plugin. From the plugin's grant.
+pub const PLUGIN_CALLOUTS_ACTIVE: &str = "tidegate_plugin_callouts_active";
 /// CPU time of a tenant's guests, seconds, by tenant. From the plugin runtime.
 pub const TENANT_CPU: &str = "tidegate_tenant_cpu_seconds_total";
 /// Linear memory of a tenant's live instances, by tenant. From the plugin runtime.
@@ -169,3 +176,17 @@ pub const CONFLICTING_CLAIMS: &str = "tidegate_forwarding_conflicts_total";
 pub const GENERATION: &str = "tidegate_config_generation";
 /// Reloads, by outcome (`ok`, `refused`). From reload.
 pub const RELOADS: &str = "tidegate_reloads_total";
+/// 1 while a steer's rules are in the kernel, by steer. From steering.
+pub const STEER_INSTALLED: &str = "tidegate_steer_installed";
+/// Changes of a steer's rules, by steer and outcome (`applied`, `failed`). From steering.
+pub const STEER_CHANGES: &str = "tidegate_steer_changes_total";
+/// Flows that an endpoint was chosen for, by steer and endpoint. From the kernel's counters.
+pub const STEER_FLOWS: &str = "tidegate_steer_flows_total";
+/// Packets, by steer, endpoint and direction (`to_endpoint`; `to_client` with NAT only). From the kernel's counters.
+pub const STEER_PACKETS: &str = "tidegate_steer_packets_total";
+/// Their bytes, by the same. From the kernel's counters.
+pub const STEER_BYTES: &str = "tidegate_steer_bytes_total";
+/// Packets dropped because no endpoint could take them, by steer. From the kernel's counters.
+pub const STEER_UNSERVED: &str = "tidegate_steer_unserved_packets_total";
+/// Flows that connection tracking forgot because their endpoint was down, by steer. From steering.
+pub const STEER_MOVED: &str = "tidegate_steer_flows_moved_total";

@@ -263,3 +263,31 @@ proptest! {
         }
     }
 }
+
+/// Section 2.2, in datagrams: all of the header is there or it is none, and version 1 is bytes like any others.
+#[test]
+fn datagrams_have_all_of_their_header() {
+    let addresses = Addresses {
+        source: "192.0.2.1:1".parse().expect("an address"),
+        destination: "192.0.2.2:2".parse().expect("an address"),
+    };
+    let mut writer = v2::Writer::of_datagram(&addresses);
+    writer.field(0xE0, &[b"mine"]);
+    let header = writer.finish(true);
+    assert_eq!(header[13], 0x12);
+    let datagram = [&header[..], b"payload"].concat();
+    let (found, rest) = of_datagram(&datagram).expect("valid").expect("there");
+    assert_eq!((found.addresses, rest), (Some(addresses), &b"payload"[..]));
+    assert_eq!(of_datagram(&header).expect("valid").expect("there").1, b"", "nothing after it");
+    for end in 12..header.len() {
+        assert_eq!(of_datagram(&datagram[..end]), Err(Invalid::Short), "{end}");
+    }
+    for other in [&b""[..], b"\r\n", &datagram[..11], b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nx", &datagram[1..]] {
+        assert_eq!(of_datagram(other), Ok(None));
+    }
+    let mut wrong = datagram.clone();
+    wrong[20] ^= 1;
+    assert_eq!(of_datagram(&wrong), Err(Invalid::Checksum));
+    let six = Addresses { destination: "[2001:db8::1]:2".parse().expect("an address"), ..addresses };
+    assert_eq!(v2::Writer::of_datagram(&six).finish(false)[13], 0x22);
+}

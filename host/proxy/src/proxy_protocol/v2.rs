@@ -19,8 +19,14 @@ pub(super) const MAX: usize = FIXED + UNIX + 4096;
 const VERSION: u8 = 0x20;
 const LOCAL: u8 = 0x0;
 const PROXY: u8 = 0x1;
-const TCP4: u8 = 0x11;
-const TCP6: u8 = 0x21;
+const IPV4: u8 = 0x10;
+const IPV6: u8 = 0x20;
+const STREAM: u8 = 0x1;
+const DATAGRAMS: u8 = 0x2;
+const TCP4: u8 = IPV4 | STREAM;
+const TCP6: u8 = IPV6 | STREAM;
+const UDP4: u8 = IPV4 | DATAGRAMS;
+const UDP6: u8 = IPV6 | DATAGRAMS;
 const CHECKSUM: usize = 4;
 
 /// `bytes` begin like the signature.
@@ -60,8 +66,8 @@ fn size_of_addresses(family: u8) -> Option<usize> {
     match family {
         // Unspecified: no addresses, the fields follow at once.
         0x00 => Some(0),
-        TCP4 | 0x12 => Some(12),
-        TCP6 | 0x22 => Some(36),
+        TCP4 | UDP4 => Some(12),
+        TCP6 | UDP6 => Some(36),
         0x31 | 0x32 => Some(UNIX),
         _ => None,
     }
@@ -103,17 +109,26 @@ impl Writer {
     /// For a connection between these. Always a stream: what is forwarded over this connection is one, whatever the
     /// client spoke.
     pub(crate) fn new(addresses: &Addresses) -> Self {
+        Self::between(addresses, STREAM)
+    }
+
+    /// For a datagram between these.
+    pub(crate) fn of_datagram(addresses: &Addresses) -> Self {
+        Self::between(addresses, DATAGRAMS)
+    }
+
+    fn between(addresses: &Addresses, transport: u8) -> Self {
         let (source, destination) = (addresses.source, addresses.destination);
         let mut bytes = Vec::with_capacity(128);
         bytes.extend_from_slice(SIGNATURE);
         bytes.push(VERSION | PROXY);
         match (source.ip(), destination.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                bytes.extend_from_slice(&[TCP4, 0, 0]);
+                bytes.extend_from_slice(&[IPV4 | transport, 0, 0]);
                 bytes.extend([from, to].iter().flat_map(Ipv4Addr::octets));
             }
             (from, to) => {
-                bytes.extend_from_slice(&[TCP6, 0, 0]);
+                bytes.extend_from_slice(&[IPV6 | transport, 0, 0]);
                 bytes.extend([from, to].map(as_ipv6).iter().flat_map(Ipv6Addr::octets));
             }
         }

@@ -223,7 +223,7 @@ impl<'a> Direction<'a> {
             let buffer = &mut buffer[..size];
             let count = self.from.try_read(buffer)?;
             self.much = count == size;
-            // Mostly it is all taken at once, and nothing is to be kept. What an error is comes again with the next write.
+            // Mostly it is all taken at once, and nothing is to be kept. What is wrong comes again with the next write.
             let written = self.to.try_write(&buffer[..count]).unwrap_or(0);
             if written < count {
                 self.rest = Bytes::copy_from_slice(&buffer[written..count]);

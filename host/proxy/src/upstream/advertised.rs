@@ -64,6 +64,15 @@ fn header(version: SendProxyHeader, connection: &ConnectionHead) -> Vec<u8> {
     }
 }
 
+/// The header before each datagram of a client. Version 1 knows none (section 2.1).
+pub(super) fn header_of_datagrams(version: SendProxyHeader, connection: &ConnectionHead) -> Option<Vec<u8>> {
+    let SendProxyHeader::V2(fields) = version else { return None };
+    let addresses = Addresses { source: connection.client, destination: connection.local };
+    let mut header = v2::Writer::of_datagram(&addresses);
+    put_fields(&mut header, fields, connection);
+    Some(header.finish(fields.crc32c))
+}
+
 /// What this gateway's own handshake brought; without one, what a trusted peer's header said.
 fn put_fields(header: &mut v2::Writer, fields: ProxyFields, connection: &ConnectionHead) {
     let received = |kind| if connection.tls { None } else { connection.proxy_tlvs.get(kind) };

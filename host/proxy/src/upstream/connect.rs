@@ -146,11 +146,21 @@ pub(crate) async fn connect_alone(
     }
 }
 
+/// Has the kernel ask a silent peer whether it is still there.
+pub(crate) fn keep_alive(tcp: &TcpStream) {
+    let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(3);
+    // A socket that is gone already shows it by itself.
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&probes);
+}
+
 /// A connection on which nothing at all is written.
 pub(crate) async fn connect_tcp(address: SocketAddr, timeout: Duration, timers: &Timers) -> Result<TcpStream, Fault> {
     let mut deadline = Deadline::after(timers, Some(timeout));
     tokio::select! {
-        connected = tcp(address, None) => connected,
+        connected = tcp(address, None) => connected.inspect(|tcp| {
+            // To the kernel an endpoint that takes nothing for so long is one that has gone; a tunnel's idle time says that.
+            let _ = socket2::SockRef::from(tcp).set_tcp_user_timeout(None);
+        }),
         () = deadline.elapsed() => {
             Err(Fault::new(Cause::ConnectTimeout, format!("{address}: no connection within {timeout:?}")))
         }
@@ -167,12 +177,10 @@ async fn tcp(address: SocketAddr, proxy_header: Option<&[u8]>) -> Result<TcpStre
         };
         Fault::new(cause, format!("{address}: {error}"))
     })?;
-    // Without the first a request waits for acknowledgements, without the second a vanished origin is never noticed.
+    // Without the first a request waits for acknowledgements, without the others a vanished origin is never noticed.
     let _ = tcp.set_nodelay(true);
-    let socket = socket2::SockRef::from(&tcp);
-    let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(3);
-    let _ = socket.set_tcp_keepalive(&probes);
-    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    keep_alive(&tcp);
+    let _ = socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     if let Some(header) = proxy_header {
         let failed = |error| Fault::new(Cause::ConnectFailed, format!("{address}: sending the PROXY header: {error}"));
         tcp.write_all(header).await.map_err(failed)?;

@@ -29,6 +29,8 @@ use check::Target;
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthCheck {
     pub kind: CheckKind,
+    /// In place of the endpoint's.
+    pub port: Option<u16>,
     /// From start to start.
     pub interval: Duration,
     pub timeout: Duration,
@@ -45,6 +47,7 @@ pub struct HealthChecks {
     sweeper: AbortHandle,
     /// Wakes the sweeper: another snapshot may want it more often.
     changed: Arc<Notify>,
+    verdicts: Arc<Notify>,
 }
 
 struct Running {
@@ -72,9 +75,14 @@ impl HealthChecks {
         let changed = Arc::new(Notify::new());
         let snapshot = current.load_full();
         let sweeper = runtime.spawn(sweep(current, zero, changed.clone())).abort_handle();
-        let mut checks = Self { runtime, zero, running: HashMap::new(), sweeper, changed };
+        let mut checks = Self { runtime, zero, running: HashMap::new(), sweeper, changed, verdicts: Arc::default() };
         checks.apply(&snapshot, None);
         checks
+    }
+
+    /// Notified whenever checks have found an endpoint to be other than it was. For one to wait on.
+    pub fn verdicts(&self) -> Arc<Notify> {
+        self.verdicts.clone()
     }
 
     /// A snapshot came into force after `before`: tasks for what is new or checked in another way, none for what is gone.
@@ -126,7 +134,7 @@ impl HealthChecks {
 
     fn spawn(&self, work: Work) -> Running {
         let work = Arc::new(work);
-        let task = self.runtime.spawn(watch(work.clone(), self.zero)).abort_handle();
+        let task = self.runtime.spawn(watch(work.clone(), self.zero, self.verdicts.clone())).abort_handle();
         Running { work, task }
     }
 }
@@ -175,10 +183,11 @@ impl Work {
             && Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    fn conclude(&self, streak: &mut Streak, result: &Result<(), String>, now: Duration) {
+    /// Whether that makes it other than it was.
+    fn conclude(&self, streak: &mut Streak, result: &Result<(), String>, now: Duration) -> bool {
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
         if *over {
-            return;
+            return false;
         }
         let before = self.state.health.standing();
         let after = streak.observe(before, result.is_ok(), self.check.thresholds);
@@ -198,13 +207,15 @@ impl Work {
             }
             _ => {}
         }
+        before != after
     }
 }
 
 /// Checks one endpoint for good; the first time at once.
-async fn watch(work: Arc<Work>, zero: Instant) {
+async fn watch(work: Arc<Work>, zero: Instant, verdicts: Arc<Notify>) {
     let check = &work.check;
-    let target = Target::new(work.address, work.pool.clone(), work.tls.as_deref(), check.kind.clone());
+    let address = SocketAddr::new(work.address.ip(), check.port.unwrap_or(work.address.port()));
+    let target = Target::new(address, work.pool.clone(), work.tls.as_deref(), check.kind.clone());
     let mut streak = Streak::default();
     loop {
         let begun = tokio::time::Instant::now();
@@ -214,7 +225,9 @@ async fn watch(work: Arc<Work>, zero: Instant) {
             Err(_) => (CheckOutcome::TimedOut, Err(format!("no answer within {:?}", check.timeout))),
         };
         work.state.health.count_check(outcome);
-        work.conclude(&mut streak, &result, zero.elapsed());
+        if work.conclude(&mut streak, &result, zero.elapsed()) {
+            verdicts.notify_one();
+        }
         let jitter = check.interval.mul_f64(fastrand::f64() * check.jitter);
         tokio::time::sleep_until(begun + check.interval + jitter).await;
     }

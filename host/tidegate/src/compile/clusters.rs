@@ -205,6 +205,7 @@ fn health_check(health: &tidegate_config::HealthCheck) -> HealthCheck {
             }
             ConfigCheckKind::Grpc { service, host } => CheckKind::Grpc { service, host },
         },
+        port: health.port,
         interval: health.interval,
         timeout: health.timeout,
         jitter: health.jitter,

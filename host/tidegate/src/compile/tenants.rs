@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidegate_config::{Config, Plugin as PluginConfig, Tenant as TenantConfig};
 use tidegate_policy::Breaker;
-use tidegate_wasm::{CpuShare, KvGrant, Share, TenantLimits};
+use tidegate_wasm::{CpuShare, HttpGrant, KvGrant, Share, TenantLimits};
 
 use super::{Compiled, Scope};
 
@@ -26,6 +26,8 @@ fn compile_one(config: &TenantConfig, previous: Option<&Tenant>) -> Tenant {
         memory: config.limits.memory,
         instances: config.limits.instances,
         log_lines: config.limits.log_lines,
+        callouts: config.limits.callouts,
+        callouts_in_flight: config.limits.callouts_in_flight,
     };
     let requests = Breaker::new(config.limits.requests, None, previous.map(|previous| &previous.proxy.requests));
     Tenant {
@@ -48,6 +50,14 @@ pub(super) fn share(scope: &Scope<'_>, plugin: &PluginConfig) -> Share {
             bytes: kv.bytes,
             of_tenant: kv.of_tenant,
             persist: kv.persist.clone(),
+        }),
+        http: plugin.http.as_ref().map(|http| HttpGrant {
+            clusters: http.clusters.iter().map(|(name, _)| name.clone()).collect(),
+            max_request: http.max_request,
+            max_response: http.max_response,
+            max_in_flight: http.max_in_flight,
+            per_second: plugin.callouts,
+            wait: plugin.wait,
         }),
     }
 }

@@ -46,7 +46,7 @@ fn glue(project: &Project, bindings: &Path, module: &str) -> anyhow::Result<()> 
     for interface in ["plugin", project.manifest.question.name()] {
         let file = TEMPLATES.get_file(format!("go/glue/{interface}.go.in")).context("an interface without its glue")?;
         let text = file.contents_utf8().context("glue that is not text")?.replace("{{module}}", module);
-        let folder = bindings.join(format!("export_tidegate_policy_{interface}"));
+        let folder = bindings.join(format!("export_tidegate_policy_{}", interface.replace('-', "_")));
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("glue.go"), text)?;
     }

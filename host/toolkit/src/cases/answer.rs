@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use http::HeaderMap;
 use tidegate_policy::native::render_forwarded;
 use tidegate_policy::{
-    Buffering, Choice, DirectResponse, Families, HeaderEdit, HeaderEdits, Identity, RequestEdits, RouteAnswer, Verdict,
+    Buffering, Choice, DirectResponse, Families, HeaderEdit, HeaderEdits, Identity, RequestEdits, RouteAnswer,
+    TunnelAnswer, Verdict,
 };
 
 use super::facts::{chain, families, identity};
@@ -64,7 +65,8 @@ pub(super) fn difference(wanted: &[String], got: &[String]) -> String {
 }
 
 fn expected(case: &Case, question: Question) -> Result<Vec<String>, String> {
-    let Expect { pass, forward, respond, edits, endpoint, hash, none, stop, again, elsewhere, .. } = &case.expect;
+    let Expect { pass, forward, respond, edits, endpoint, hash, none, stop, again, elsewhere, refuse, .. } =
+        &case.expect;
     if question == Question::Forwarding {
         let mut wanted = identity(case)?;
         if let Some(elements) = &case.expect.elements {
@@ -92,6 +94,8 @@ fn expected(case: &Case, question: Question) -> Result<Vec<String>, String> {
         lines.push(format!("hash {:#018x}", key.0));
     } else if none.is_some() {
         lines.push("none".to_owned());
+    } else if refuse.is_some() {
+        lines.push("refuse".to_owned());
     } else if stop.is_some() {
         lines.push("stop".to_owned());
     } else if let Some(pause) = again {
@@ -192,6 +196,14 @@ pub(super) fn of_verdict(verdict: Verdict) -> Vec<String> {
         Verdict::Stop => "stop".to_owned(),
         Verdict::Again(pause) => format!("again {pause:?}"),
         Verdict::Elsewhere(pause) => format!("elsewhere {pause:?}"),
+    }]
+}
+
+pub(super) fn of_tunnel(answer: &TunnelAnswer) -> Vec<String> {
+    vec![match answer {
+        TunnelAnswer::Pass => "pass".to_owned(),
+        TunnelAnswer::Forward(cluster) => format!("forward {cluster}"),
+        TunnelAnswer::Refuse => "refuse".to_owned(),
     }]
 }
 

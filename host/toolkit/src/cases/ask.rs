@@ -8,7 +8,7 @@ use tidegate_wasm::{
     Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime, RuntimeOptions, Share, Simulation,
 };
 
-use super::answer::{Outcome, difference, of_choice, of_identity, of_route, of_verdict};
+use super::answer::{Outcome, difference, of_choice, of_identity, of_route, of_tunnel, of_verdict};
 use super::format::Case;
 use super::{Subject, facts};
 use crate::misuse;
@@ -23,10 +23,10 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) fn of(case: &Case) -> anyhow::Result<Self> {
+    pub(crate) fn of(case: &Case, question: Question) -> anyhow::Result<Self> {
         let made = || -> Result<Self, String> {
             Ok(Self {
-                asked: facts::asked(case)?,
+                asked: facts::asked(case, question)?,
                 endpoints: facts::endpoints(case),
                 attempt: facts::attempt(case)?,
                 identity: facts::identity(case)?,
@@ -55,6 +55,9 @@ pub(crate) fn asked_of(plugin: &Plugin, question: Question, facts: &Facts) -> Ou
         }
         Question::Retry => {
             plugin.retry().expect(ANSWERS).decide(asked, attempt, endpoints).map(|answered| of_verdict(answered.value))
+        }
+        Question::TunnelRouter => {
+            plugin.tunnel_router().expect(ANSWERS).tunnel(asked).map(|answered| of_tunnel(&answered.value))
         }
     };
     answer.map_or_else(|fault| Outcome::Fault(fault.to_string()), Outcome::Answer)
@@ -96,6 +99,8 @@ impl Asker {
         memoise: bool,
     ) -> anyhow::Result<Result<Arc<Plugin>, Outcome>> {
         self.simulation.set(case.clock.monotonic, case.clock.wall, case.seed);
+        let script = facts::callouts(case).map_err(|error| misuse(format!("case {:?}: {error}", case.name)))?;
+        self.simulation.set_callouts(script);
         let spec = PluginSpec {
             name: "plugin".into(),
             bytes: self.bytes.clone(),
@@ -119,6 +124,7 @@ impl Asker {
             Question::Balancer => questions.pick,
             Question::Forwarding => questions.identify,
             Question::Retry => questions.decide,
+            Question::TunnelRouter => questions.tunnel,
         };
         if !answers {
             return Err(misuse(format!("the component is no {}, which its cases ask", self.question)));
@@ -129,7 +135,7 @@ impl Asker {
 
     /// Asks, and asks again memoised. What is wrong comes back in words to show.
     pub(super) fn hold(&mut self, case: &Case) -> anyhow::Result<Option<String>> {
-        let facts = Facts::of(case)?;
+        let facts = Facts::of(case, self.question)?;
         let outcome = match self.load(case, Isolation::Worker, false)? {
             Ok(plugin) => asked_of(&plugin, self.question, &facts),
             Err(outcome) => outcome,

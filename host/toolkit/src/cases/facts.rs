@@ -9,13 +9,15 @@ use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tidegate_policy::native::parse_forwarded;
 use tidegate_policy::{
-    Asked, AttemptFacts, Cause, ConnectionHead, Element, Endpoint, EndpointSet, EndpointsView, Families, HttpVersion,
-    Identity, Proof, ProxyTlvs, RequestHead, Scheme, SetHealth, Target,
+    Asked, AttemptFacts, CalloutError, CalloutResponse, Cause, ConnectionHead, Element, Endpoint, EndpointSet,
+    EndpointsView, Families, HttpVersion, Identity, Proof, ProxyTlvs, RequestHead, Scheme, SetHealth, Target, Tunnel,
 };
+use tidegate_wasm::Scripted;
 
-use super::format::{self, Case, Failure, Family, Safety, Values};
+use super::format::{self, CallError, Case, Failure, Family, Respond, Safety, Values};
+use crate::words::Question;
 
-pub(super) fn asked(case: &Case) -> Result<Rc<Asked>, String> {
+pub(super) fn asked(case: &Case, question: Question) -> Result<Rc<Asked>, String> {
     let request = &case.request;
     let scheme = match request.scheme.as_str() {
         "http" => Scheme::Http,
@@ -44,7 +46,7 @@ pub(super) fn asked(case: &Case) -> Result<Rc<Asked>, String> {
             peer: connection.peer,
             client: connection.client.unwrap_or(connection.peer),
             local: connection.local,
-            proxy_tlvs: ProxyTlvs::default(),
+            proxy_tlvs: proxy_tlvs(&connection.proxy_tlvs)?,
             listener: connection.listener.as_str().into(),
             tls,
             tls_version: tls.then_some("TLSv1.3"),
@@ -53,21 +55,56 @@ pub(super) fn asked(case: &Case) -> Result<Rc<Asked>, String> {
             client_certificate: None,
             client_chain: Box::default(),
         }),
-        request: RequestHead {
-            version,
-            method: Method::from_bytes(request.method.as_bytes())
-                .map_err(|_| format!("request.method: {:?} is no method", request.method))?,
-            scheme,
-            authority: ByteString::from(request.authority.as_str()),
-            target: Target::from_parts(&request.path, request.query.as_deref()),
-            headers: headers("request", &request.headers)?,
-            tunnel: None,
+        request: if question == Question::TunnelRouter {
+            connect(connection.server_name.as_deref())
+        } else {
+            RequestHead {
+                version,
+                method: Method::from_bytes(request.method.as_bytes())
+                    .map_err(|_| format!("request.method: {:?} is no method", request.method))?,
+                scheme,
+                authority: ByteString::from(request.authority.as_str()),
+                target: Target::from_parts(&request.path, request.query.as_deref()),
+                headers: headers("request", &request.headers)?,
+                tunnel: None,
+            }
         },
         client: request.client,
         received: chain("identity.received", &case.identity.received)?,
         draw: 0,
         notes: RefCell::new(request.notes.iter().map(|(name, value)| (name.clone(), value.clone())).collect()),
     }))
+}
+
+/// What the gateway makes of a connection that it does not decrypt.
+fn connect(server_name: Option<&str>) -> RequestHead {
+    RequestHead {
+        version: HttpVersion::Http11,
+        method: Method::CONNECT,
+        scheme: Scheme::Https,
+        authority: ByteString::from(server_name.unwrap_or_default()),
+        target: Target::new(ByteString::new()),
+        headers: HeaderMap::new(),
+        tunnel: Some(Tunnel::Connect),
+    }
+}
+
+/// The block of a PROXY header's fields.
+fn proxy_tlvs(values: &BTreeMap<String, String>) -> Result<ProxyTlvs, String> {
+    let mut block = Vec::new();
+    for (kind, value) in values {
+        let number = match kind.strip_prefix("0x") {
+            Some(digits) => u8::from_str_radix(digits, 16),
+            None => kind.parse(),
+        };
+        let number = number.map_err(|_| format!("connection.proxy_tlvs: {kind:?} is no type: write 234 or 0xea"))?;
+        let length = u16::try_from(value.len())
+            .map_err(|_| format!("connection.proxy_tlvs.{kind}: its value is longer than 65535 bytes"))?;
+        block.push(number);
+        block.extend_from_slice(&length.to_be_bytes());
+        block.extend_from_slice(value.as_bytes());
+    }
+    ProxyTlvs::new(block.into()).map_err(|error| format!("connection.proxy_tlvs: {error}"))
 }
 
 fn headers(place: &str, fields: &BTreeMap<String, Values>) -> Result<HeaderMap, String> {
@@ -164,4 +201,53 @@ pub(super) fn attempt(case: &Case) -> Result<Rc<AttemptFacts>, String> {
         time_left: attempt.time_left,
         retries_left: attempt.retries_left,
     }))
+}
+
+pub(super) fn callouts(case: &Case) -> Result<Vec<Scripted>, String> {
+    case.callouts.iter().map(callout).collect()
+}
+
+fn callout(callout: &format::Callout) -> Result<Scripted, String> {
+    let response = match (&callout.respond, callout.error) {
+        (Some(Respond { status, headers: fields, body }), _) => Ok(CalloutResponse {
+            status: StatusCode::from_u16(*status).map_err(|_| format!("callouts: {status} is no status"))?,
+            headers: headers("callouts.respond", fields)?,
+            body: body.clone().into(),
+        }),
+        (None, Some(CallError::TimedOut)) => Err(CalloutError::TimedOut),
+        (None, Some(CallError::TooLarge)) => Err(CalloutError::TooLarge),
+        (None, Some(CallError::Failed)) => Err(CalloutError::Failed("the case says so".to_owned())),
+        (None, Some(CallError::Other) | None) => Err(CalloutError::Refused("the case says so".to_owned())),
+    };
+    let format::Callout { cluster, method, path, .. } = callout;
+    Ok(Scripted { cluster: cluster.clone(), method: method.clone(), target: path.clone(), response })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::CaseFile;
+
+    fn tunnel(connection: &str) -> Result<Rc<Asked>, String> {
+        let text = format!(
+            "question = \"tunnel-router\"\n[[case]]\nname = \"a\"\nconnection = {connection}\nexpect = {{ pass = true }}\n"
+        );
+        let file: CaseFile = toml::from_str(&text).expect("a case");
+        asked(&file.cases[0], file.question)
+    }
+
+    #[test]
+    fn a_tunnel_router_is_asked_of_a_connection_with_its_fields() {
+        let fields = "{ server_name = \"a.example\", proxy_tlvs = { 0xea = \"vpce-1\", 5 = \"id\" } }";
+        let asked = tunnel(fields).expect("a connection");
+        assert_eq!((asked.request.method.as_str(), &*asked.request.authority), ("CONNECT", "a.example"));
+        let fields = &asked.connection.proxy_tlvs;
+        assert_eq!((fields.get(0xea), fields.get(5), fields.get(6)), (Some(&b"vpce-1"[..]), Some(&b"id"[..]), None));
+        for (wrong, part) in
+            [("256", "no type"), ("0xyz", "no type"), ("3", "checksum"), ("5 = \"\", 0x05", "more than one")]
+        {
+            let error = tunnel(&format!("{{ proxy_tlvs = {{ {wrong} = \"x\" }} }}")).expect_err(wrong);
+            assert!(error.contains("connection.proxy_tlvs") && error.contains(part), "{error}");
+        }
+    }
 }

@@ -54,6 +54,9 @@ pub(crate) struct Case {
     pub(crate) identity: Identity,
     #[serde(default)]
     pub(crate) attempt: Attempt,
+    /// What `http-client` gets; any other call is not granted.
+    #[serde(default)]
+    pub(crate) callouts: Vec<Callout>,
     pub(crate) expect: Expect,
 }
 
@@ -145,6 +148,8 @@ pub(crate) struct Connection {
     pub(crate) listener: String,
     pub(crate) server_name: Option<String>,
     pub(crate) alpn: Option<String>,
+    /// Values of the PROXY header's fields, by their type as a number.
+    pub(crate) proxy_tlvs: BTreeMap<String, String>,
 }
 
 impl Default for Connection {
@@ -156,6 +161,7 @@ impl Default for Connection {
             listener: "edge".to_owned(),
             server_name: None,
             alpn: None,
+            proxy_tlvs: BTreeMap::new(),
         }
     }
 }
@@ -244,6 +250,33 @@ impl Default for Attempt {
     }
 }
 
+/// A call and what comes of it: a response, or an error.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Callout {
+    pub(crate) cluster: String,
+    #[serde(default = "get")]
+    pub(crate) method: String,
+    /// And query.
+    pub(crate) path: String,
+    pub(crate) respond: Option<Respond>,
+    pub(crate) error: Option<CallError>,
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}
+
+/// As `http-error` of the contract; what is not granted need not be written.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CallError {
+    TimedOut,
+    TooLarge,
+    Failed,
+    Other,
+}
+
 /// As `cause` of the contract.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
@@ -273,7 +306,7 @@ pub(crate) struct Expect {
     // Any question's.
     pub(crate) refused: Option<String>,
     pub(crate) fault: Option<String>,
-    // The router's, and the first the balancer's too.
+    // The router's; the first the balancer's too, and both the tunnel router's.
     pub(crate) pass: Option<Yes>,
     pub(crate) forward: Option<String>,
     pub(crate) respond: Option<Respond>,
@@ -286,6 +319,8 @@ pub(crate) struct Expect {
     pub(crate) unchanged: Option<Yes>,
     pub(crate) elements: Option<String>,
     pub(crate) families: Option<Vec<Family>>,
+    // The tunnel router's.
+    pub(crate) refuse: Option<Yes>,
     // Retry's.
     pub(crate) stop: Option<Yes>,
     pub(crate) again: Option<Pause>,
@@ -373,6 +408,10 @@ impl CaseFile {
                 let question = self.question;
                 return Err(format!("case {:?}: expects {answers} answers of a {question}, not one", case.name));
             }
+            if let Some(callout) = case.callouts.iter().find(|c| c.respond.is_some() == c.error.is_some()) {
+                let path = &callout.path;
+                return Err(format!("case {:?}: the callout of {path:?} has one of respond and error", case.name));
+            }
             if (case.attempt.failure == Failure::Status) != case.attempt.status.is_some() {
                 return Err(format!("case {:?}: the failure \"status\" and a status go together", case.name));
             }
@@ -384,19 +423,20 @@ impl CaseFile {
 impl Expect {
     /// How many answers it names. An answer of another question is an error.
     fn answers(&self, question: Question) -> Result<usize, String> {
-        use Question::{Balancer, Forwarding, Retry, Router};
+        use Question::{Balancer, Forwarding, Retry, Router, TunnelRouter};
         let identity = self.elements.is_some() || self.families.is_some();
-        let all: [(&str, bool, &[Question]); 13] = [
+        let all: [(&str, bool, &[Question]); 14] = [
             ("refused", self.refused.is_some(), &Question::ALL),
             ("fault", self.fault.is_some(), &Question::ALL),
-            ("pass", self.pass.is_some(), &[Router, Balancer]),
-            ("forward", self.forward.is_some(), &[Router]),
+            ("pass", self.pass.is_some(), &[Router, Balancer, TunnelRouter]),
+            ("forward", self.forward.is_some(), &[Router, TunnelRouter]),
             ("respond", self.respond.is_some(), &[Router]),
             ("endpoint", self.endpoint.is_some(), &[Balancer]),
             ("hash", self.hash.is_some(), &[Balancer]),
             ("none", self.none.is_some(), &[Balancer]),
             ("unchanged", self.unchanged.is_some(), &[Forwarding]),
             ("elements or families", identity, &[Forwarding]),
+            ("refuse", self.refuse.is_some(), &[TunnelRouter]),
             ("stop", self.stop.is_some(), &[Retry]),
             ("again", self.again.is_some(), &[Retry]),
             ("elsewhere", self.elsewhere.is_some(), &[Retry]),
@@ -432,6 +472,8 @@ mod tests {
         assert_eq!(file("router", "{ pass = true, edits = { path = \"/x\" } }"), Ok(()));
         assert_eq!(file("balancer", "{ hash = \"0xaf63dc4c8601ec8c\" }"), Ok(()));
         assert_eq!(file("retry", "{ again = \"50ms\" }"), Ok(()));
+        assert_eq!(file("tunnel-router", "{ refuse = true }"), Ok(()));
+        assert_eq!(file("tunnel-router", "{ forward = \"a\" }"), Ok(()));
         assert_eq!(file("forwarding", "{ elements = \"for=unknown\", families = [\"x-real-ip\"] }"), Ok(()));
         for (question, expect, part) in [
             ("router", "{}", "0 answers"),
@@ -443,10 +485,20 @@ mod tests {
             ("balancer", "{ hash = \"zz\" }", "zz"),
             ("retry", "{ again = \"50\" }", "50ms"),
             ("router", "{ forwards = \"a\" }", "forwards"),
+            ("router", "{ refuse = true }", "expect.refuse is no answer of a router"),
+            ("tunnel-router", "{ none = true }", "expect.none is no answer of a tunnel-router"),
+            ("tunnel-router", "{ forward = \"a\", edits = {} }", "expect.edits"),
         ] {
             let error = file(question, expect).expect_err(expect);
             assert!(error.contains(part), "{expect}: {error}");
         }
+        let callout = |what: &str| {
+            let callouts = format!("callouts = [{{ cluster = \"auth\", path = \"/check\"{what} }}]");
+            check(&format!("question = \"router\"\n[[case]]\nname = \"a\"\n{callouts}\nexpect = {{ pass = true }}\n"))
+        };
+        assert_eq!(callout(", respond = { status = 200 }"), Ok(()));
+        assert_eq!(callout(", error = \"timed-out\""), Ok(()));
+        assert!(callout("").is_err_and(|error| error.contains("respond and error")));
         assert!(check("question = \"router\"\n").is_err_and(|error| error.contains("no case")));
     }
 }

@@ -1,12 +1,13 @@
-//! Two versions as one policy, for each of the four questions.
+//! Two versions as one policy, for each question.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytestring::ByteString;
 use tidegate_policy::{
-    Asked, AttemptFacts, Balancer, Blame, Choice, Decision, EndpointsView, Forwarding, Identity, PolicyFault,
-    RequestEdits, Retry, RouteAnswer, Router, Verdict, Version, Versioned, Watch, Watched,
+    Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity, Later,
+    PolicyFault, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict, Version, Versioned,
+    Watch, Watched,
 };
 
 use super::Rollout;
@@ -23,6 +24,15 @@ impl<P: ?Sized> Side<P> {
         let decision = ask(&self.policy);
         self.rollout.decided(self.version, &decision);
         decision
+    }
+
+    fn counted_later<'a, T: 'a>(&'a self, ask: impl FnOnce(&'a P) -> Later<'a, T>) -> Later<'a, T> {
+        let asked = ask(&self.policy);
+        Box::pin(async move {
+            let decision = asked.await;
+            self.rollout.decided(self.version, &decision);
+            decision
+        })
     }
 
     fn watched(&self) -> Watched {
@@ -85,66 +95,177 @@ macro_rules! common {
     };
 }
 
+/// Of the questions that may be answered later.
+macro_rules! waits {
+    () => {
+        fn waits(&self) -> bool {
+            self.policy.waits()
+        }
+    };
+    (of two) => {
+        /// Whether an exchange may have a version that does.
+        fn waits(&self) -> bool {
+            self.current.policy.waits() || self.next.policy.waits()
+        }
+    };
+}
+
 impl Router for Side<dyn Router> {
     common!();
+    waits!();
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         self.counted(|policy| policy.route(asked, edits))
+    }
+
+    fn route_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, (RouteAnswer, RequestEdits)> {
+        self.counted_later(|policy| policy.route_later(asked, egress))
     }
 }
 
 impl Router for Split<dyn Router> {
     common!(Router of two);
+    waits!(of two);
 
     fn route(&self, asked: &Rc<Asked>, edits: &mut RequestEdits) -> Decision<RouteAnswer> {
         self.choose(asked).route(asked, edits)
+    }
+
+    fn route_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, (RouteAnswer, RequestEdits)> {
+        self.choose(asked).route_later(asked, egress)
     }
 }
 
 impl Balancer for Side<dyn Balancer> {
     common!();
+    waits!();
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         self.counted(|policy| policy.pick(asked, endpoints))
+    }
+
+    fn pick_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Choice> {
+        self.counted_later(|policy| policy.pick_later(asked, endpoints, egress))
     }
 }
 
 impl Balancer for Split<dyn Balancer> {
     common!(Balancer of two);
+    waits!(of two);
 
     fn pick(&self, asked: &Rc<Asked>, endpoints: &EndpointsView) -> Decision<Choice> {
         self.choose(asked).pick(asked, endpoints)
+    }
+
+    fn pick_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Choice> {
+        self.choose(asked).pick_later(asked, endpoints, egress)
     }
 }
 
 impl Forwarding for Side<dyn Forwarding> {
     common!();
+    waits!();
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         self.counted(|policy| policy.identify(asked, identity))
+    }
+
+    fn identify_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        identity: Identity,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Identity> {
+        self.counted_later(|policy| policy.identify_later(asked, identity, egress))
     }
 }
 
 impl Forwarding for Split<dyn Forwarding> {
     common!(Forwarding of two);
+    waits!(of two);
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
         self.choose(asked).identify(asked, identity)
+    }
+
+    fn identify_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        identity: Identity,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Identity> {
+        self.choose(asked).identify_later(asked, identity, egress)
     }
 }
 
 impl Retry for Side<dyn Retry> {
     common!();
+    waits!();
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         self.counted(|policy| policy.decide(asked, attempt, endpoints))
+    }
+
+    fn decide_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        attempt: &'a Rc<AttemptFacts>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Verdict> {
+        self.counted_later(|policy| policy.decide_later(asked, attempt, endpoints, egress))
     }
 }
 
 impl Retry for Split<dyn Retry> {
     common!(Retry of two);
+    waits!(of two);
 
     fn decide(&self, asked: &Rc<Asked>, attempt: &Rc<AttemptFacts>, endpoints: &EndpointsView) -> Decision<Verdict> {
         self.choose(asked).decide(asked, attempt, endpoints)
+    }
+
+    fn decide_later<'a>(
+        &'a self,
+        asked: &'a Rc<Asked>,
+        attempt: &'a Rc<AttemptFacts>,
+        endpoints: &'a EndpointsView,
+        egress: Rc<dyn Egress>,
+    ) -> Later<'a, Verdict> {
+        self.choose(asked).decide_later(asked, attempt, endpoints, egress)
+    }
+}
+
+impl TunnelRouter for Side<dyn TunnelRouter> {
+    common!();
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        self.counted(|policy| policy.tunnel(asked))
+    }
+}
+
+impl TunnelRouter for Split<dyn TunnelRouter> {
+    common!(TunnelRouter of two);
+
+    fn tunnel(&self, asked: &Rc<Asked>) -> Decision<TunnelAnswer> {
+        self.choose(asked).tunnel(asked)
     }
 }

@@ -1,7 +1,7 @@
 //! Two answers to one question, as words: those that are grouped by, and those an example shows.
 
 use tidegate_policy::{
-    Choice, Decision, EndpointsView, Families, Identity, PolicyFault, RequestEdits, RouteAnswer, Verdict,
+    Choice, Decision, EndpointsView, Families, Identity, PolicyFault, RequestEdits, RouteAnswer, TunnelAnswer, Verdict,
 };
 
 /// How two answers differ.
@@ -141,6 +141,21 @@ pub(crate) fn of_verdicts(stood: &Decision<Verdict>, shadow: &Decision<Verdict>)
     difference(values(stood), values(shadow), |a, b| a == b, words)
 }
 
+pub(crate) fn of_tunnels(stood: &Decision<TunnelAnswer>, shadow: &Decision<TunnelAnswer>) -> Option<Difference> {
+    fn answer(decision: &Decision<TunnelAnswer>) -> Result<&TunnelAnswer, &PolicyFault> {
+        decision.as_ref().map(|answered| &answered.value)
+    }
+    let words = |answer: &TunnelAnswer| {
+        let words = match answer {
+            TunnelAnswer::Pass => "pass".to_owned(),
+            TunnelAnswer::Forward(cluster) => format!("forward {cluster}"),
+            TunnelAnswer::Refuse => "refuse".to_owned(),
+        };
+        (words.clone(), words)
+    };
+    difference(answer(stood), answer(shadow), |a, b| a == b, words)
+}
+
 fn values<T: Copy>(decision: &Decision<T>) -> Result<T, &PolicyFault> {
     decision.as_ref().map(|answered| answered.value)
 }
@@ -207,5 +222,17 @@ mod tests {
         assert_eq!(of_verdicts(&again(1), &again(1)), None);
         assert_eq!(kinds(of_verdicts(&again(1), &again(2))).as_deref(), Some("again | another again"));
         assert_eq!(kinds(of_verdicts(&decide(Verdict::Stop), &again(2))).as_deref(), Some("stop | again"));
+    }
+
+    #[test]
+    fn tunnels_are_told_apart_by_where_they_lead() {
+        let tunnel = |answer| Ok(Answered::native(answer));
+        let forward = |name: &str| tunnel(TunnelAnswer::Forward(name.into()));
+        let refuse = || tunnel(TunnelAnswer::Refuse);
+        assert_eq!(of_tunnels(&forward("a"), &forward("a")), None);
+        assert_eq!(of_tunnels(&refuse(), &refuse()), None);
+        assert_eq!(kinds(of_tunnels(&forward("a"), &forward("b"))).as_deref(), Some("forward a | forward b"));
+        assert_eq!(kinds(of_tunnels(&tunnel(TunnelAnswer::Pass), &refuse())).as_deref(), Some("pass | refuse"));
+        assert_eq!(kinds(of_tunnels(&refuse(), &failed())).as_deref(), Some("refuse | failed: trap"));
     }
 }

@@ -1,4 +1,4 @@
-//! The sockets of HTTP/3: one a worker on the same port, steered by connection id.
+//! The sockets of a UDP port: one a worker; those of HTTP/3 are steered by connection id.
 //!
 //! The kernel spreads datagrams over the sockets of a SO_REUSEPORT group by the 4-tuple, which a client that moves to
 //! another address changes. A classic BPF program on the group reads the worker from the connection id instead
@@ -25,10 +25,20 @@ const CID_LENGTH: usize = 8;
 /// Measured best: smaller loses rate, larger gains none.
 const SOCKET_BUFFER: usize = 2 * 1024 * 1024;
 
+/// How the kernel spreads datagrams over a group.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Spread {
+    /// To the worker that the id names: connections end here.
+    ByConnectionId,
+    /// By the addresses of both ends.
+    ByAddresses,
+}
+
 /// The sockets of one address, by worker.
 #[derive(Debug)]
 pub(crate) struct Group {
     address: SocketAddr,
+    spread: Spread,
     sockets: Vec<UdpSocket>,
 }
 
@@ -38,21 +48,27 @@ pub(crate) struct Group {
 pub(crate) struct Groups(Mutex<HashMap<SocketAddr, Weak<Group>>>);
 
 impl Groups {
-    pub(crate) fn open(&self, address: SocketAddr, workers: usize) -> io::Result<Arc<Group>> {
+    /// With port 0 on one that is free.
+    pub(crate) fn open(&self, address: SocketAddr, workers: usize, spread: Spread) -> io::Result<Arc<Group>> {
         // Nothing that could panic happens under the lock.
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = groups.get(&address).and_then(Weak::upgrade) {
+            if group.spread != spread {
+                let left =
+                    "connections of the listener that was here before are still open, and two cannot share the port";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, left));
+            }
             return Ok(group);
         }
         groups.retain(|_, group| group.strong_count() > 0);
-        let group = Arc::new(Group::bind(address, workers)?);
-        groups.insert(address, Arc::downgrade(&group));
+        let group = Arc::new(Group::bind(address, workers, spread)?);
+        groups.insert(group.address, Arc::downgrade(&group));
         Ok(group)
     }
 }
 
 impl Group {
-    fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
+    fn bind(mut address: SocketAddr, workers: usize, spread: Spread) -> io::Result<Self> {
         let mut sockets: Vec<UdpSocket> = Vec::with_capacity(workers);
         for _ in 0..workers {
             let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -65,24 +81,31 @@ impl Group {
             let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
-            sockets.push(socket.into());
+            let socket = UdpSocket::from(socket);
+            address = socket.local_addr()?;
+            sockets.push(socket);
         }
-        if workers > 1
+        if spread == Spread::ByConnectionId
+            && workers > 1
             && let Some(first) = sockets.first()
         {
             steer(first, workers)?;
         }
-        Ok(Self { address, sockets })
+        Ok(Self { address, spread, sockets })
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A worker's socket. The group is to be kept for as long as it is.
+    pub(crate) fn share(&self, worker: usize) -> io::Result<UdpSocket> {
+        self.sockets.get(worker).ok_or(io::ErrorKind::NotFound)?.try_clone()
     }
 
     /// A worker's socket for its endpoint, which keeps the group open.
     pub(super) fn socket(self: &Arc<Self>, worker: usize) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let socket = self.sockets.get(worker).ok_or(io::ErrorKind::NotFound)?.try_clone()?;
-        let socket = quinn::TokioRuntime.wrap_udp_socket(socket)?;
+        let socket = quinn::TokioRuntime.wrap_udp_socket(self.share(worker)?)?;
         Ok(Arc::new(Member { socket, _group: self.clone() }))
     }
 }
@@ -212,8 +235,9 @@ mod tests {
     fn a_group_lives_while_it_is_used() {
         let groups = Groups::default();
         let free = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-        let group = groups.open(free, 2).expect("a group");
-        let again = groups.open(free, 2).expect("a group");
+        let group = groups.open(free, 2, Spread::ByConnectionId).expect("a group");
+        let again = groups.open(free, 2, Spread::ByConnectionId).expect("a group");
+        groups.open(free, 2, Spread::ByAddresses).expect_err("used otherwise");
         assert!(Arc::ptr_eq(&group, &again));
         drop(group);
         UdpSocket::bind(free).expect_err("still bound");
