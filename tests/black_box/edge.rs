@@ -153,12 +153,14 @@ async fn who_fails_fails_alone() {
         assert!(gateway.log().lines().any(logged), "{path} is not logged");
     }
     // What began well breaks off, and is no whole message.
-    assert!(client.get("/trap-late").await.is_err());
-    assert_eq!(faults(&gateway, "trap").await, 2.0);
+    assert!(client.get("/trap-late?200").await.is_err());
+    // Or nothing of it left in time.
+    assert!(client.get("/trap-late?0").await.map_or(true, |answer| answer.status == 502));
+    assert_eq!(faults(&gateway, "trap").await, 3.0);
     done.store(true, Ordering::Relaxed);
     let slowest = neighbour.await.expect("the neighbour is served");
-    // The one that loops does so for a second.
-    assert!(slowest < Duration::from_millis(500), "a neighbour waited {slowest:?}");
+    // The one that loops does so for a second of CPU time: who waits for its turns waits for a few of them.
+    assert!(slowest < Duration::from_millis(150), "a neighbour waited {slowest:?}");
     none_lives(&gateway).await;
 }
 

@@ -100,6 +100,8 @@ fn inspect_tells_what_a_component_is_and_needs() {
     let built = root().join("tests/guests/built");
     let (code, said) = inspect(&built.join("misbehave_kv.wasm"));
     assert_eq!((code, &said["grants"]), (0, &serde_json::json!(["kv"])), "{said}");
+    let (code, said) = inspect(&built.join("caller_router.wasm"));
+    assert_eq!((code, &said["grants"]), (0, &serde_json::json!(["http"])), "{said}");
     let (code, said) = inspect(&built.join("edge_function.wasm"));
     assert_eq!((code, &said["use"], &said["problem"]), (0, &"cluster".into(), &serde_json::Value::Null), "{said}");
     let (code, said) = inspect(&built.join("edge_function_sockets.wasm"));

@@ -75,6 +75,7 @@ impl Use {
         match import.need {
             Need::Kv if self == Self::Plugin => Some("kv"),
             Need::Wasi if self == Self::Plugin => Some("wasi"),
+            Need::Http if self == Self::Plugin => Some("http"),
             _ => None,
         }
     }

@@ -60,6 +60,7 @@ impl wasip2::exports::http::incoming_handler::Guest for EdgeFunction {
                 let (_body, mut sink) = begin(out, 200);
                 sink.write_all(b"half of it").expect("written");
                 sink.flush().expect("flushed");
+                sleep(number);
                 panic!("as it was told");
             }
             "/loop" => loop {
