@@ -269,7 +269,8 @@ async fn larger_bodies_are_spooled_and_beyond_that_refused() {
         raw.send(&[b'x'; 0x10000]).await;
         let _ = raw.0.write_all(b"\r\n").await;
     }
-    assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 413"));
+    let answer = raw.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer:?}");
     assert_eq!(origin.connections(), 2);
     eventually("the disk is given back", async || (held(&gateway, "disk").await == 0.0).then_some(())).await;
 }
