@@ -12,3 +12,4 @@ pub mod report;
 pub mod run;
 pub mod scaling;
 pub mod scenarios;
+pub mod steering;

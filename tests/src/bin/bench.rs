@@ -6,11 +6,12 @@ use tidegate_tests::bench::proxies::{Behind, Kind};
 use tidegate_tests::bench::report::{Row, table};
 use tidegate_tests::bench::run::{Times, measure};
 use tidegate_tests::bench::scaling::Around;
-use tidegate_tests::bench::{cpu, instructions, origin, scaling, scenarios};
+use tidegate_tests::bench::{cpu, instructions, origin, scaling, scenarios, steering};
 use tidegate_tests::certs::Authority;
 
 const USAGE: &str = "usage: bench [--rounds N] [--seconds N] [--only PROXY,...] [SCENARIO...]
        bench --instructions [PATH...]
+       bench --steering [--rounds N] [--connections N]
        bench --scaling [--rounds N] [--seconds N] [ROW...]
 A scenario is chosen by a part of its name; all run where none is. Proxies: tidegate, nginx, haproxy, envoy, caddy.";
 
@@ -21,6 +22,8 @@ fn main() {
     let mut parts: Vec<String> = Vec::new();
     let mut counting = false;
     let mut scaling = false;
+    let mut steering = false;
+    let mut connections = 10_000;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| wrong(&argument));
@@ -30,6 +33,8 @@ fn main() {
             "--only" => only = Some(value().split(',').map(str::to_owned).collect()),
             "--instructions" => counting = true,
             "--scaling" => scaling = true,
+            "--steering" => steering = true,
+            "--connections" => connections = value().parse().unwrap_or_else(|_| wrong(&argument)),
             _ if argument.starts_with("--") => wrong(&argument),
             _ => parts.push(argument),
         }
@@ -41,6 +46,17 @@ fn main() {
         tidegate_tests::gateway::set_program(own.with_file_name("tidegate"));
     }
     cpu::raise_files();
+    if steering {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        match runtime.block_on(steering::table(rounds, connections)) {
+            Ok(table) => println!("{table}"),
+            Err(error) => {
+                eprintln!("bench: {error}");
+                std::process::exit(1);
+            }
+        }
+        return;
+    }
     if let Err(error) = cpu::pin(&[1]) {
         eprintln!("bench: two cores are needed, one for the proxy and one for the load: {error}");
         std::process::exit(1);
