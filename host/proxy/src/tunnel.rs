@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -232,11 +233,17 @@ async fn connect(
 ) -> Result<(TcpStream, Bytes, TunnelSeat), Fault> {
     let begun = worker.now();
     let connected = worker.upstreams.tcp(cluster, index, &asked.connection).await;
+    report(worker, view, index, connected.as_ref().map(|_| worker.now().saturating_sub(begun)));
+    connected
+}
+
+/// The endpoint's health and load hear of it: that it took a connection, or answered, and how long that took; or that not.
+fn report(worker: &Worker, view: &EndpointsView, index: u32, took: Result<Duration, &Fault>) {
+    let Some(endpoint) = view.get(index) else { return };
     let now = worker.now();
-    let Some(endpoint) = view.get(index) else { return connected };
-    let outcome = match &connected {
-        Ok(_) => {
-            endpoint.state.sample_latency(now, now.saturating_sub(begun));
+    let outcome = match took {
+        Ok(took) => {
+            endpoint.state.sample_latency(now, took);
             Some(Outcome::Success)
         }
         Err(fault) => {
@@ -251,5 +258,4 @@ async fn connect(
     if let Some(ejected) = outcome.and_then(|outcome| view.set.report(index, outcome, now)) {
         health::tell(&view.set, index, Swept::Ejected(ejected));
     }
-    connected
 }

@@ -19,7 +19,7 @@ use tokio::io::{Interest, Ready};
 use tokio::sync::Notify;
 
 use super::socket::{self, Path, Run, Sent, is_too_large};
-use super::upstream::{Upstream, again, connect, pick, report};
+use super::upstream::{Upstream, again, connect, pick};
 use super::{Key, Port};
 use crate::body::{Activity, Quiet};
 use crate::listener::Permit;
@@ -28,6 +28,7 @@ use crate::snapshot::{Cluster, TunnelRules};
 use crate::timer::Deadline;
 use crate::tunnel::client_hello::ClientHello;
 use crate::tunnel::quic::{self, Head, Id, Kind, Known};
+use crate::tunnel::report;
 use crate::tunnel::{Way, asked, name, route, within_bound};
 use crate::upstream::datagram_header;
 use crate::worker::Worker;

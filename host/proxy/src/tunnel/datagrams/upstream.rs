@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use tidegate_policy::{Asked, Cause, EndpointSet, EndpointsView, Fault, Outcome, Swept};
+use tidegate_policy::{Asked, Cause, EndpointSet, EndpointsView, Fault};
 use tokio::net::UdpSocket;
 
 use super::socket;
@@ -14,7 +12,8 @@ use crate::exchange;
 use crate::observe::TunnelRecord;
 use crate::snapshot::Cluster;
 use crate::tunnel::quic::Known;
-use crate::upstream::{TunnelSeat, health};
+use crate::tunnel::report;
+use crate::upstream::TunnelSeat;
 use crate::worker::Worker;
 
 /// A socket to an endpoint.
@@ -90,27 +89,4 @@ pub(super) fn connect(worker: &Worker, cluster: &Arc<Cluster>, index: u32) -> Re
     };
     socket::tune(&socket, endpoint.address);
     Ok(Upstream { socket, address: endpoint.address, index, _load: load, _seat: seat })
-}
-
-/// The endpoint's health and load hear of it: an answer and how long it took, or none.
-pub(super) fn report(worker: &Worker, view: &EndpointsView, index: u32, answer: Result<Duration, &Fault>) {
-    let Some(endpoint) = view.get(index) else { return };
-    let now = worker.now();
-    let outcome = match answer {
-        Ok(took) => {
-            endpoint.state.sample_latency(now, took);
-            Some(Outcome::Success)
-        }
-        Err(fault) => {
-            endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
-            let outcome = Outcome::of_fault(fault.cause);
-            if outcome.is_some() {
-                endpoint.state.penalise_latency(now);
-            }
-            outcome
-        }
-    };
-    if let Some(ejected) = outcome.and_then(|outcome| view.set.report(index, outcome, now)) {
-        health::tell(&view.set, index, Swept::Ejected(ejected));
-    }
 }
