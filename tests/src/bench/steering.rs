@@ -27,8 +27,7 @@ impl Way {
 
     fn config(self, lab: &Lab) -> Option<String> {
         let endpoints = [0, 1].map(|index| format!("\"{}\"", SocketAddr::new(lab.backend(index), PORT)));
-        let cluster =
-            format!("[[cluster]]\nname = \"web\"\nendpoints = [{}]\nmax_connections = 100000\n", endpoints.join(", "));
+        let cluster = format!("[[cluster]]\nname = \"web\"\nendpoints = [{}]\n", endpoints.join(", "));
         let front = match self {
             Self::Direct => return None,
             Self::Nat => "mode = \"nat\"",

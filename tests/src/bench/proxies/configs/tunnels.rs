@@ -47,8 +47,10 @@ fn nginx(origin: SocketAddr, Ports { clear, tls, .. }: Ports) -> Option<Config> 
 }
 
 fn haproxy(origin: SocketAddr, Ports { clear, tls, .. }: Ports, splice: &str) -> Config {
+    // A pipe has two descriptors more, and it asks for all at its start.
+    let most = if splice.is_empty() { 9000 } else { 2000 };
     let text = format!(
-        "global\n  nbthread 1\n  maxconn 9000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  \
+        "global\n  nbthread 1\n  maxconn {most}\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  \
          timeout server 1h\n{splice}frontend edge\n  bind {clear}\n  bind {tls}\n  default_backend alpha\n\
          backend alpha\n  server one {origin}\n"
     );
