@@ -223,6 +223,12 @@ impl<'a> Direction<'a> {
             let buffer = &mut buffer[..size];
             let count = self.from.try_read(buffer)?;
             self.much = count == size;
+            if (1..size).contains(&count) {
+                // That was all (epoll(7), on edges): to ask again would be a call for nothing. An end is still noticed, by
+                // the event that came with it.
+                let nothing = || Err::<(), _>(ErrorKind::WouldBlock.into());
+                let _ = self.from.try_io(Interest::READABLE, nothing);
+            }
             // Mostly it is all taken at once, and nothing is to be kept. What is wrong comes again with the next write.
             let written = self.to.try_write(&buffer[..count]).unwrap_or(0);
             if written < count {
