@@ -42,6 +42,7 @@ mod slot;
 mod upgrade;
 mod via;
 
+pub(crate) use again::{report, report_fault};
 pub(crate) use attempt::InFlight;
 pub(crate) use client_cert::CertificateFields;
 pub use client_cert::ClientCertificate;

@@ -18,7 +18,7 @@ mod tunnel;
 
 pub use access_log::{line as access_log_line, tunnel_line};
 pub use decision::{Decided, DecisionRecord, Question};
-pub use metrics::{Counter, Histogram, WorkerMetrics, protocol, render};
+pub use metrics::{Counter, Histogram, UdpDatagrams, WorkerMetrics, protocol, render};
 pub(crate) use record::Deciding;
 pub use tunnel::{TunnelKind, TunnelRecord};
 

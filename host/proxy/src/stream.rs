@@ -56,10 +56,16 @@ impl Stream {
     /// Makes the close of this stream a reset: the peer must not take what it got for a whole message.
     pub(crate) fn reset_on_close(&self) {
         // Memory has no other close than one that drops who serves it.
-        let Some(tcp) = self.tcp() else { return };
-        // A socket that is already gone needs no reset.
-        let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+        if let Some(tcp) = self.tcp() {
+            reset_on_close(tcp);
+        }
     }
+}
+
+/// Makes the close of this connection a reset.
+pub(crate) fn reset_on_close(tcp: &TcpStream) {
+    // A socket that is already gone needs no reset.
+    let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
 }
 
 impl AsyncRead for Stream {

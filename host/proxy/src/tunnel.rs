@@ -7,21 +7,21 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use tidegate_policy::{
     Asked, Bound, Cause, ConnectionHead, EndpointsView, Fault, HttpVersion, Outcome, Permit, RequestHead, Scheme,
-    Swept, Target, Tunnel,
+    Target, Tunnel,
 };
 use tokio::net::TcpStream;
 
 use crate::exchange::{self, InFlight};
 use crate::observe::{TunnelKind, TunnelRecord};
 use crate::snapshot::{Cluster, Listener, Otherwise, TunnelRules};
-use crate::upstream::{TunnelSeat, health, keep_alive};
+use crate::stream::reset_on_close;
+use crate::upstream::{TunnelSeat, keep_alive};
 use crate::worker::Worker;
 
 mod client_hello;
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
             let tunnelled = tunnel(worker, rules, &cluster, &tcp, heard.bytes, &asked, &mut record).await;
             if let Err(fault) = tunnelled {
                 // Whoever waits for an answer is told at once that there is none.
-                relay::reset_on_close(&tcp);
+                reset_on_close(&tcp);
                 record.broke(fault.cause, fault.detail);
             }
             None
@@ -99,7 +99,7 @@ pub(crate) async fn serve(
             Some(Terminated { tcp, ahead: heard.bytes, server_name: hello.server_name })
         }
         Err(fault) => {
-            relay::reset_on_close(&tcp);
+            reset_on_close(&tcp);
             record.broke(fault.cause, fault.detail);
             None
         }
@@ -239,23 +239,13 @@ async fn connect(
 
 /// The endpoint's health and load hear of it: that it took a connection, or answered, and how long that took; or that not.
 fn report(worker: &Worker, view: &EndpointsView, index: u32, took: Result<Duration, &Fault>) {
-    let Some(endpoint) = view.get(index) else { return };
-    let now = worker.now();
-    let outcome = match took {
+    match took {
         Ok(took) => {
-            endpoint.state.sample_latency(now, took);
-            Some(Outcome::Success)
-        }
-        Err(fault) => {
-            endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
-            let outcome = Outcome::of_fault(fault.cause);
-            if outcome.is_some() {
-                endpoint.state.penalise_latency(now);
+            if let Some(endpoint) = view.get(index) {
+                endpoint.state.sample_latency(worker.now(), took);
             }
-            outcome
+            exchange::report(worker, view, index, Outcome::Success);
         }
-    };
-    if let Some(ejected) = outcome.and_then(|outcome| view.set.report(index, outcome, now)) {
-        health::tell(&view.set, index, Swept::Ejected(ejected));
+        Err(fault) => exchange::report_fault(worker, view, index, fault),
     }
 }

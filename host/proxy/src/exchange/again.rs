@@ -15,7 +15,7 @@ use crate::upstream::{Lease, health};
 use crate::worker::Worker;
 
 /// Passive health: every attempt that ended says something of its endpoint.
-pub(super) fn report(worker: &Worker, view: &EndpointsView, index: u32, outcome: Outcome) {
+pub(crate) fn report(worker: &Worker, view: &EndpointsView, index: u32, outcome: Outcome) {
     let now = worker.now();
     if outcome != Outcome::Success
         && let Some(endpoint) = view.get(index)
@@ -24,6 +24,16 @@ pub(super) fn report(worker: &Worker, view: &EndpointsView, index: u32, outcome:
     }
     if let Some(ejected) = view.set.report(index, outcome, now) {
         health::tell(&view.set, index, Swept::Ejected(ejected));
+    }
+}
+
+/// The same of one that came to nothing: it is counted, and held against the endpoint where that is to blame.
+pub(crate) fn report_fault(worker: &Worker, view: &EndpointsView, index: u32, fault: &Fault) {
+    if let Some(endpoint) = view.get(index) {
+        endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
+    }
+    if let Some(outcome) = Outcome::of_fault(fault.cause) {
+        report(worker, view, index, outcome);
     }
 }
 

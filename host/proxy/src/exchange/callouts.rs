@@ -9,7 +9,6 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -103,12 +102,7 @@ impl Callouts {
                 Err(Broken::TooLarge) => return Err(CalloutError::TooLarge),
                 Err(Broken::By(fault)) => fault,
             };
-            if let Some(endpoint) = view.get(index) {
-                endpoint.state.failures.fetch_add(1, Ordering::Relaxed);
-            }
-            if let Some(outcome) = Outcome::of_fault(fault.cause) {
-                again::report(&self.worker, &view, index, outcome);
-            }
+            again::report_fault(&self.worker, &view, index, &fault);
             let proof = Proof::of(fault.unprocessed, &callout.method);
             let may = attempt < ATTEMPTS && fault.cause.side() == Side::Upstream && permitted(proof, true, false);
             if !may {

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 
 use super::pipe::Pipe;
 use crate::body::{Activity, Quiet};
+use crate::stream::reset_on_close;
 use crate::timer::{Deadline, Timers};
 
 /// What is read at once while little comes.
@@ -93,12 +94,6 @@ pub(super) async fn relay(
         reset_on_close(upstream);
     }
     ended
-}
-
-/// Makes the close of this connection a reset.
-pub(super) fn reset_on_close(tcp: &TcpStream) {
-    // A socket that is already gone needs no reset.
-    let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
 /// Which side of a direction broke.

@@ -172,9 +172,7 @@ impl Session {
         }
         let udp = &self.worker.metrics.udp;
         udp.up.add(sent.passed);
-        udp.too_large.add(sent.too_large);
-        udp.overflow.add(sent.overflow);
-        udp.unsent.add(sent.failed);
+        sent.count_dropped(udp);
         let record = self.record.borrow();
         record.bytes_in.set(record.bytes_in.get() + sent.bytes);
         self.activity.moved();
@@ -352,9 +350,7 @@ impl Session {
         let sent = socket::send(&self.port.state, &self.port.socket, path, &[], run);
         let udp = &self.worker.metrics.udp;
         udp.down.add(sent.passed);
-        udp.too_large.add(sent.too_large);
-        udp.overflow.add(sent.overflow);
-        udp.unsent.add(sent.failed);
+        sent.count_dropped(udp);
         let record = self.record.borrow();
         record.bytes_out.set(record.bytes_out.get() + sent.bytes);
         self.activity.moved();

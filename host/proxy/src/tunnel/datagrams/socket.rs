@@ -10,6 +10,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use crate::observe::UdpDatagrams;
 /// Messages taken in one call.
 const BATCH: usize = 16;
 /// As long as a message can be, however many datagrams it holds.
@@ -66,6 +67,13 @@ pub(super) struct Sent {
 }
 
 impl Sent {
+    /// What did not go on, by why.
+    pub(super) fn count_dropped(&self, udp: &UdpDatagrams) {
+        udp.too_large.add(self.too_large);
+        udp.overflow.add(self.overflow);
+        udp.unsent.add(self.failed);
+    }
+
     fn note(&mut self, sent: io::Result<()>, count: u64, bytes: usize) {
         match sent {
             Ok(()) => {
