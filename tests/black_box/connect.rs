@@ -127,7 +127,7 @@ async fn early_bytes_wait_and_failures_have_their_status() {
     let (answer, mut client) = ask_http1(gateway.edge(), &(head("db.example:5432") + "early")).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(client.exactly(5).await, b"early");
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let closed = tidegate_tests::gateway::free_address();
     let nobody = Gateway::start(&(crate::simple(&[closed], "") + "connect = [\"a:1\"]\n")).await;
     let (answer, _) = ask_http1(nobody.edge(), &head("a:1")).await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("error=connection_refused"), "{answer}");

@@ -399,7 +399,7 @@ async fn tunnels_end_when_idle_and_with_the_gateway() {
 /// RFC 9298, section 3.1: where nobody listens the tunnel is aborted, and the endpoint has failed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_port_aborts_the_tunnel() {
-    let closed = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let closed = tidegate_tests::gateway::free_address();
     let gateway = gateway(closed, "").await;
     for (mut client, expected) in [
         (over_http1(&gateway).await, Ended::Reset(None)),

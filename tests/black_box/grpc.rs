@@ -26,7 +26,7 @@ async fn failures_and_deadlines_are_told_in_grpc_status() {
     let answer = Client::http2(gateway.edge()).send(Method::POST, "/s/m", &late, "x").await.expect("an answer");
     assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, Some("4")));
     left.recv().await.expect("the upstream call is given up");
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let nobody = tidegate_tests::gateway::free_address();
     let gateway = crate::gateway_to(nobody).await;
     let answer = Client::http2(gateway.edge()).send(Method::POST, "/s/m", &CALL, "x").await.expect("an answer");
     assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, Some("14")));

@@ -112,7 +112,7 @@ async fn tcp_checks_connect_and_may_converse() {
     // A listener that accepts nothing: the kernel connects all the same.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = silent.local_addr().expect("an address");
-    let refusing = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let refusing = tidegate_tests::gateway::free_address();
     let plain = crate::simple(&[address, refusing], &format!("health = {{ kind = \"tcp\", {OFTEN} }}"));
     let gateway = Gateway::start(&plain).await;
     until_healthy(&gateway, address, true).await;
@@ -307,7 +307,7 @@ async fn a_row_of_errors_ejects_for_a_while() {
 /// "Passive ... maximum ejection": connections that fail eject too, but of two endpoints one always stays in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_all_are_ejected() {
-    let nobody = || std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let nobody = || tidegate_tests::gateway::free_address();
     let endpoints = [nobody(), nobody()];
     let more = "ejection = { consecutive_local = 1, base_time = \"60s\" }\npanic_threshold = \"0%\"";
     let gateway = Gateway::start(&crate::simple(&endpoints, more)).await;
@@ -486,7 +486,7 @@ async fn circuit_breakers_refuse_what_is_too_much() {
 /// "Circuit breakers (retries)": without room for a retry the first failure stands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn circuit_breakers_bound_retries() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let nobody = tidegate_tests::gateway::free_address();
     let more = "circuit_breaker = { max_retries = 0 }";
     let gateway = Gateway::start(&crate::simple(&[nobody], more)).await;
     assert_eq!(Client::http1(gateway.edge()).get("/").await.expect("an answer").status, 502);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_tests::gateway::root;
 use tidegate_tests::origin::RawOrigin;
-use tidegate_tests::{Client, Gateway, Origin};
+use tidegate_tests::{Client, Gateway, Origin, eventually};
 use tokio::io::AsyncReadExt;
 
 /// Plugins that want an instance each.
@@ -167,6 +167,45 @@ fn attack(address: SocketAddr, paths: Vec<String>) -> (Arc<AtomicBool>, Vec<toki
     (stop.clone(), clients.collect())
 }
 
+/// What counts that a harm met the bound which is meant for it, as far as nothing was counted yet: each is a sum.
+async fn unmet(gateway: &Gateway, harm: &str) -> Vec<&'static str> {
+    let faults = |causes: &[&str]| -> Vec<String> {
+        let labels = format!("plugin=\"{harm}\",tenant=\"hostile\",question=\"route\"");
+        causes.iter().map(|cause| format!("tidegate_plugin_faults_total{{{labels},cause=\"{cause}\"}}")).collect()
+    };
+    let of = |metric: &str, plugin: &str| format!("{metric}{{plugin=\"{plugin}\",tenant=\"hostile\"}}");
+    let calls = |outcome: &str| -> Vec<String> {
+        let one = |index| {
+            let labels = format!("plugin=\"call-{index}\",tenant=\"hostile\",outcome=\"{outcome}\"");
+            format!("tidegate_plugin_callouts_total{{{labels}}}")
+        };
+        (0..CALLERS).map(one).collect()
+    };
+    let made = |index| of("tidegate_plugin_instantiations_total", &format!("crowd-{index}"));
+    // What is counted, how many of it at least, and where.
+    let wanted: Vec<(&'static str, f64, Vec<String>)> = match harm {
+        "work" => vec![("budget", 1.0, faults(&["budget"]))],
+        "loop" => vec![("deadline", 1.0, faults(&["deadline"]))],
+        "trap" | "recurse" => vec![("trap", 1.0, faults(&["trap"]))],
+        "hog" => vec![("memory", 1.0, faults(&["memory"]))],
+        "enormous" => vec![("trap, invalid or memory", 1.0, faults(&["trap", "invalid", "memory"]))],
+        "flood_log" => vec![("dropped lines", 1.0, vec![of("tidegate_plugin_log_lines_dropped_total", harm)])],
+        "flood_kv" => vec![("evicted entries", 1.0, vec![of("tidegate_plugin_kv_evicted_total", harm)])],
+        // More than may live at once were made in turn.
+        "crowd" => vec![("instances", 9.0, (0..CROWD).map(made).collect())],
+        "callouts" => {
+            vec![("calls that went out", 1.0, calls("timed_out")), ("calls refused", 1.0, calls("refused"))]
+        }
+        _ => Vec::new(),
+    };
+    let page = gateway.admin_get("/metrics").await.text();
+    let counted = |sample: &String| -> f64 {
+        page.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse::<f64>().ok()).unwrap_or_default()
+    };
+    let lacks = |(_, least, samples): &(_, f64, Vec<String>)| samples.iter().map(counted).sum::<f64>() < *least;
+    wanted.into_iter().filter(lacks).map(|(what, ..)| what).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_tenant_hurts_nobody_else() {
     let origin = Origin::http1().await;
@@ -192,57 +231,39 @@ async fn a_hostile_tenant_hurts_nobody_else() {
     let attacks =
         HARMS.iter().map(|harm| (*harm, vec![format!("/{harm}")])).chain([("crowd", crowd), ("callouts", calls)]);
     for (harm, paths) in attacks {
-        let (stop, clients) = attack(edge, paths);
-        let disturbed = neighbour(edge, time).await;
-        stop.store(true, Ordering::Relaxed);
-        let mut asked = 0;
-        for client in clients {
-            asked += client.await.expect("no panic");
+        // Until its bound was met; on a slow machine its tenant's CPU time may be used up before that.
+        for round in 1.. {
+            let (stop, clients) = attack(edge, paths.clone());
+            let disturbed = neighbour(edge, time).await;
+            stop.store(true, Ordering::Relaxed);
+            let mut asked = 0;
+            for client in clients {
+                asked += client.await.expect("no panic");
+            }
+            row(harm, &disturbed);
+            assert!(asked > 0, "{harm}: nobody attacked");
+            assert!(disturbed.errors.is_empty(), "{harm}: {:?}", disturbed.errors);
+            assert!(disturbed.p99 < Duration::from_secs(2), "{harm}: the neighbour stalls: {:?}", disturbed.p99);
+            let live = gateway.metric("tidegate_tenant_instances{tenant=\"hostile\"}").await;
+            let memory = gateway.metric("tidegate_tenant_memory_bytes{tenant=\"hostile\"}").await;
+            assert!(live <= 8.0 && memory <= f64::from(64 << 20), "{harm}: {live} instances, {memory} bytes");
+            let lacking = unmet(&gateway, harm).await;
+            if lacking.is_empty() {
+                break;
+            }
+            assert!(round < 20, "{harm}: {lacking:?} is still 0 after {round} rounds");
         }
-        row(harm, &disturbed);
-        assert!(asked > 0, "{harm}: nobody attacked");
-        assert!(disturbed.errors.is_empty(), "{harm}: {:?}", disturbed.errors);
-        assert!(disturbed.p99 < Duration::from_secs(2), "{harm}: the neighbour stalls: {:?}", disturbed.p99);
-        let live = gateway.metric("tidegate_tenant_instances{tenant=\"hostile\"}").await;
-        let memory = gateway.metric("tidegate_tenant_memory_bytes{tenant=\"hostile\"}").await;
-        assert!(live <= 8.0 && memory <= f64::from(64 << 20), "{harm}: {live} instances, {memory} bytes");
-    }
-    for (harm, causes) in [
-        ("work", &["budget"][..]),
-        ("loop", &["deadline"]),
-        ("trap", &["trap"]),
-        ("hog", &["memory"]),
-        ("recurse", &["trap"]),
-        ("enormous", &["trap", "invalid", "memory"]),
-    ] {
-        let mut counted = 0.0;
-        for cause in causes {
-            let labels = format!("plugin=\"{harm}\",tenant=\"hostile\",question=\"route\",cause=\"{cause}\"");
-            counted += gateway.metric(&format!("tidegate_plugin_faults_total{{{labels}}}")).await;
-        }
-        assert!(counted > 0.0, "{harm}: none of {causes:?} was counted");
     }
     let of = |metric: &str, plugin: &str| format!("{metric}{{plugin=\"{plugin}\",tenant=\"hostile\"}}");
     assert_eq!(gateway.metric(&of("tidegate_plugin_quarantined", "work")).await, 0.0, "over its budget is no fault");
-    assert!(gateway.metric(&of("tidegate_plugin_log_lines_dropped_total", "flood_log")).await > 0.0);
-    assert!(gateway.metric(&of("tidegate_plugin_kv_evicted_total", "flood_kv")).await > 0.0);
     assert!(gateway.metric(&of("tidegate_plugin_kv_bytes", "flood_kv")).await <= f64::from(256 << 10));
-    let mut crowded = 0.0;
-    for index in 0..CROWD {
-        crowded += gateway.metric(&of("tidegate_plugin_instantiations_total", &format!("crowd-{index}"))).await;
-    }
-    assert!(crowded > 8.0, "{crowded} instances were made in turn");
-    let (mut late, mut refused, mut active) = (0.0, 0.0, 0.0);
     for index in 0..CALLERS {
-        let labels = |outcome: &str| format!("{{plugin=\"call-{index}\",tenant=\"hostile\",outcome=\"{outcome}\"}}");
-        let ended =
-            async |outcome: &str| gateway.metric(&format!("tidegate_plugin_callouts_total{}", labels(outcome))).await;
-        late += ended("timed_out").await;
-        refused += ended("refused").await;
-        active += gateway.metric(&of("tidegate_plugin_callouts_active", &format!("call-{index}"))).await;
+        eventually("nothing goes on after its request", async || {
+            let active = of("tidegate_plugin_callouts_active", &format!("call-{index}"));
+            (gateway.metric(&active).await == 0.0).then_some(())
+        })
+        .await;
     }
-    assert!(late > 0.0 && refused > 0.0, "{late} calls went out, {refused} were beyond what the tenant may have");
-    assert_eq!(active, 0.0, "nothing goes on after its request");
     // Nobody blamed the neighbour for any of it.
     for cause in ["trap", "deadline", "memory", "exhausted", "budget", "quarantined", "invalid"] {
         let labels = format!("plugin=\"neighbour\",tenant=\"neighbour\",question=\"route\",cause=\"{cause}\"");

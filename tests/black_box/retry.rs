@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 
 /// A port that refuses connections.
 fn nobody() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address")
+    tidegate_tests::gateway::free_address()
 }
 
 /// RFC 9110, section 9.2.2: nothing was sent, so any method goes elsewhere.

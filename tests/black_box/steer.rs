@@ -190,7 +190,9 @@ async fn bypasses(lab: Lab, header: &str, any: &str) {
     let from = format!("{any} {header} saddr {address}");
     let of = |host| format!("ether saddr {} {from} counter", lab.mac(host));
     let at_client = format!("{}\n{}\n{}", of(&lab.gateway), of(&lab.backends[0]), of(&lab.backends[1]));
-    let at_gateway = format!("{from} counter\n{any} {header} daddr {address} counter");
+    // Answers to the gateway's own checks are its own.
+    let replies = format!("{from} {header} daddr {} counter", lab.client_address());
+    let at_gateway = format!("{replies}\n{any} {header} daddr {address} counter");
     for (host, rules) in [(&lab.client, at_client), (&lab.gateway, at_gateway)] {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("rules");
@@ -214,6 +216,57 @@ async fn bypasses(lab: Lab, header: &str, any: &str) {
         assert!(at_gateway[1] > 40, "requests that came to the gateway: {at_gateway:?}");
     };
     steers(lab, &config, PORT, last).await;
+}
+
+/// Conduct, direct server return: health checks go to the virtual address, the way that clients' packets take. What answers at
+/// an endpoint's own address is no matter, unless checks are told to go there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dsr_checks_go_to_the_virtual_address() {
+    for ipv6 in [false, true] {
+        let Some(lab) = Lab::new(Wiring::Bridged, ipv6) else { return };
+        let _services = lab.serve(PORT);
+        // Its own address is closed to everybody; the virtual one is not.
+        let (header, own) = (if ipv6 { "ip6" } else { "ip" }, lab.backend(0));
+        let closed = format!(
+            "add table inet own; add chain inet own input {{ type filter hook input priority 0; }}; \
+             add rule inet own input meta l4proto tcp {header} daddr {own} drop"
+        );
+        lab.backends[0].output("nft", &[&closed]).expect("a rule that closes");
+        let by_default = config(&lab, PORT, &[1, 1], DSR);
+        let gateway = start(&lab, &by_default).await;
+        until_roles(&lab, &gateway, ["takes", "takes"]).await;
+        let said = status(&lab, &gateway);
+        assert_eq!(said["check"], "virtual_address");
+        assert!(said["check_mark"].as_u64().is_some_and(|mark| mark >> 24 == 0x7d), "{said}");
+        let checks = |outcome: &str| {
+            let endpoint = SocketAddr::new(own, PORT);
+            let labels = format!("cluster=\"web\",endpoint=\"{endpoint}\",outcome=\"{outcome}\"");
+            metric(&lab, &gateway, &format!("tidegate_endpoint_checks_total{{{labels}}}"))
+        };
+        let passed = async |many: u64| {
+            let before = checks("passed");
+            eventually("checks pass", async || (checks("passed") >= before + many).then_some(())).await;
+        };
+        // The first is over; what follows is not luck.
+        passed(3).await;
+        assert!(answers(&mut flows(&lab, false, 24)).iter().any(|answer| answer == "a"));
+
+        lab.virtual_address_at(0, false);
+        until_roles(&lab, &gateway, ["down", "takes"]).await;
+        assert!(answers(&mut flows(&lab, false, 8)).iter().all(|answer| answer == "b"));
+        lab.virtual_address_at(0, true);
+        until_roles(&lab, &gateway, ["takes", "takes"]).await;
+
+        gateway.rewrite(&by_default.replace(DSR, &format!("{DSR}\ncheck = \"endpoint_address\"")));
+        gateway.signal(libc::SIGHUP);
+        until_roles(&lab, &gateway, ["down", "takes"]).await;
+        assert_eq!(status(&lab, &gateway)["check"], "endpoint_address");
+        lab.backends[0].output("nft", &["delete table inet own"]).expect("open again");
+        until_roles(&lab, &gateway, ["takes", "takes"]).await;
+        lab.virtual_address_at(0, false);
+        passed(5).await;
+        assert_eq!(status(&lab, &gateway)["endpoints"][0]["role"], "takes", "nobody asks after the virtual address");
+    }
 }
 
 /// With `source = "gateway"` the backend sees the gateway, and needs no way back to the client.

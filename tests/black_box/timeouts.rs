@@ -27,7 +27,7 @@ async fn every_failure_has_its_status_and_token() {
     let total = Gateway::start(&config("timeout = \"200ms\"")).await;
     assert_eq!(outcome(&total).await, expect(504, "http_response_timeout"));
 
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let closed = tidegate_tests::gateway::free_address();
     let refused = crate::gateway_to(closed).await;
     assert_eq!(outcome(&refused).await, expect(502, "connection_refused"));
 

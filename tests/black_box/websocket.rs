@@ -401,7 +401,7 @@ async fn a_tunnel_never_returns_to_the_pool() {
 /// the client sent meanwhile is still there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_are_tried_again_with_nothing_lost() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let closed = tidegate_tests::gateway::free_address();
     let mut origin = TunnelOrigin::start(Speaks::Http1).await;
     let retry = "retry = { attempts = 3, on = [\"connect\"] }\nconnect = [\"a:1\"]\n";
     let gateway = Gateway::start(&(crate::simple(&[closed, origin.address], "") + retry)).await;

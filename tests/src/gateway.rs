@@ -6,7 +6,8 @@ use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
@@ -34,10 +35,12 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
 }
 
-/// An address that was free for both TCP and UDP a moment ago, below the ports that the system gives out itself.
+/// An address that was free for both TCP and UDP a moment ago, below the ports that the system gives out itself, and that
+/// nobody else in this process was given: who wants one where nobody listens may rely on it.
 pub fn free_address() -> SocketAddr {
+    static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0) % 22_000));
     loop {
-        let port = 10_000 + RandomState::new().hash_one(0) % 22_000;
+        let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 22_000;
         let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
         if std::net::TcpListener::bind(address).is_ok() && std::net::UdpSocket::bind(address).is_ok() {
             return address;

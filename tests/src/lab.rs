@@ -138,6 +138,14 @@ impl Lab {
         self.switch.ip(&format!("link set backend{index} {}", if mended { "up" } else { "down" }));
     }
 
+    /// Gives a backend the virtual address, or takes it away.
+    pub fn virtual_address_at(&self, index: usize, there: bool) {
+        match there {
+            true => self.address(&self.backends[index], "lo", &self.alone()),
+            false => self.backends[index].ip(&format!("addr del {} dev lo", self.alone())),
+        }
+    }
+
     /// The MAC address of a host's `e0`.
     pub fn mac(&self, host: &Namespace) -> String {
         let said = host.output("ip", &["-o", "link", "show", "e0"]).expect("a link");

@@ -1,8 +1,10 @@
 //! Other people's proxies, HAProxy, nginx and dnsdist, in front of the gateway or behind it.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use crate::gateway::free_address;
 
 /// A running proxy on a port of loopback. Killed when dropped; its log is shown if the test fails.
 pub struct Peer {
@@ -16,7 +18,7 @@ impl Peer {
     /// there: `tests/setup` fetches it.
     pub async fn haproxy(sections: impl Fn(u16) -> String) -> Option<Self> {
         let program = find("haproxy")?;
-        let address = free_port();
+        let address = free_address();
         let config = format!(
             "global\n  maxconn 100\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 20s\n  timeout server 20s\n{}",
             sections(address.port())
@@ -29,7 +31,7 @@ impl Peer {
         let program = find("nginx")?;
         let module = nginx_module("ngx_stream_module.so");
         let module = module.map(|module| format!("load_module {};\n", module.display())).unwrap_or_default();
-        let address = free_port();
+        let address = free_address();
         // SAFETY: it takes nothing and cannot fail.
         let user = if unsafe { libc::geteuid() } == 0 { "user root;\n" } else { "" };
         let config = format!(
@@ -42,7 +44,7 @@ impl Peer {
     /// `lines` are Lua and get the port to listen on. `None` if dnsdist is not there.
     pub async fn dnsdist(lines: impl Fn(u16) -> String) -> Option<Self> {
         let program = find("dnsdist")?;
-        let address = free_port();
+        let address = free_address();
         let config = format!("setLocal(\"{address}\")\nsetACL(\"127.0.0.0/8\")\n{}", lines(address.port()));
         Some(Self::start(&program, &["--supervised", "--config", "peer.conf"], &config, address).await)
     }
@@ -113,10 +115,4 @@ pub(crate) fn libraries() -> String {
         .map(|path| path.display().to_string())
         .collect();
     folders.join(":")
-}
-
-/// Free now; another process could take it before the peer does.
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
 }

@@ -525,7 +525,7 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "steer",
-        doc: "Packets for a virtual address that the kernel sends on to a cluster, on Linux, through nftables: this process sees none of them. It needs the program `nft` and CAP_NET_ADMIN, and owns the table `tidegate_NAME`, which goes when the program stops; after a crash it steers on until a gateway starts here again. Health checks of the cluster, which go to the endpoints' own addresses, add and remove endpoints; an endpoint of weight 0, or one that leaves the configuration, keeps the flows it has, and one that is unhealthy loses them to others. Keys of the cluster about requests are errors.",
+        doc: "Packets for a virtual address that the kernel sends on to a cluster, on Linux, through nftables: this process sees none of them. It needs the program `nft` and CAP_NET_ADMIN, and owns the table `tidegate_NAME`, which goes when the program stops; after a crash it steers on until a gateway starts here again. Health checks of the cluster add and remove endpoints; an endpoint of weight 0, or one that leaves the configuration, keeps the flows it has, and one that is unhealthy loses them to others. Keys of the cluster about requests are errors.",
         keys: &[
             required("name", Text, "Of the table in the kernel, logs and metrics: letters, digits, `_`, `.` and `-`."),
             required("address", Text, "The virtual address, which this host has or which is routed to it."),
@@ -563,6 +563,17 @@ pub(crate) const TABLES: &[Table] = &[
                 Time,
                 "5m",
                 "For `dsr`, how long a silent flow is remembered. After a single packet it is 30s at most.",
+            ),
+            key(
+                "check",
+                OneOf(&["virtual_address", "endpoint_address"]),
+                "virtual_address",
+                "For `dsr`, where health checks of the cluster go. To the virtual address at the endpoint, as clients' packets do: an endpoint that lacks the address, or a service on it, is found out; Linux 5.16 or later is needed. Or to the endpoint's own. Either way the port is the check's or the endpoint's.",
+            ),
+            optional(
+                "check_mark",
+                Number,
+                "For `dsr`, the mark (`SO_MARK`) by which the kernel knows checks of the virtual address. Default: one made from the name, 0x7d000000 or more. Change it where policy routing or a firewall gives it another meaning.",
             ),
         ],
     },

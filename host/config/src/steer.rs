@@ -35,7 +35,19 @@ pub enum SteerMode {
         endpoint_interface: String,
         flows: u32,
         flow_timeout: Duration,
+        /// Of health checks that go to the virtual address at an endpoint; `None`: they go to its own.
+        check_mark: Option<u32>,
     },
+}
+
+impl SteerMode {
+    /// What health checks carry for the kernel to know them by.
+    pub fn check_mark(&self) -> Option<u32> {
+        match self {
+            Self::Nat { .. } => None,
+            Self::Dsr { check_mark, .. } => *check_mark,
+        }
+    }
 }
 
 /// What is hashed.
@@ -62,19 +74,19 @@ impl Steer {
         }
         Self {
             line: section.line,
-            name,
             address: address(section),
             ports: ports(section),
             tcp: protocols.iter().any(|word| word == "tcp"),
             udp: protocols.iter().any(|word| word == "udp"),
             cluster: section.name("cluster"),
             cluster_line: section.line_of("cluster"),
-            mode: mode(section),
+            mode: mode(section, &name),
             affinity: match section.one_of("affinity").as_str() {
                 "client" => SteerAffinity::Client,
                 _ => SteerAffinity::Connection,
             },
             table: table as usize,
+            name,
         }
     }
 
@@ -142,7 +154,7 @@ fn ports(section: &Section<'_>) -> Vec<RangeInclusive<u16>> {
     ports.into_iter().map(|(range, _)| range).collect()
 }
 
-fn mode(section: &Section<'_>) -> SteerMode {
+fn mode(section: &Section<'_>, name: &str) -> SteerMode {
     let word = section.one_of("mode");
     for (key, only, why) in [
         ("source", "nat", "with direct server return every address stays as it is"),
@@ -153,6 +165,8 @@ fn mode(section: &Section<'_>) -> SteerMode {
             "dsr",
             "connection tracking has its own: see net.netfilter.nf_conntrack_tcp_timeout_established",
         ),
+        ("check", "dsr", "the endpoint's own address is where clients' packets go"),
+        ("check_mark", "dsr", "checks go to the endpoint's own address, unmarked"),
     ] {
         if section.has(key) && section.has("mode") && word != only {
             let message = format!("steer: {key} does not go with mode = {word:?}: {why}; remove it");
@@ -170,12 +184,31 @@ fn mode(section: &Section<'_>) -> SteerMode {
     }
     let interface = interface.unwrap_or_default();
     let endpoint_interface = self::interface(section, "endpoint_interface").unwrap_or_else(|| interface.clone());
+    let at_virtual_address = section.one_of("check") == "virtual_address";
+    if section.has("check_mark") && !at_virtual_address {
+        let message = "steer: check_mark marks checks of the virtual address, and check = \"endpoint_address\" asks for none: \
+                       remove one of them";
+        section.error(section.line_of("check_mark"), message);
+    }
+    let mark = if section.has("check_mark") {
+        section.number("check_mark", 1, u64::from(u32::MAX)).map(|mark| mark as u32)
+    } else {
+        Some(usual_mark(name))
+    };
     SteerMode::Dsr {
         interface,
         endpoint_interface,
         flows: section.number("flows", 1, 16_777_216).unwrap_or(65_536) as u32,
         flow_timeout: section.time("flow_timeout").max(Duration::from_secs(1)),
+        check_mark: mark.filter(|_| at_virtual_address),
     }
+}
+
+/// Of the steer's name (FNV-1a), so that those of two steers, of two gateways even, differ. Its second byte, where other
+/// programs have flags of theirs (Kubernetes' 0x4000 and 0x8000), is left alone.
+fn usual_mark(name: &str) -> u32 {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    0x7d00_0000 | (hash & 0x00ff_00ff)
 }
 
 /// A name that Linux takes: 15 bytes, no slash, no space.

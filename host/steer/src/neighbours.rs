@@ -91,15 +91,14 @@ fn mac(bytes: &[u8]) -> Option<Mac> {
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
-/// The MAC addresses of those of `wanted` that are neighbours on this interface. Those that the kernel does not know yet are
-/// asked after (ARP, neighbour discovery), for half a second at most.
+/// The MAC addresses of the neighbours on this interface. Those of `wanted` that the kernel does not know yet are asked after
+/// (ARP, neighbour discovery), for half a second at most.
 pub fn resolve(link: Link, wanted: &[IpAddr]) -> io::Result<HashMap<IpAddr, Mac>> {
     let mut known = neighbours(link)?;
     let missing: Vec<IpAddr> = wanted.iter().filter(|address| !known.contains_key(*address)).copied().collect();
     for address in &missing {
-        // Any packet does: the kernel has to ask before it can send it. Port 9 discards (RFC 863).
-        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let _ = UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(&[], (*address, 9)));
+        // Any packet does: the kernel has to ask before it can send it.
+        let _ = towards(*address).and_then(|socket| socket.send(&[]));
     }
     for _ in 0..LOOKS {
         if missing.iter().all(|address| known.contains_key(address)) {
@@ -108,8 +107,20 @@ pub fn resolve(link: Link, wanted: &[IpAddr]) -> io::Result<HashMap<IpAddr, Mac>
         std::thread::sleep(BETWEEN_LOOKS);
         known = neighbours(link)?;
     }
-    known.retain(|address, _| wanted.contains(address));
     Ok(known)
+}
+
+/// This host's address on the way to another, as its routes are now. Nothing is sent.
+pub fn own_address(to: IpAddr) -> io::Result<IpAddr> {
+    Ok(towards(to)?.local_addr()?.ip())
+}
+
+/// Port 9 discards (RFC 863).
+fn towards(address: IpAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect((address, 9))?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -144,5 +155,12 @@ mod tests {
         assert_eq!(link_named(&message, "eth"), None);
         assert!(matches!(link("no-such-interface"), Err(LinkError::Unknown(_))));
         assert!(matches!(link("lo"), Err(LinkError::NotEthernet(_))));
+    }
+
+    #[test]
+    fn the_way_to_oneself_begins_at_oneself() {
+        for own in [IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 9])] {
+            assert!(own_address(own).expect("a way").is_loopback());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Who takes flows: from what a cluster says of its endpoints to backends and their roles. Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::spec::{Backend, Mac, Role};
@@ -14,6 +14,8 @@ pub struct Member {
     /// Its checks pass, or nobody asks, or health is not looked at.
     pub well: bool,
     pub mac: Option<Mac>,
+    /// This host's address on the way to it, where that matters.
+    pub seen_as: Option<IpAddr>,
 }
 
 /// The backends of a steer over time. One that leaves the configuration drains: its flows stay with it until they have been
@@ -46,13 +48,15 @@ impl Roster {
         let mut backends: Vec<Backend> = Vec::with_capacity(members.len());
         for member in members {
             // A MAC that is not to be found out at the moment is most likely still what it was.
-            let mac = member.mac.or_else(|| self.backend(member.address).and_then(|known| known.mac));
+            let known = self.backend(member.address);
+            let mac = member.mac.or_else(|| known.and_then(|known| known.mac));
+            let seen_as = member.seen_as.or_else(|| known.and_then(|known| known.seen_as));
             let role = match member.weight {
                 _ if !member.well || (needs_mac && mac.is_none()) => Role::Down,
                 0 => Role::Drains,
                 weight => Role::Takes(weight),
             };
-            backends.push(Backend { address: member.address, role, mac });
+            backends.push(Backend { address: member.address, role, mac, seen_as });
         }
         let listed = |address: SocketAddr| members.iter().any(|member| member.address == address);
         for gone in self.backends.iter().filter(|known| !listed(known.address) && known.role.serves()) {
@@ -112,7 +116,7 @@ mod tests {
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
     fn member(last: u8, weight: u32, well: bool, mac: Option<Mac>) -> Member {
-        Member { address: SocketAddr::from(([10, 0, 0, last], 80)), weight, well, mac }
+        Member { address: SocketAddr::from(([10, 0, 0, last], 80)), weight, well, mac, seen_as: None }
     }
 
     fn roles(roster: &Roster) -> Vec<Role> {

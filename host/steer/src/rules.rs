@@ -18,6 +18,7 @@ use tidegate_policy::native::maglev_table;
 use crate::nft::TableName;
 use crate::spec::{Affinity, Backend, Mac, Mode, Protocol, Role, Steer};
 
+mod checks;
 mod dsr;
 mod nat;
 #[cfg(test)]
@@ -30,8 +31,9 @@ pub struct Plan {
     pub backends: Vec<Backend>,
     /// Of this host's interface to the backends; needed for DSR.
     pub own_mac: Option<Mac>,
-    /// The index of the interface where packets come in, for DSR. With an interface the kernel forgets the chain on it.
-    pub interface: Option<i32>,
+    /// The indices of the interfaces where packets come in and where the backends are, for DSR. With an interface the kernel
+    /// forgets the chains on it.
+    pub interfaces: Option<[i32; 2]>,
 }
 
 impl Plan {
@@ -49,7 +51,7 @@ impl Plan {
 pub fn transaction(plan: &Plan, before: Option<&Plan>) -> Vec<Value> {
     let table = plan.table();
     let mut batch = Batch { table: &table, commands: Vec::new() };
-    let kept = before.filter(|before| before.steer == plan.steer && before.interface == plan.interface);
+    let kept = before.filter(|before| before.steer == plan.steer && before.interfaces == plan.interfaces);
     if kept.is_none() {
         let gone = before.map(Plan::table).filter(|gone| *gone != table);
         batch.commands.extend(removal(gone.iter().chain([&table])));
@@ -193,6 +195,11 @@ fn seed(name: &str) -> u32 {
 /// The header's name.
 fn ip(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "ip" } else { "ip6" }
+}
+
+/// Writes into a header.
+fn set(key: Value, value: impl Into<Value>) -> Value {
+    json!({ "mangle": { "key": key, "value": value.into() } })
 }
 
 fn payload(protocol: &str, field: &str) -> Value {

@@ -89,6 +89,9 @@ pub struct Dsr {
     pub flows: u32,
     /// How long a silent flow is remembered, in whole seconds.
     pub flow_timeout: Duration,
+    /// Connections of this host to a backend that carry this mark (`SO_MARK`) reach the virtual address there in place of the
+    /// backend's own: health checks. `None`: nothing is sent so.
+    pub check_mark: Option<u32>,
 }
 
 /// One endpoint of the cluster.
@@ -98,6 +101,8 @@ pub struct Backend {
     pub role: Role,
     /// Needed for DSR.
     pub mac: Option<Mac>,
+    /// This host's own, as the backend sees it. Needed to check the virtual address there.
+    pub seen_as: Option<IpAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

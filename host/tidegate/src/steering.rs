@@ -104,7 +104,7 @@ impl Steering {
                 Err(error) => one.fail(error.to_string(), now),
             }
         }
-        let next = state.steers.iter().filter_map(|one| one.retry_in(now)).fold(LOOK, Duration::min);
+        let next = state.steers.iter().filter_map(|one| one.look_in(now)).fold(LOOK, Duration::min);
         self.publish(&state);
         Some(next)
     }

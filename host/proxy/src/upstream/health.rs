@@ -37,6 +37,9 @@ pub struct HealthCheck {
     /// Each interval is longer by up to this share of it, so that endpoints are not checked in step.
     pub jitter: f64,
     pub thresholds: Thresholds,
+    /// Marks (`SO_MARK`) by which the kernel leads a check elsewhere than to the endpoint's address, `None` for no mark. It is
+    /// made once with each, and passes where all of them do within its time.
+    pub marks: Vec<Option<u32>>,
 }
 
 /// Everything that is checked and swept, as the control thread holds it. Dropped, all of it stops.
@@ -215,11 +218,19 @@ impl Work {
 async fn watch(work: Arc<Work>, zero: Instant, verdicts: Arc<Notify>) {
     let check = &work.check;
     let address = SocketAddr::new(work.address.ip(), check.port.unwrap_or(work.address.port()));
-    let target = Target::new(address, work.pool.clone(), work.tls.as_deref(), check.kind.clone());
+    let target =
+        |mark: &Option<u32>| Target::new(address, work.pool.clone(), work.tls.as_deref(), check.kind.clone(), *mark);
+    let targets: Vec<Target> = check.marks.iter().map(target).collect();
+    let all = async || {
+        for target in &targets {
+            target.check().await?;
+        }
+        Ok(())
+    };
     let mut streak = Streak::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let (outcome, result) = match tokio::time::timeout(check.timeout, target.check()).await {
+        let (outcome, result) = match tokio::time::timeout(check.timeout, all()).await {
             Ok(Ok(())) => (CheckOutcome::Passed, Ok(())),
             Ok(Err(reason)) => (CheckOutcome::Failed, Err(reason)),
             Err(_) => (CheckOutcome::TimedOut, Err(format!("no answer within {:?}", check.timeout))),

@@ -14,11 +14,14 @@
 //!
 //! An established flow costs one look as long as the table stays, and one for each backend only when it moved. A backend that
 //! is down takes its set with it: its flows are new ones. A set that is full leaves flows to the table alone.
+//!
+//! Beside them, where checks of this host go to the virtual address: `super::checks`.
 
 use serde_json::{Value, json};
 
 use super::{
-    Batch, Plan, UNSERVED, choice, count, drop, goto, ip, l4proto, matches, named, payload, ports, protocols, serves,
+    Batch, Plan, UNSERVED, checks, choice, count, drop, goto, ip, l4proto, matches, named, payload, ports, protocols,
+    serves, set,
 };
 use crate::spec::{Dsr, Steer};
 
@@ -46,13 +49,13 @@ pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, dsr: &Dsr, kept: Option<&
     batch.backends(plan, kept, &CHAINS, &COUNTERS);
     let source = if steer.address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
     for backend in plan.serving().filter(|backend| !serves(kept, backend.address)) {
-        let set = json!({
+        let held = json!({
             "name": named("held", backend.address),
             "type": [source, "inet_proto", "inet_service", "inet_service"],
             "flags": ["timeout"],
             "size": dsr.flows,
         });
-        batch.command("add", "set", set);
+        batch.command("add", "set", held);
     }
 
     let to_address = matches(payload(ip(steer.address), "daddr"), steer.address.to_string());
@@ -93,18 +96,18 @@ pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, dsr: &Dsr, kept: Option<&
         batch.rule(&at, [count(&flows), goto(&to)]);
         batch.rule(&keep, [hold(timeout)]);
         batch.rule(&keep, [goto(&to)]);
-        let frame = |field: &str, mac: &str| json!({ "mangle": { "key": payload("ether", field), "value": mac } });
         let (Some(mac), Some(own)) = (backend.mac, plan.own_mac) else {
             // Never to be seen: a backend without one is down (`Roster`).
             batch.rule(&to, [count(UNSERVED), drop()]);
             continue;
         };
         // The source too: else the switch would learn the client's address at this host's port.
-        let frame = [frame("saddr", &own.to_string()), frame("daddr", &mac.to_string())];
+        let frame = [("saddr", own), ("daddr", mac)].map(|(field, mac)| set(payload("ether", field), mac.to_string()));
         batch.rule("errors", frame.clone().into_iter().chain([json!({ "dup": { "addr": out } })]));
         batch.rule(&to, [count(&received)].into_iter().chain(frame).chain([json!({ "fwd": { "dev": out } })]));
     }
     // The copies are gone; the packet goes on to this host, which may have connections on the address itself.
+    checks::fill(batch, plan, dsr, kept);
     batch.forget(plan, kept, &CHAINS, &SETS, &COUNTERS);
 }
 

@@ -40,6 +40,7 @@ fn dsr(address: &str) -> Steer {
         endpoint_interface: "eth1".to_owned(),
         flows: 65_536,
         flow_timeout: Duration::from_secs(300),
+        check_mark: None,
     };
     Steer {
         protocols: vec![Protocol::Tcp, Protocol::Udp],
@@ -53,12 +54,13 @@ fn plan(steer: Steer, backends: &[(&str, Role)]) -> Plan {
         address: address.parse().expect("an address"),
         role: *role,
         mac: Some(Mac([2, 0, 0, 0, 0, index as u8 + 1])),
+        seen_as: None,
     });
     Plan {
         steer: Arc::new(steer),
         backends: backends.collect(),
         own_mac: Some(Mac([2, 0, 0, 0, 1, 0])),
-        interface: Some(2),
+        interfaces: Some([2, 3]),
     }
 }
 
@@ -107,6 +109,32 @@ fn dsr_changes_and_keeps_what_it_remembers() {
     assert_eq!(sets.len(), 2, "the set of who stays is not touched: {sets:?}");
 }
 
+/// A plan whose checks go to the virtual address.
+fn checked(mut plan: Plan) -> Plan {
+    let mut steer = (*plan.steer).clone();
+    let own = if steer.address.is_ipv4() { "10.0.0.100" } else { "fd00::100" };
+    if let Mode::Dsr(dsr) = &mut steer.mode {
+        dsr.check_mark = Some(0x7d00_0001);
+    }
+    plan.steer = Arc::new(steer);
+    plan.backends.iter_mut().for_each(|backend| backend.seen_as = own.parse().ok());
+    plan
+}
+
+#[test]
+fn checks_reach_the_virtual_address_at_who_is_down_too() {
+    let mut plan = checked(plan(dsr("192.0.2.1"), &[(ONE, Role::Takes(1)), (TWO, Role::Down), (THREE, Role::Down)]));
+    plan.backends[2].mac = None;
+    golden("dsr_checks", &transaction(&plan, None));
+}
+
+#[test]
+fn checks_change_with_the_backends() {
+    let before = checked(plan(dsr("2001:db8::1"), &[("[fd00::1]:80", Role::Takes(1))]));
+    let after = checked(plan(dsr("2001:db8::1"), &[("[fd00::1]:80", Role::Down), ("[fd00::2]:80", Role::Takes(1))]));
+    golden("dsr_checks_change", &transaction(&after, Some(&before)));
+}
+
 #[test]
 fn nobody_serves() {
     golden("nobody", &transaction(&plan(dsr("192.0.2.1"), &[(ONE, Role::Down)]), None));
@@ -126,8 +154,10 @@ fn another_steer_of_the_name_replaces_the_first_in_whatever_family() {
 #[test]
 fn an_interface_that_was_made_anew_gets_its_chain_again() {
     let before = plan(dsr("192.0.2.1"), &[(ONE, Role::Takes(1))]);
-    let after = Plan { interface: Some(3), ..before.clone() };
-    assert_eq!(transaction(&after, Some(&before)), transaction(&after, None));
+    for interfaces in [[4, 3], [2, 4]] {
+        let after = Plan { interfaces: Some(interfaces), ..before.clone() };
+        assert_eq!(transaction(&after, Some(&before)), transaction(&after, None));
+    }
     assert_ne!(transaction(&before, Some(&before)), transaction(&before, None));
 }
 
@@ -169,6 +199,8 @@ fn the_kernel_takes_them() {
         four(dsr("192.0.2.1")),
         six(wide(nat("2001:db8::1", &[80..=80]))),
         six(dsr("2001:db8::1")),
+        four(dsr("192.0.2.1")).into_iter().map(checked).collect(),
+        six(dsr("2001:db8::1")).into_iter().map(checked).collect(),
         four(large).into_iter().take(2).collect(),
         four(named),
     ];

@@ -15,7 +15,7 @@ use tidegate_proxy::snapshot::{Cluster, PoolSettings, ProxyFields, SendProxyHead
 use tidegate_proxy::{CertificatePair, CheckKind, ClientTls, ClientTlsSpec, HealthCheck, Origin, Owner};
 
 use super::components::{self, Components};
-use super::{Files, Scope};
+use super::{Files, Scope, steers};
 
 /// A cluster, and what its TLS was made of.
 pub(super) struct Kept {
@@ -106,7 +106,10 @@ fn compile_one(scope: &mut Scope<'_>, config: &ClusterConfig, components: &Compo
         plugin,
         maglev,
         budget: budget(scope, config),
-        check: config.health.as_ref().map(|health| Arc::new(health_check(health))),
+        check: config.health.as_ref().map(|health| {
+            let marks = steers::check_marks(scope.config, &config.name);
+            Arc::new(health_check(health, marks))
+        }),
         breaker: Breaker::new(
             config.breaker.max_requests,
             Some(config.breaker.max_retries),
@@ -196,7 +199,7 @@ fn health_rules(config: &ClusterConfig) -> HealthRules {
     }
 }
 
-fn health_check(health: &tidegate_config::HealthCheck) -> HealthCheck {
+fn health_check(health: &tidegate_config::HealthCheck, marks: Vec<Option<u32>>) -> HealthCheck {
     HealthCheck {
         kind: match health.kind.clone() {
             ConfigCheckKind::Http { path, host, head, expect } => CheckKind::Http { path, host, head, expect },
@@ -210,6 +213,7 @@ fn health_check(health: &tidegate_config::HealthCheck) -> HealthCheck {
         timeout: health.timeout,
         jitter: health.jitter,
         thresholds: Thresholds { healthy: health.healthy_threshold, unhealthy: health.unhealthy_threshold },
+        marks,
     }
 }
 

@@ -48,12 +48,26 @@ fn steered(config: &SteerConfig) -> Option<Steer> {
                 interface: interface.clone(),
                 source: if *keep_source { Source::Keep } else { Source::Gateway },
             }),
-            SteerMode::Dsr { interface, endpoint_interface, flows, flow_timeout } => Mode::Dsr(Dsr {
+            SteerMode::Dsr { interface, endpoint_interface, flows, flow_timeout, check_mark } => Mode::Dsr(Dsr {
                 interface: interface.clone(),
                 endpoint_interface: endpoint_interface.clone(),
                 flows: *flows,
                 flow_timeout: *flow_timeout,
+                check_mark: *check_mark,
             }),
         },
     })
+}
+
+/// What the checks of a cluster carry so that the kernel leads them where its clients' packets go: one mark for each virtual
+/// address that they are to reach, none for the endpoint's own.
+pub(super) fn check_marks(config: &Config, cluster: &str) -> Vec<Option<u32>> {
+    let steers = config.steers.iter().filter(|steer| steer.cluster == cluster);
+    let mut marks: Vec<Option<u32>> = steers.map(|steer| steer.mode.check_mark()).collect();
+    if marks.is_empty() {
+        marks.push(None);
+    }
+    marks.sort_unstable();
+    marks.dedup();
+    marks
 }

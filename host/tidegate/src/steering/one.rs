@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_policy::{Endpoint, EndpointSet};
+use tidegate_steer::neighbours::Link;
 use tidegate_steer::nft::Counts;
 use tidegate_steer::{
-    Dsr, Mac, Member, Mode, Plan, Roster, Steer, TableName, conntrack, counters, neighbours, nft, transaction,
+    Dsr, Member, Mode, Plan, Roster, Steer, TableName, conntrack, counters, neighbours, nft, transaction,
 };
 
 use super::Report;
@@ -27,6 +28,8 @@ pub(super) struct One {
     pub(super) moved: u64,
     /// Told once, not at every look.
     told: Option<String>,
+    /// Checks of an endpoint wait for its MAC address to become known.
+    nameless: bool,
 }
 
 struct Retry {
@@ -53,6 +56,7 @@ impl One {
             failed: 0,
             moved: 0,
             told: None,
+            nameless: false,
         }
     }
 
@@ -85,9 +89,12 @@ impl One {
         Report::of(self)
     }
 
-    /// When a change that failed is tried again.
-    pub(super) fn retry_in(&self, now: Instant) -> Option<Duration> {
-        self.retry.as_ref().map(|retry| retry.at.saturating_duration_since(now))
+    /// When to look at it again, if that is sooner than usual.
+    pub(super) fn look_in(&self, now: Instant) -> Option<Duration> {
+        match &self.retry {
+            Some(retry) => Some(retry.at.saturating_duration_since(now)),
+            None => self.nameless.then_some(FIRST_PAUSE),
+        }
     }
 
     /// Takes what the kernel counted. A table that is not there any more is installed with the next look.
@@ -130,11 +137,13 @@ impl One {
         let steer = self.steered.steer.clone();
         let cluster = self.steered.cluster.clone();
         let mut members = members(&cluster.set);
-        let (own_mac, interface) = match &steer.mode {
+        let (own_mac, interfaces) = match &steer.mode {
             Mode::Nat(_) => (None, None),
             Mode::Dsr(dsr) => {
-                let interface = neighbours::link(&dsr.interface).map_err(|error| error.to_string())?;
-                (Some(self.find_macs(dsr, &mut members)?), Some(interface.index))
+                let link = |name: &str| neighbours::link(name).map_err(|error| error.to_string());
+                let (into, out) = (link(&dsr.interface)?, link(&dsr.endpoint_interface)?);
+                self.find_neighbours(dsr, out, &mut members)?;
+                (Some(out.mac), Some([into.index, out.index]))
             }
         };
         self.roster.follow(&members, own_mac.is_some(), now);
@@ -147,7 +156,7 @@ impl One {
             self.counts.get(&received).map_or(0, |count| count.packets)
         };
         self.roster.expire(received, silence, now);
-        let plan = Plan { steer, backends: self.roster.backends().to_vec(), own_mac, interface };
+        let plan = Plan { steer, backends: self.roster.backends().to_vec(), own_mac, interfaces };
         if self.plan.as_ref() == Some(&plan) {
             return Ok(());
         }
@@ -197,36 +206,45 @@ impl One {
         }
     }
 
-    /// Fills in the MAC addresses of members, and gives this host's own.
-    fn find_macs(&mut self, dsr: &Dsr, members: &mut [Member]) -> Result<Mac, String> {
-        let link = neighbours::link(&dsr.endpoint_interface).map_err(|error| error.to_string())?;
-        for member in &mut *members {
-            member.mac = self.steered.macs.get(&member.address).copied();
-        }
-        // Who is down is not asked after: it would be waited for at every look.
-        let wanted: Vec<IpAddr> = members
-            .iter()
-            .filter(|member| member.mac.is_none() && member.well)
-            .map(|member| member.address.ip())
-            .collect();
+    /// Fills in what has to be known of members on this Ethernet: their MAC addresses, and this host's address in their eyes.
+    fn find_neighbours(&mut self, dsr: &Dsr, link: Link, members: &mut [Member]) -> Result<(), String> {
+        let labelled = |member: &Member| self.steered.macs.get(&member.address).copied();
+        // Who is down is not asked after: it would be waited for at every look. Its checks ask, where they go by its MAC.
+        let wanted = members.iter().filter(|member| member.well && labelled(member).is_none());
+        let wanted: Vec<IpAddr> = wanted.map(|member| member.address.ip()).collect();
         let known =
             neighbours::resolve(link, &wanted).map_err(|error| format!("cannot read the neighbours: {error}"))?;
-        let mut missing = Vec::new();
-        for member in members.iter_mut().filter(|member| member.mac.is_none() && member.well) {
-            member.mac = known.get(&member.address.ip()).copied();
-            if member.mac.is_none() {
-                missing.push(member.address.ip().to_string());
-            }
+        for member in &mut *members {
+            let ip = member.address.ip();
+            member.mac = labelled(member).or_else(|| known.get(&ip).copied());
+            member.seen_as = dsr.check_mark.and_then(|_| neighbours::own_address(ip).ok());
         }
-        let missing = (!missing.is_empty()).then(|| missing.join(", "));
-        if missing != self.told
-            && let Some(missing) = &missing
+        let lacking = |what: fn(&Member) -> bool| -> Vec<String> {
+            members.iter().filter(|member| what(member)).map(|member| member.address.ip().to_string()).collect()
+        };
+        let missing = lacking(|member| member.well && member.mac.is_none());
+        let virtual_address = self.steered.steer.address;
+        let astray = members.iter().any(|member| member.seen_as == Some(virtual_address));
+        let problem = if !missing.is_empty() {
+            let (missing, interface) = (missing.join(", "), &dsr.endpoint_interface);
+            Some(format!("no MAC address to be found of {missing}: is it on the Ethernet of {interface}?"))
+        } else if astray {
+            Some(format!(
+                "connections of this host, health checks too, come from the virtual address, which endpoints have \
+                 themselves: give it here as {virtual_address}/{} with preferred_lft 0",
+                if virtual_address.is_ipv4() { 32 } else { 128 }
+            ))
+        } else {
+            None
+        };
+        if problem != self.told
+            && let Some(problem) = &problem
         {
-            let (steer, interface) = (self.name(), &dsr.endpoint_interface);
-            tracing::warn!(steer, interface, "no MAC address to be found of {missing}: is it on this Ethernet?");
+            tracing::warn!(steer = self.name(), "{problem}");
         }
-        self.told = missing;
-        Ok(link.mac)
+        self.told = problem;
+        self.nameless = dsr.check_mark.is_some() && members.iter().any(|member| member.mac.is_none());
+        Ok(())
     }
 }
 
@@ -238,6 +256,7 @@ fn members(set: &EndpointSet) -> Vec<Member> {
         weight: endpoint.weight,
         well: panic || endpoint.state.healthy(),
         mac: None,
+        seen_as: None,
     };
     set.endpoints.iter().map(one).collect()
 }

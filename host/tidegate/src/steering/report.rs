@@ -100,6 +100,8 @@ impl Report {
                 status["mode"] = "dsr".into();
                 status["interface"] = dsr.interface.clone().into();
                 status["endpoint_interface"] = dsr.endpoint_interface.clone().into();
+                status["check"] = if dsr.check_mark.is_some() { "virtual_address" } else { "endpoint_address" }.into();
+                status["check_mark"] = dsr.check_mark.into();
             }
         }
         status

@@ -1,5 +1,6 @@
 //! One check: dial, ask, judge the answer. No pool and no hyper: a connection each, a head or a message read, no more.
 
+use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::pin::pin;
@@ -11,7 +12,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::over_http3::over_http3;
 use crate::ClientTls;
@@ -55,10 +56,17 @@ pub(super) struct Target {
     pool: PoolSettings,
     authority: String,
     kind: CheckKind,
+    mark: Option<u32>,
 }
 
 impl Target {
-    pub(super) fn new(address: SocketAddr, pool: PoolSettings, tls: Option<&ClientTls>, kind: CheckKind) -> Self {
+    pub(super) fn new(
+        address: SocketAddr,
+        pool: PoolSettings,
+        tls: Option<&ClientTls>,
+        kind: CheckKind,
+        mark: Option<u32>,
+    ) -> Self {
         let name = tls.and_then(|tls| tls.server_name.clone());
         let quic = tls.and_then(|tls| tls.quic.clone());
         let host = match &kind {
@@ -77,7 +85,7 @@ impl Target {
             }
             (config, name)
         });
-        Self { address, tls, quic, pool, authority: authority.unwrap_or_else(|| address.to_string()), kind }
+        Self { address, tls, quic, pool, authority: authority.unwrap_or_else(|| address.to_string()), kind, mark }
     }
 
     /// `Err` says why it failed. Whoever calls bounds the time.
@@ -135,7 +143,7 @@ impl Target {
 
     /// A fresh connection over TCP, and whether it speaks HTTP/2.
     async fn dial(&self) -> Result<(Box<dyn Io>, bool), String> {
-        let mut tcp = TcpStream::connect(self.address).await.map_err(|error| format!("connect: {error}"))?;
+        let mut tcp = self.connect().await.map_err(|error| format!("connect: {error}"))?;
         let _ = tcp.set_nodelay(true);
         if let Some(header) = self.pool.proxy_protocol {
             // Nobody's connection but ours: LOCAL (PROXY protocol, section 2.2).
@@ -154,6 +162,14 @@ impl Target {
             return Err("tls: h2 is not agreed to by ALPN".to_owned());
         }
         Ok((Box::new(stream), http2))
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let socket = if self.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(mark) = self.mark {
+            socket2::SockRef::from(&socket).set_mark(mark)?;
+        }
+        socket.connect(self.address).await
     }
 
     fn request(&self, method: Method, path: &str) -> Result<http::request::Builder, String> {
