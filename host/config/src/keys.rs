@@ -525,7 +525,7 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "steer",
-        doc: "Packets for a virtual address that the kernel sends on to a cluster, on Linux, through nftables: this process sees none of them. It needs the program `nft` and CAP_NET_ADMIN, and owns the table `tidegate_NAME`, which goes when the program stops; after a crash it steers on until a gateway starts here again. Health checks of the cluster add and remove endpoints; an endpoint of weight 0, or one that leaves the configuration, keeps the flows it has, and one that is unhealthy loses them to others. Keys of the cluster about requests are errors.",
+        doc: "Packets for a virtual address that the kernel sends on to a cluster, on Linux, through nftables: this process sees none of them. It needs the program `nft` and CAP_NET_ADMIN, and owns the table `tidegate_NAME`, which goes when the program stops; after a crash it steers on until a gateway starts here again. Health checks of the cluster add and remove endpoints; an endpoint of weight 0, or one that leaves the configuration and is not checked any more, keeps the flows it has; one that is unhealthy loses them to others. Keys of the cluster about requests are errors.",
         keys: &[
             required("name", Text, "Of the table in the kernel, logs and metrics: letters, digits, `_`, `.` and `-`."),
             required("address", Text, "The virtual address, which this host has or which is routed to it."),
