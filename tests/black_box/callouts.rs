@@ -143,7 +143,8 @@ async fn a_router_asks_a_service_over_either_version() {
         assert_eq!(gateway.metric(&ended("answered")).await, 4.0);
         assert_eq!(gateway.metric("tidegate_plugin_callout_seconds_count{plugin=\"caller\"}").await, 4.0);
         assert_eq!((gateway.metric(ACTIVE).await, gateway.metric(INSTANCES).await), (0.0, 1.0));
-        let line = eventually("a line", async || gateway.access_log().pop()).await;
+        let mut log = eventually("four lines", async || Some(gateway.access_log()).filter(|log| log.len() == 4)).await;
+        let line = log.pop().expect("the fourth");
         let decision = &line["decisions"][0];
         assert_eq!((&decision["callouts"], &decision["answer"]), (&1.into(), &"respond 403".into()), "{line}");
         let (waited, took) = (decision["waited_ns"].as_u64(), decision["ns"].as_u64());

@@ -308,8 +308,9 @@ async fn sessions_are_bounded() {
 /// TCP and UDP on one port, as DNS has them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_protocols_on_one_port() {
-    let udp = Echo::start("").await;
-    let tcp = tokio::net::TcpListener::bind(udp.address).await.expect("the same port");
+    let address = tidegate_tests::gateway::free_address();
+    let udp = Echo::at(&address.to_string(), "").await;
+    let tcp = tokio::net::TcpListener::bind(address).await.expect("the same port");
     tokio::spawn(async move {
         let (mut stream, _) = tcp.accept().await.expect("a connection");
         let (mut from, mut to) = stream.split();
