@@ -80,7 +80,7 @@ async fn an_endpoint_that_fails_its_check_leaves_and_returns() {
     let page: serde_json::Value = serde_json::from_str(&gateway.admin_get("/status").await.text()).expect("JSON");
     let endpoint = &page["clusters"][0]["endpoints"][0];
     assert_eq!((endpoint["healthy"].as_bool(), endpoint["reason"].as_str()), (Some(false), Some("checks")));
-    assert!(gateway.log().contains("status 500"), "the log says why");
+    gateway.says("status 500").await;
 
     well.store(true, Ordering::Relaxed);
     until_healthy(&gateway, one.address, true).await;
@@ -294,7 +294,7 @@ async fn a_row_of_errors_ejects_for_a_while() {
     })
     .await;
     assert_eq!(bad.record().len(), 3, "at once");
-    assert!(gateway.log().contains("consecutive_5xx"), "the log says why");
+    gateway.says("consecutive_5xx").await;
     well.store(true, Ordering::Relaxed);
     eventually("it is back", async || {
         let text = client.get("/").await.expect("an answer").text();
@@ -355,7 +355,7 @@ async fn who_fares_much_worse_is_ejected() {
         (ejected == 1.0).then_some(())
     })
     .await;
-    assert!(gateway.log().contains("success_rate"), "the log says why");
+    gateway.says("success_rate").await;
     for origin in &origins {
         assert_eq!(gateway.metric(&of("tidegate_endpoint_healthy", origin.address, "")).await, 1.0);
     }

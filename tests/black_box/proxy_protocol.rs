@@ -141,7 +141,7 @@ async fn bad_headers_end_the_connection() {
     assert!(origin.record().is_empty());
     let refused = "tidegate_proxy_headers_refused_total{reason=\"invalid\"}";
     assert_eq!(gateway.metric(refused).await, cases.len() as f64);
-    assert!(gateway.log().contains("the checksum does not match"));
+    gateway.says("the checksum does not match").await;
 }
 
 /// Section 2, conduct "partial header → reject/timeouts": a header that does not come in time, or breaks off.

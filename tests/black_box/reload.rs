@@ -125,5 +125,5 @@ async fn a_refused_reload_has_its_code_and_what_needs_a_restart_is_told() {
     assert_eq!(reload(), Some(1));
     std::fs::write(&file, text.replace("workers = 2", "workers = 3")).expect("written");
     assert_eq!(reload(), Some(0));
-    assert!(gateway.log().contains("gateway.workers differs"), "{}", gateway.log());
+    gateway.says("gateway.workers differs").await;
 }

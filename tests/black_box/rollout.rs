@@ -146,7 +146,8 @@ async fn a_version_that_traps_is_rolled_back_without_a_failed_request() {
     assert_eq!((rollbacks(&gateway, "faults").await, share(&gateway).await), (1.0, 0.0));
     // Five, and those under way on the other worker.
     assert!(decisions(&gateway, "next").await <= 9.0);
-    assert!(gateway.log().contains("rollout rolled back") && gateway.log().contains("5 faults in 30s"));
+    gateway.says("rollout rolled back").await;
+    gateway.says("5 faults in 30s").await;
     let status: serde_json::Value = serde_json::from_str(&gateway.admin_get("/status").await.text()).expect("JSON");
     let rollout = &status["rollouts"][0];
     assert_eq!((&rollout["state"], &rollout["rolled_back"]["reason"]), (&"rolled back".into(), &"faults".into()));
@@ -180,7 +181,7 @@ async fn a_slow_version_is_rolled_back() {
     .await;
     assert_eq!(load(&gateway, "/", 50).await, 0);
     assert_eq!((rollbacks(&gateway, "latency").await, share(&gateway).await), (1.0, 0.0));
-    assert!(gateway.log().contains("three of four decisions take up to"));
+    gateway.says("three of four decisions take up to").await;
 }
 
 /// What is broken in any case never serves.

@@ -363,7 +363,7 @@ async fn rules_are_owned_by_name() {
     let gateway = start(&lab, &other).await;
     let said = tables(&lab);
     assert!(said.contains("tidegate_other") && !said.contains("tidegate_web"), "{said}");
-    assert!(gateway.log().contains("removing the rules of a process that did not stop in order"));
+    gateway.says("removing the rules of a process that did not stop in order").await;
 }
 
 /// Nobody can take it: it is dropped, counted, and taken again as soon as somebody can.

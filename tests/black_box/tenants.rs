@@ -75,7 +75,7 @@ async fn over_its_cpu_budget_a_plugin_is_shed() {
         assert_eq!(gateway.metric(&faults("budget")).await, shed as f64);
         assert_eq!(gateway.metric("tidegate_plugin_quarantined{plugin=\"p\",tenant=\"a\"}").await, 0.0);
         assert!(gateway.metric("tidegate_tenant_cpu_seconds_total{tenant=\"a\"}").await > 0.0);
-        assert!(gateway.log().contains("plugin over its budget"), "it is told");
+        gateway.says("plugin over its budget").await;
         eventually("it is asked again", async || {
             client.get("/").await.is_ok_and(|answer| answer.status == 200).then_some(())
         })

@@ -156,6 +156,11 @@ impl Gateway {
         line.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
+    /// Waits until its log has this: what is counted is counted a moment before it is told.
+    pub async fn says(&self, text: &str) {
+        crate::eventually(&format!("its log says {text:?}"), async || self.log().contains(text).then_some(())).await;
+    }
+
     /// The lines of its access log so far.
     pub fn access_log(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default();
