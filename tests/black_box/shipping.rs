@@ -415,8 +415,10 @@ async fn a_revoked_version_is_asked_no_more() {
     let third = scene.push_signed(&scene.version("v3"));
     comes_to_serve(&gateway, &third).await;
     assert_eq!(routed(&gateway).await, "blue", "a new version is asked again");
-    drop(gateway);
     scene.registry.down();
+    // That it served is noted after it does.
+    eventually("it is kept", async || (scene.check(&config).0 == Some(0)).then_some(())).await;
+    drop(gateway);
     scene.write("revoked", format!("{second}\n{first}\n{third}\n").as_bytes());
     let (code, said) = scene.check(&config);
     assert!(code == Some(2) && said.contains(&format!("{third} is revoked")), "{said}");

@@ -388,8 +388,12 @@ impl Forwarding for Asker {
     }
 
     fn identify(&self, asked: &Rc<Asked>, identity: &mut Identity) -> Decision<()> {
-        let facts = Facts { asked: Some(asked.clone()), identity: Some(identity.clone()), ..Facts::default() };
-        Ok(self.ask(facts, AskIdentify)?.map(|edited| edited.apply(identity)))
+        // Lent for the time of the question rather than copied; with its facts gone, it is nobody else's.
+        let proposed = Rc::new(std::mem::take(identity));
+        let facts = Facts { asked: Some(asked.clone()), identity: Some(proposed.clone()), ..Facts::default() };
+        let answered = self.ask(facts, AskIdentify);
+        *identity = Rc::unwrap_or_clone(proposed);
+        Ok(answered?.map(|edited| edited.apply(identity)))
     }
 
     fn waits(&self) -> bool {
@@ -399,12 +403,14 @@ impl Forwarding for Asker {
     fn identify_later<'a>(
         &'a self,
         asked: &'a Rc<Asked>,
-        mut identity: Identity,
+        identity: Identity,
         egress: Rc<dyn Egress>,
     ) -> Later<'a, Identity> {
         Box::pin(async move {
-            let facts = Facts { asked: Some(asked.clone()), identity: Some(identity.clone()), ..Facts::default() };
+            let proposed = Rc::new(identity);
+            let facts = Facts { asked: Some(asked.clone()), identity: Some(proposed.clone()), ..Facts::default() };
             let answered = self.ask_later(facts, AskIdentify, egress).await?;
+            let mut identity = Rc::unwrap_or_clone(proposed);
             Ok(answered.map(|edited| {
                 edited.apply(&mut identity);
                 identity

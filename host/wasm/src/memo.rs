@@ -9,11 +9,14 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
 use tidegate_policy::{self as policy, HeaderEdit, HeaderEdits, RequestEdits};
 
 use crate::state::{Facts, IdentityEdits};
 use crate::types::{Choice, Response, Verdict};
+
+mod value;
+
+pub(crate) use value::{Value, value};
 
 /// A fact a guest can read that does not change while the question is at hand, and that it may be remembered by.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -40,84 +43,6 @@ pub(crate) enum Read {
     ProxyTlv(u8),
     Received,
     Proposed,
-}
-
-pub(crate) type Value = SmallVec<[u8; 64]>;
-
-/// Writes what `read` gives for these facts, such that different facts give different bytes.
-pub(crate) fn value(read: &Read, facts: &Facts, granted: impl Fn(&str) -> bool, out: &mut Value) {
-    out.clear();
-    let Some(asked) = &facts.asked else { return };
-    let request = &asked.request;
-    let option = |out: &mut Value, value: Option<&[u8]>| {
-        if let Some(value) = value {
-            out.push(1);
-            out.extend_from_slice(value);
-        }
-    };
-    let listed = |out: &mut Value, name: &[u8], value: &[u8]| {
-        for part in [name, value] {
-            out.extend_from_slice(&(part.len() as u32).to_le_bytes());
-            out.extend_from_slice(part);
-        }
-    };
-    match read {
-        Read::ClientIp => {
-            if let Some(ip) = facts.client() {
-                put_ip(out, ip);
-            }
-        }
-        Read::Version => out.push(request.version as u8),
-        Read::Method => out.extend_from_slice(request.method.as_str().as_bytes()),
-        Read::Scheme => out.push(request.scheme as u8),
-        Read::Authority => out.extend_from_slice(request.authority.as_bytes()),
-        Read::Path => out.extend_from_slice(request.target.path().as_bytes()),
-        Read::Query => option(out, request.target.query().map(str::as_bytes)),
-        Read::Header(name) => {
-            let found = if granted(name.as_str()) { request.headers.get(name) } else { None };
-            option(out, found.map(|value| value.as_bytes()));
-        }
-        Read::HeaderValues(name) => {
-            if granted(name) {
-                request.headers.get_all(&**name).iter().for_each(|value| listed(out, b"", value.as_bytes()));
-            }
-        }
-        Read::Headers => {
-            for (name, value) in request.headers.iter().filter(|(name, _)| granted(name.as_str())) {
-                listed(out, name.as_str().as_bytes(), value.as_bytes());
-            }
-        }
-        Read::Cookie(name) => {
-            let found = if granted("cookie") { asked.cookie(name) } else { None };
-            option(out, found.as_deref());
-        }
-        Read::Note(name) => option(out, asked.note(name).as_deref().map(str::as_bytes)),
-        Read::Peer => put_address(out, asked.connection.peer),
-        Read::ConnectionClient => put_address(out, asked.connection.client),
-        Read::Local => put_address(out, asked.connection.local),
-        Read::Listener => out.extend_from_slice(asked.connection.listener.as_bytes()),
-        Read::ServerName => option(out, asked.connection.server_name.as_ref().map(|name| name.as_bytes().as_ref())),
-        Read::Alpn => option(out, asked.connection.alpn.as_ref().map(|alpn| alpn.as_bytes().as_ref())),
-        Read::ClientCertificate => option(out, asked.connection.client_certificate.as_deref()),
-        Read::ProxyTlv(kind) => option(out, asked.connection.proxy_tlvs.get(*kind)),
-        Read::Received => out.extend_from_slice(format!("{:?}", facts.received()).as_bytes()),
-        Read::Proposed => {
-            let elements = facts.identity.as_ref().map(|identity| &identity.elements);
-            out.extend_from_slice(format!("{elements:?}").as_bytes());
-        }
-    }
-}
-
-fn put_ip(out: &mut Value, ip: std::net::IpAddr) {
-    match ip {
-        std::net::IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
-        std::net::IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
-    }
-}
-
-fn put_address(out: &mut Value, address: std::net::SocketAddr) {
-    put_ip(out, address.ip());
-    out.extend_from_slice(&address.port().to_le_bytes());
 }
 
 /// What one run of a guest read, in order.

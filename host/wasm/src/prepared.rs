@@ -185,3 +185,39 @@ fn check_imports(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RuntimeOptions;
+
+    /// A tunnel's router is not waited for, whatever it is granted; a request's is.
+    #[test]
+    fn who_would_wait_where_nobody_waits_is_refused() {
+        let component = |interface: &str| -> Binary {
+            let text = format!(
+                r#"(component
+                  (import "tidegate:policy/http-client@0.1.0" (instance))
+                  (core module $policy (func (export "route")))
+                  (core instance $policy (instantiate $policy))
+                  (func $route (canon lift (core func $policy "route")))
+                  (instance $router (export "route" (func $route)))
+                  (export "tidegate:policy/{interface}@0.1.0" (instance $router)))"#
+            );
+            wat::parse_str(text).expect("a component").into()
+        };
+        let runtime = Runtime::new(RuntimeOptions { cache: None, max_instances: 1 }).expect("an engine");
+        let prepare = |interface: &str, http: Http| {
+            let granted = Granted { wasi: false, kv: false, http };
+            runtime.prepare(&component(interface), granted).map(|prepared| prepared.waits)
+        };
+        for http in [Http::No, Http::Yes, Http::WithoutWaits] {
+            let refused = prepare("tunnel-router", http).expect_err("it imports what waits").to_string();
+            assert!(refused.contains("a tunnel-router cannot wait for"), "{refused}");
+        }
+        assert!(prepare("router", Http::Yes).expect("granted"));
+        assert!(!prepare("router", Http::WithoutWaits).expect("granted"));
+        let refused = prepare("router", Http::No).expect_err("not granted").to_string();
+        assert!(refused.contains("grants.http"), "{refused}");
+    }
+}

@@ -120,6 +120,6 @@ fn facts() -> Facts {
         asked: Some(Rc::new(asked)),
         endpoints: Some(EndpointsView::new(Arc::new(set), Duration::ZERO)),
         attempt: Some(Rc::new(attempt)),
-        identity: Some(Identity { elements: Vec::new(), families: Families::default() }),
+        identity: Some(Rc::new(Identity { elements: Vec::new(), families: Families::default() })),
     }
 }

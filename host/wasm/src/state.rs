@@ -21,7 +21,7 @@ pub(crate) struct Facts {
     pub(crate) asked: Option<Rc<Asked>>,
     pub(crate) endpoints: Option<EndpointsView>,
     pub(crate) attempt: Option<Rc<AttemptFacts>>,
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Option<Rc<Identity>>,
 }
 
 impl Facts {
@@ -153,9 +153,9 @@ pub(crate) struct IdentityEdits {
 }
 
 impl IdentityEdits {
-    pub(crate) fn apply(&self, identity: &mut Identity) {
-        if let Some(elements) = &self.elements {
-            identity.elements.clone_from(elements);
+    pub(crate) fn apply(self, identity: &mut Identity) {
+        if let Some(elements) = self.elements {
+            identity.elements = elements;
         }
         if let Some(families) = self.families {
             identity.families = families;

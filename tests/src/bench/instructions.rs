@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::load::{Front, Load, Running};
 use super::message::{Ask, KIB};
-use super::proxies::{Behind, Decided, Kind, Proxy};
+use super::proxies::{Behind, By, Decided, Kind, Proxy};
 use crate::certs::Authority;
 
 /// Requests of the shorter run, and how many more the longer one has.
@@ -21,19 +21,21 @@ pub struct Counted {
 }
 
 /// What is counted.
-pub const PATHS: [Counted; 6] = [
+pub const PATHS: [Counted; 8] = [
     Counted { name: "http1", front: Front::Http1, path: "/1k", decided: Decided::No },
     Counted { name: "http1-tls", front: Front::Http1Tls, path: "/1k", decided: Decided::No },
     Counted { name: "http2", front: Front::Http2, path: "/1k", decided: Decided::No },
     Counted { name: "http1-native-rule", front: Front::Http1, path: "/api/1k", decided: Decided::Native },
     Counted { name: "http1-plugin", front: Front::Http1, path: "/api/1k", decided: Decided::Plugin },
     Counted { name: "http1-plugin-memoised", front: Front::Http1, path: "/api/1k", decided: Decided::Memoised },
+    Counted { name: "questions-native", front: Front::Http1, path: "/api/1k", decided: Decided::Questions(By::Rules) },
+    Counted { name: "questions-plugins", front: Front::Http1, path: "/api/1k", decided: Decided::Questions(By::Plugins) },
 ];
 
 /// Instructions of one request.
 pub async fn count(path: &Counted, behind: &Behind, authority: &Authority) -> Result<u64, String> {
-    if matches!(path.decided, Decided::Plugin | Decided::Memoised) {
-        // The first start compiles the plugin, and keeps that.
+    if matches!(path.decided, Decided::Plugin | Decided::Memoised | Decided::Questions(By::Plugins)) {
+        // The first start compiles the plugins, and keeps that.
         total(path, 1, behind, authority).await?;
     }
     let short = total(path, WARM, behind, authority).await?;
