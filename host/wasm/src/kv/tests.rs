@@ -1,7 +1,7 @@
 use super::*;
 
 fn grant(bytes: u64) -> KvGrant {
-    KvGrant { bytes, of_tenant: false, persist: None }
+    KvGrant { bytes, owner: None, of_tenant: false, persist: None }
 }
 
 #[test]
