@@ -137,9 +137,9 @@ pub(super) fn refresh(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &
         scope.plugins.list.extend(current.map(|loaded| (plugin.name.clone(), loaded)));
     }
     rollouts::deploy(scope, |scope, version, current| again.load(scope, version, Some(current)));
-    let same = |(now, before): (&(String, Arc<Plugin>), &(String, Arc<Plugin>))| Arc::ptr_eq(&now.1, &before.1);
-    let (now, before) = (&scope.plugins.list, &previous.plugins.list);
-    !scope.plugins.fresh.is_empty() || now.len() != before.len() || !now.iter().zip(before).all(same)
+    let objects =
+        |list: &[(String, Arc<Plugin>)]| list.iter().map(|(_, plugin)| Arc::as_ptr(plugin)).collect::<Vec<_>>();
+    !scope.plugins.fresh.is_empty() || objects(&scope.plugins.list) != objects(&previous.plugins.list)
 }
 
 /// A look at tags, while the rest runs on.
