@@ -161,7 +161,7 @@ cluster = "native"
     }
 
     /// `tidegate check`: its code, and what it says.
-    fn check(&self, config: &str) -> (Option<i32>, String) {
+    pub(crate) fn check(&self, config: &str) -> (Option<i32>, String) {
         let file = self.write("check.toml", format!("[gateway]\n{config}").as_bytes());
         let output = run(&["check", &file]);
         let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");

@@ -128,6 +128,14 @@ async fn refused(gateway: &Gateway) -> Option<(String, String, String)> {
 async fn a_next_version_is_fetched_verified_and_refused_without_the_current_one() {
     let Some(mut scene) = Scene::new().await else { return };
     let config = config(&scene, "refresh = \"200ms\"", "");
+    let (code, said) = scene.check(&config);
+    assert!(code == Some(0) && said.contains("warning: plugin \"router@next\": oci://"), "{said}");
+    // What is written wrong is refused as everywhere.
+    let (code, said) = scene.check(&config.replace("team/router:next", "team/Router:next"));
+    assert!(
+        code == Some(2) && said.contains("plugin \"router@next\"") && said.contains("is not a repository"),
+        "{said}"
+    );
     let gateway = Gateway::start(&config).await;
     current_alone(&gateway).await;
     fetched(&gateway, "missing").await;
