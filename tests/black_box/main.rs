@@ -40,6 +40,7 @@ mod retry;
 mod rollout;
 mod shadow;
 mod shipping;
+mod shipping_versions;
 mod soak;
 mod steer;
 mod streaming;

@@ -19,15 +19,15 @@ const MISBEHAVE: &str = "tests/guests/built/misbehave_router.wasm";
 const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
 
 /// A registry with keys, and origins behind a gateway whose router comes from it.
-struct Scene {
-    registry: Registry,
+pub(crate) struct Scene {
+    pub(crate) registry: Registry,
     folder: tempfile::TempDir,
-    native: Origin,
-    blue: Origin,
+    pub(crate) native: Origin,
+    pub(crate) blue: Origin,
 }
 
 impl Scene {
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         Self::with(Registry::open().await?).await.into()
     }
 
@@ -44,12 +44,12 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
     /// `tidegate plugin ..`: what it says, or complains of.
-    fn tool(&self, arguments: &[&str]) -> Result<String, String> {
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Result<String, String> {
         self.tool_with(&[], arguments)
     }
 
@@ -68,30 +68,43 @@ impl Scene {
 
     /// A version of the canary that differs from others in nothing but its digest: a custom section says which it is.
     fn version(&self, name: &str) -> String {
-        let mut bytes = std::fs::read(root().join(CANARY)).expect("a component");
+        self.version_of(CANARY, name)
+    }
+
+    /// The same of another component.
+    pub(crate) fn version_of(&self, component: &str, name: &str) -> String {
+        let mut bytes = std::fs::read(root().join(component)).expect("a component");
         let size = 1 + name.len();
         bytes.extend([0, size as u8, name.len() as u8]);
         bytes.extend(name.as_bytes());
         self.write(name, &bytes)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> String {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> String {
         std::fs::write(self.path(name), bytes).expect("written");
         self.file(name)
     }
 
     /// Pushes a component under the tag that the gateway looks at; its manifest's digest.
     fn push(&self, file: &str) -> String {
-        let said = self.tool(&["push", file, &self.reference()]).expect("pushed");
+        self.push_as(file, &self.reference())
+    }
+
+    pub(crate) fn push_as(&self, file: &str, reference: &str) -> String {
+        let said = self.tool(&["push", file, reference]).expect("pushed");
         said.trim().split_once('@').expect("a digest").1.to_owned()
     }
 
     fn push_signed(&self, file: &str) -> String {
+        self.push_signed_as(file, &self.reference())
+    }
+
+    pub(crate) fn push_signed_as(&self, file: &str, reference: &str) -> String {
         // Signed first, under another tag: what the gateway looks at is never unsigned for a moment.
         let staged = self.registry.reference("team/router:staged");
         self.tool(&["push", file, &staged]).expect("pushed");
         self.tool(&["sign", &staged, "--key", &self.file("team.key")]).expect("signed");
-        self.push(file)
+        self.push_as(file, reference)
     }
 
     fn reference(&self) -> String {
@@ -135,8 +148,20 @@ cluster = "native"
         self.config(&format!("signed_by = [\"{}\"]\n{more}", self.file("team.pub")), "")
     }
 
+    /// A version is remembered a moment after it serves.
+    pub(crate) async fn kept(&self, manifest: &str) {
+        eventually("the store remembers it", async || {
+            let records = std::fs::read_dir(self.path("store/served")).expect("records").flatten();
+            // Not the parts of one that is being written.
+            let whole = records.filter(|record| record.file_name().len() == 64);
+            let mut texts = whole.filter_map(|record| std::fs::read_to_string(record.path()).ok());
+            texts.any(|text| text.contains(manifest)).then_some(())
+        })
+        .await;
+    }
+
     /// `tidegate check`: its code, and what it says.
-    fn check(&self, config: &str) -> (Option<i32>, String) {
+    pub(crate) fn check(&self, config: &str) -> (Option<i32>, String) {
         let file = self.write("check.toml", format!("[gateway]\n{config}").as_bytes());
         let output = run(&["check", &file]);
         let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
@@ -305,8 +330,9 @@ async fn bad_versions_are_refused_while_the_good_one_goes_on() {
     assert_eq!(routed(&gateway).await, "blue");
 
     scene.registry.down();
-    eventually("nobody answers", async || (fetches(&gateway, "unreachable").await >= 1.0).then_some(())).await;
+    // A registry that is busy may have said 500 before, which counts alike.
     gateway.says("cannot connect").await;
+    assert!(fetches(&gateway, "unreachable").await >= 1.0);
     assert!(serves(&gateway, &good).await);
     assert_eq!(routed(&gateway).await, "blue");
     assert_eq!(gateway.metric("tidegate_config_generation").await, generation, "what is refused changes nothing");
@@ -318,7 +344,7 @@ async fn bad_versions_are_refused_while_the_good_one_goes_on() {
     assert!(serves(&gateway, &good).await);
     assert_eq!(routed(&gateway).await, "blue");
     gateway.says("which served last").await;
-    assert_eq!(fetches(&gateway, "unreachable").await, 1.0);
+    assert!(fetches(&gateway, "unreachable").await >= 1.0);
     let (taken, said) = gateway.reload(&scene.signed("on_fetch_failure = \"refuse\""));
     assert!(!taken && said.contains("cannot connect") && said.contains("gateway.toml:"), "{said}");
     assert_eq!(routed(&gateway).await, "blue");
@@ -415,10 +441,9 @@ async fn a_revoked_version_is_asked_no_more() {
     let third = scene.push_signed(&scene.version("v3"));
     comes_to_serve(&gateway, &third).await;
     assert_eq!(routed(&gateway).await, "blue", "a new version is asked again");
-    scene.registry.down();
-    // That it served is noted after it does.
-    eventually("it is kept", async || (scene.check(&config).0 == Some(0)).then_some(())).await;
+    scene.kept(&third).await;
     drop(gateway);
+    scene.registry.down();
     scene.write("revoked", format!("{second}\n{first}\n{third}\n").as_bytes());
     let (code, said) = scene.check(&config);
     assert!(code == Some(2) && said.contains(&format!("{third} is revoked")), "{said}");
@@ -434,10 +459,11 @@ async fn the_list_of_what_is_revoked_is_looked_at_by_itself() {
     let gateway = Gateway::start(&config.replace("team/router:1\"", &format!("team/router@{first}\""))).await;
     assert_eq!(routed(&gateway).await, "blue");
     scene.write("revoked.toml", format!("revoked = [\"{first}\"]\n").as_bytes());
-    eventually("requests are denied", async || (routed(&gateway).await != "blue").then_some(())).await;
+    let withdrawn = "tidegate_plugin_withdrawn{plugin=\"router\"}";
+    eventually("it is withdrawn", async || (gateway.metric(withdrawn).await == 1.0).then_some(())).await;
     let answer = Client::http1(gateway.edge()).get("/").await.expect("an answer");
     assert_eq!(answer.status, 503);
-    assert_eq!(gateway.metric("tidegate_plugin_withdrawn{plugin=\"router\"}").await, 1.0);
+    assert_ne!(routed(&gateway).await, "blue");
 }
 
 /// A digest, and a tag with `pull = "if_absent"`, ask no registry once a version has served.
@@ -547,7 +573,7 @@ async fn push_takes_components_only_and_keys_are_never_overwritten() {
     assert_eq!(std::fs::read(scene.path("team.key")).expect("a key"), before);
 }
 
-fn sha256(file: &Path) -> String {
+pub(crate) fn sha256(file: &Path) -> String {
     let output = Command::new("sha256sum").arg(file).output().expect("sha256sum runs");
     let text = String::from_utf8(output.stdout).expect("text");
     format!("sha256:{}", text.split_whitespace().next().expect("a digest"))

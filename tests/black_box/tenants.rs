@@ -140,6 +140,83 @@ async fn kv_is_shared_by_workers_and_outlives_a_reload_and_a_restart() {
     assert_eq!(count(&gateway).await, 22);
 }
 
+/// The next version counts where the current one does, neither its trial nor a reload does, and its counts are the plugin's
+/// when it takes over. With keys of its own it begins anew, and leaves the plugin's alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_next_version_shares_the_plugins_kv_or_has_its_own() {
+    let origin = Origin::http1().await;
+    let with = |more: &str| config(origin.address, "behave = \"count_kv\"", KV, &format!("{GRANT}\n{more}"));
+    let rollout = |share: &str, keys: &str| {
+        with(&format!("rollout = {{ source = \"{}\", share = \"{share}\", {keys} }}", guest()))
+    };
+    let gateway = Gateway::start(&with("")).await;
+    assert_eq!((count(&gateway).await, count(&gateway).await), (1, 2));
+    let (taken, said) = gateway.reload(&rollout("100%", ""));
+    assert!(taken, "{said}");
+    assert_eq!((count(&gateway).await, count(&gateway).await), (3, 4));
+    let decided = |version: &str| {
+        format!("tidegate_plugin_rollout_decisions_total{{plugin=\"p\",tenant=\"a\",version=\"{version}\"}}")
+    };
+    assert_eq!((gateway.metric(&decided("next")).await, gateway.metric(&decided("current")).await), (2.0, 0.0));
+    assert_eq!(gateway.metric("tidegate_plugin_rollout_share{plugin=\"p\",tenant=\"a\"}").await, 1.0);
+    assert!(gateway.reload(&rollout("0%", "")).0);
+    assert_eq!(count(&gateway).await, 5, "the current one goes on from there");
+    assert!(gateway.reload(&rollout("100%", "kv = \"own\"")).0);
+    assert_eq!((count(&gateway).await, count(&gateway).await), (1, 2));
+    assert!(gateway.reload(&with("")).0);
+    assert_eq!(count(&gateway).await, 6);
+}
+
+/// What a shadow keeps is its own: the plugin counts as without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shadow_has_keys_of_its_own() {
+    let origin = Origin::http1().await;
+    let shadow = format!("{GRANT}\nshadow = {{ source = \"{}\" }}", guest());
+    let with = |tenant: &str| config(origin.address, "behave = \"count_kv\"", tenant, &shadow);
+    let gateway = Gateway::start(&with(KV)).await;
+    for expected in 1..=5 {
+        assert_eq!(count(&gateway).await, expected);
+    }
+    let compared =
+        |name: &str| format!("tidegate_plugin_shadow_{name}_total{{plugin=\"p\",tenant=\"a\",question=\"route\"}}");
+    assert_eq!(gateway.metric(&compared("compared")).await, 5.0);
+    // From one on, like the plugin: so they say the same.
+    assert_eq!(gateway.metric(&compared("differences")).await, 0.0);
+    let page = gateway.admin_get("/metrics").await.text();
+    let versions = page.lines().filter(|line| line.starts_with("tidegate_plugin_version_info{"));
+    let labels: Vec<_> = versions.filter_map(|line| line.split(",component").next()).collect();
+    let of = |name: &str| format!("tidegate_plugin_version_info{{plugin=\"{name}\",tenant=\"a\"");
+    assert_eq!(labels, [of("p"), of("p@shadow")]);
+    // Both are within what the tenant has.
+    let (taken, said) = gateway.reload(&with("limits = { kv = \"127KiB\" }"));
+    assert!(!taken && said.contains("are granted 131072 bytes of kv together"), "{said}");
+}
+
+/// A shadow that may run no more is not asked, which is no difference.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shadow_over_its_budget_is_not_asked() {
+    let origin = Origin::http1().await;
+    let more = format!(
+        "limits = {{ time = \"1s\", cpu = \"2ms\" }}\n{GRANT}\n\
+         shadow = {{ source = \"{}\", settings = {{ behave = \"work\", work = 3000000 }} }}",
+        guest()
+    );
+    let gateway = Gateway::start(&config(origin.address, "behave = \"well\"", KV, &more)).await;
+    let client = Client::http1(gateway.edge()).authority("a.test");
+    for _ in 0..40 {
+        assert_eq!(client.get("/").await.expect("an answer").status, 200);
+    }
+    let skipped = async |reason: &str| {
+        let labels = format!("plugin=\"p\",tenant=\"a\",reason=\"{reason}\"");
+        gateway.metric(&format!("tidegate_plugin_shadow_skipped_total{{{labels}}}")).await
+    };
+    let (budget, rate) = (skipped("budget").await, skipped("rate").await);
+    let row = "plugin=\"p\",tenant=\"a\",question=\"route\"";
+    let compared = gateway.metric(&format!("tidegate_plugin_shadow_compared_total{{{row}}}")).await;
+    assert!(budget > 0.0 && budget + rate + compared == 40.0, "{budget} {rate} {compared}");
+    assert_eq!(gateway.metric(&format!("tidegate_plugin_shadow_differences_total{{{row}}}")).await, 0.0);
+}
+
 #[test]
 fn kv_without_a_grant_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("a folder");

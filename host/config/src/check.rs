@@ -6,6 +6,7 @@ use crate::cluster::{HashKey, ProxyProtocol};
 use crate::error::{ConfigError, nearest};
 use crate::file::Config;
 use crate::listener::Listener;
+use crate::plugin::Plugin;
 use crate::reader::Source;
 use crate::route::{HeaderMatch, HostMatch, PathMatch};
 use crate::tunnel::Tunnel;
@@ -165,11 +166,12 @@ fn tunnels(config: &Config, source: &Source<'_>) {
 
 /// A plugin from a registry needs somewhere to be kept.
 fn shipped(config: &Config, source: &Source<'_>) {
+    let mut versions = config.plugins.iter().flat_map(Plugin::versions);
     if config.gateway.plugin_store.is_none()
-        && let Some(plugin) = config.plugins.iter().find(|plugin| plugin.shipped().is_some())
+        && let Some(version) = versions.find(|version| version.shipped().is_some())
     {
-        let message = format!("plugin {:?} comes from a registry: set gateway.plugin_store", plugin.name);
-        source.error(plugin.source_line, message);
+        let message = format!("plugin {:?} comes from a registry: set gateway.plugin_store", version.name());
+        source.error(version.source_line, message);
     }
 }
 
@@ -224,15 +226,17 @@ fn warn(config: &mut Config, used: &HashSet<String>) {
         }
     }
     for plugin in &config.plugins {
-        if let Some(shipped) = plugin.shipped()
-            && shipped.signed_by.is_empty()
-            && !shipped.reference.contains('@')
-        {
-            let message = format!(
-                "plugin {:?} is whatever its registry says: nobody has to sign it (signed_by), and no digest is named",
-                plugin.name
-            );
-            warn(plugin.source_line, message);
+        for version in plugin.versions() {
+            if let Some(shipped) = version.shipped()
+                && shipped.signed_by.is_empty()
+                && !shipped.reference.contains('@')
+            {
+                let message = format!(
+                    "plugin {:?} is whatever its registry says: nobody has to sign it (signed_by), and no digest is named",
+                    version.name()
+                );
+                warn(version.source_line, message);
+            }
         }
         if !used.contains(&format!("plugin:{}", plugin.name)) {
             warn(plugin.line, format!("plugin {:?} is never used", plugin.name));

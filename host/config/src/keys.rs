@@ -629,7 +629,7 @@ pub(crate) const TABLES: &[Table] = &[
             required(
                 "source",
                 Text,
-                "A file; `builtin:` and one of `tenant-canary`, `latency-aware`, `private-forwarding`, `careful-retry`; or an artifact in a registry, `oci://HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST]`, with the keys from `signed_by` on.",
+                "A file; `builtin:` and one of `tenant-canary`, `latency-aware`, `private-forwarding`, `careful-retry`; or an artifact in a registry, `oci://HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST]`, with the keys from `signed_by` on. These are for its `rollout` and `shadow` too.",
             ),
             optional(
                 "tenant",
@@ -690,7 +690,7 @@ pub(crate) const TABLES: &[Table] = &[
                 "on_fetch_failure",
                 OneOf(&["last_good", "refuse"]),
                 "last_good",
-                "When it cannot be had, is damaged, unsigned or revoked: go on with the version that served last, or refuse the start or reload. Where no version served, it is refused.",
+                "When it cannot be had, is damaged, unsigned or revoked: go on with the version that served last, or refuse the start or reload. Where no version served, it is refused. A version of `rollout` or `shadow` is left out in place of a refusal.",
             ),
             key(
                 "on_compile_failure",
@@ -750,12 +750,12 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "rollout",
-        doc: "A next version of a plugin, with its limits, grants and the rest, named `NAME@next` in logs and metrics. It is compiled, configured and asked once of a plain request before anything changes. Where it gives no answer, the current version is asked after it. All questions of one exchange go to one version.",
+        doc: "A next version of a plugin, with its limits, grants and the rest, named `NAME@next` in logs and metrics. It is compiled, configured and asked once of a plain request before anything changes. Where it gives no answer, the current version is asked after it. All questions of one exchange go to one version. One from a registry is held to the plugin's own `signed_by`, `refresh` and the other keys of that kind, and never keeps the plugin from serving: where none can be had that will do, the current version answers alone, and the status says why. A tag that means another version begins the rollout anew.",
         keys: &[
             required(
                 "source",
                 Text,
-                "A file, or `builtin:` and a name. Of what a registry has, `tidegate plugin pull` makes a file.",
+                "A file, `builtin:` and a name, or `oci://` and a reference, for which the plugin's keys from `signed_by` on hold too.",
             ),
             optional("settings", Free, "Its own table. Default: the plugin's."),
             required(
@@ -768,6 +768,12 @@ pub(crate) const TABLES: &[Table] = &[
                 Text,
                 "client_ip",
                 "What is hashed to tell who has which version: `client_ip`, so that a page and its parts agree, `header:NAME` or `cookie:NAME` (where absent, the address), or `random` for each exchange by chance.",
+            ),
+            key(
+                "kv",
+                OneOf(&["shared", "own"]),
+                "shared",
+                "With `grants.kv`, whose keys the next version has. `shared`: the plugin's, so that counters count what both decide, and go on when it takes over; it must leave what the current version reads as that understands it. `own`: its own, empty at first, as many bytes again, and forgotten when it takes over: for a version that writes another format.",
             ),
             key("guard", Table("guard"), "{}", "When it is rolled back."),
         ],
@@ -800,12 +806,12 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "shadow",
-        doc: "A version that is asked beside a plugin, with its limits, grants and the rest, named `NAME@shadow` in logs and metrics. It is asked after the answer that stands, costs a request the time of its own decision, may run for 50ms a second over all workers, and is left alone in quarantine. Not memoised: what it reads is shown.",
+        doc: "A version that is asked beside a plugin, with its limits, grants and the rest, named `NAME@shadow` in logs and metrics. It is asked after the answer that stands, costs a request the time of its own decision, may run for 50ms a second over all workers, and is left alone in quarantine. Not memoised: what it reads is shown. With `grants.kv` its keys are its own, empty at first, in memory only: what it writes nobody reads. One from a registry is held to the plugin's keys, as a rollout's is, and left out where none will do.",
         keys: &[
             required(
                 "source",
                 Text,
-                "A file, or `builtin:` and a name. Of what a registry has, `tidegate plugin pull` makes a file.",
+                "A file, `builtin:` and a name, or `oci://` and a reference, for which the plugin's keys from `signed_by` on hold too.",
             ),
             optional("settings", Free, "Its own table. Default: the plugin's."),
             key("share", Share, "100%", "Of the exchanges, by chance."),
@@ -925,7 +931,12 @@ pub(crate) const TABLES: &[Table] = &[
                 "Live instances. A new one takes the place of that of its plugins which was not asked for longest on this worker. Default: no bound.",
             ),
             optional("log_lines", Number, "Lines its plugins may write in each second. Default: as many as each may."),
-            key("kv", SizeOrOff, "off", "Bytes of `kv` that its plugins may be granted together."),
+            key(
+                "kv",
+                SizeOrOff,
+                "off",
+                "Bytes of `kv` that its plugins may be granted together, versions with keys of their own included.",
+            ),
             optional(
                 "callouts",
                 Number,

@@ -35,7 +35,10 @@ pub use listener::{
     AcceptProxyProtocol, CertificateFiles, ClientAuthMode, ClientCertificates, Listener, ListenerTls, TrustedFields,
 };
 pub use load::{load, parse};
-pub use plugin::{Http, Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, Rollout, Shadow, StickyBy};
+pub use plugin::{
+    Http, Kv, OnFailure, OtherVersion, Plugin, PluginIsolation, PluginSource, PluginVersion, Role, Rollout, Shadow,
+    StickyBy,
+};
 pub use registry::{OnLoadFailure, Pull, Registry, RegistryCredentials, Shipped};
 pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,

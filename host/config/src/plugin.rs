@@ -55,18 +55,77 @@ pub struct Http {
     pub max_in_flight: u64,
 }
 
-/// Another version of a plugin: all but this is the plugin's.
+/// Another version of a plugin: all but this is the plugin's, and so is what is asked of it on its way from a registry.
 #[derive(Clone, Debug)]
 pub struct OtherVersion {
     pub source_line: usize,
     pub source: PluginSource,
     /// `None`: the plugin's.
     pub settings: Option<serde_json::Value>,
+    pub settings_line: usize,
+}
+
+/// What a version is to its plugin.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    Current,
+    /// Rolled out.
+    Next,
+    Shadow,
+}
+
+impl Role {
+    /// What logs and metrics call the version of a plugin: no name that a configuration gives has an `@`.
+    pub fn name(self, plugin: &str) -> String {
+        match self {
+            Self::Current => plugin.to_owned(),
+            Self::Next => format!("{plugin}@next"),
+            Self::Shadow => format!("{plugin}@shadow"),
+        }
+    }
+}
+
+/// One of the versions that a plugin has.
+#[derive(Clone, Copy, Debug)]
+pub struct PluginVersion<'a> {
+    pub plugin: &'a Plugin,
+    pub role: Role,
+    pub source: &'a PluginSource,
+    pub source_line: usize,
+    pub settings: &'a serde_json::Value,
+    pub settings_line: usize,
+}
+
+impl<'a> PluginVersion<'a> {
+    fn other(&self, role: Role, version: &'a OtherVersion) -> Self {
+        Self {
+            plugin: self.plugin,
+            role,
+            source: &version.source,
+            source_line: version.source_line,
+            settings: version.settings.as_ref().unwrap_or(self.settings),
+            settings_line: version.settings_line,
+        }
+    }
+
+    pub fn name(&self) -> String {
+        self.role.name(&self.plugin.name)
+    }
+
+    /// Where it is in a registry, if it comes from one.
+    pub fn shipped(&self) -> Option<&'a Shipped> {
+        match self.source {
+            PluginSource::Registry(shipped) => Some(shipped),
+            PluginSource::File(_) | PluginSource::Builtin(_) => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub struct Rollout {
     pub next: OtherVersion,
+    /// Both versions use the plugin's namespace of `kv`; else the next has its own.
+    pub shares_kv: bool,
     /// From 0 to 1.
     pub share: f64,
     pub sticky_by: StickyBy,
@@ -125,16 +184,31 @@ pub enum PluginIsolation {
 }
 
 impl Plugin {
-    /// Where it is in a registry, if it comes from one.
-    pub fn shipped(&self) -> Option<&Shipped> {
-        match &self.source {
-            PluginSource::Registry(shipped) => Some(shipped),
-            PluginSource::File(_) | PluginSource::Builtin(_) => None,
-        }
+    /// The current one first.
+    pub fn versions(&self) -> impl Iterator<Item = PluginVersion<'_>> {
+        let current = PluginVersion {
+            plugin: self,
+            role: Role::Current,
+            source: &self.source,
+            source_line: self.source_line,
+            settings: &self.settings,
+            settings_line: self.settings_line,
+        };
+        let next = self.rollout.as_ref().map(|rollout| current.other(Role::Next, &rollout.next));
+        let shadow = self.shadow.as_ref().map(|shadow| current.other(Role::Shadow, &shadow.version));
+        std::iter::once(current).chain(next).chain(shadow)
     }
 
     pub(crate) fn read(section: &Section<'_>, registry: &Registry) -> Self {
-        let source = PluginSource::read(section, registry);
+        let (rollout, shadow) = (section.optional_section("rollout"), section.optional_section("shadow"));
+        let of_version = |version: &Option<Section<'_>>| version.as_ref().is_some_and(PluginSource::is_shipped);
+        let any = PluginSource::is_shipped(section) || of_version(&rollout) || of_version(&shadow);
+        let shipped = any.then(|| Shipped::read(section, registry));
+        if shipped.is_none() {
+            Shipped::refuse_keys(section);
+        }
+        let shipped = shipped.as_ref();
+        let source = PluginSource::read(section, shipped);
         let limits = section.section("limits");
         let grants = section.section("grants");
         let (memoise, wasi) = (section.bool("memoise"), grants.bool("wasi"));
@@ -166,8 +240,10 @@ impl Plugin {
             headers: granted_headers(&grants, "plugin"),
             headers_written: grants.has("headers"),
             wasi,
-            rollout: section.optional_section("rollout").map(|rollout| Rollout::read(&rollout)),
-            shadow: section.optional_section("shadow").map(|shadow| Shadow::read(&shadow)),
+            rollout: rollout
+                .as_ref()
+                .map(|rollout| Rollout::read(rollout, shipped, grants.size_or_off("kv").is_some())),
+            shadow: shadow.as_ref().map(|shadow| Shadow::read(shadow, shipped)),
             cpu: CpuShare::read(&limits, "plugin"),
             instances: limits.has("instances").then(|| limits.number("instances", 1, 1_000_000)).flatten(),
             log_lines: limits.number("log_lines", 1, 1_000_000).unwrap_or(1) as u32,
@@ -203,36 +279,30 @@ impl Http {
 }
 
 impl PluginSource {
-    fn read(section: &Section<'_>, registry: &Registry) -> Self {
-        let text = section.text("source").unwrap_or_default();
-        if text.starts_with(Shipped::SCHEME) {
-            return Self::Registry(Box::new(Shipped::read(section, text, registry)));
-        }
-        Shipped::refuse_keys(section);
-        Self::local(section)
+    fn is_shipped(section: &Section<'_>) -> bool {
+        section.text("source").is_some_and(|text| text.starts_with(Shipped::SCHEME))
     }
 
-    /// A file, or what comes with the program.
-    fn local(section: &Section<'_>) -> Self {
+    /// `shipped` is what the plugin says of whatever of it comes from registries.
+    fn read(section: &Section<'_>, shipped: Option<&Shipped>) -> Self {
         let text = section.text("source").unwrap_or_default();
-        if text.starts_with(Shipped::SCHEME) {
-            let message = "source: another version comes from a file: `tidegate plugin pull` makes one of what a \
-                           registry has, and checks who signed it";
-            section.error(section.line_of("source"), message);
-        }
-        match text.strip_prefix("builtin:") {
-            Some(name) => Self::Builtin(name.to_owned()),
-            None => Self::File(section.path("source").unwrap_or_default()),
+        match (shipped, text.strip_prefix("builtin:")) {
+            (Some(shipped), _) if text.starts_with(Shipped::SCHEME) => {
+                Self::Registry(Box::new(Shipped { reference: text, ..shipped.clone() }))
+            }
+            (_, Some(name)) => Self::Builtin(name.to_owned()),
+            (_, None) => Self::File(section.path("source").unwrap_or_default()),
         }
     }
 }
 
 impl OtherVersion {
-    fn read(section: &Section<'_>) -> Self {
+    fn read(section: &Section<'_>, shipped: Option<&Shipped>) -> Self {
         Self {
             source_line: section.line_of("source"),
-            source: PluginSource::local(section),
+            source: PluginSource::read(section, shipped),
             settings: section.has("settings").then(|| section.free("settings")),
+            settings_line: section.line_of(if section.has("settings") { "settings" } else { "source" }),
         }
     }
 }
@@ -247,7 +317,10 @@ fn part(section: &Section<'_>, table: &str, key: &str) -> f64 {
 }
 
 impl Rollout {
-    fn read(section: &Section<'_>) -> Self {
+    fn read(section: &Section<'_>, shipped: Option<&Shipped>, has_kv: bool) -> Self {
+        if section.has("kv") && !has_kv {
+            section.error(section.line_of("kv"), "rollout: kv without grants.kv has no effect; grant it as well");
+        }
         let guard = section.section("guard");
         let text = section.text("sticky_by").unwrap_or_default();
         let sticky_by = match text.split_once(':') {
@@ -269,7 +342,8 @@ impl Rollout {
             guard.error(guard.line_of("latency"), message);
         }
         Self {
-            next: OtherVersion::read(section),
+            next: OtherVersion::read(section, shipped),
+            shares_kv: section.one_of("kv") == "shared",
             share: part(section, "rollout", "share"),
             sticky_by,
             faults: guard.number("faults", 1, u64::from(u32::MAX)).unwrap_or(1),
@@ -282,9 +356,9 @@ impl Rollout {
 }
 
 impl Shadow {
-    fn read(section: &Section<'_>) -> Self {
+    fn read(section: &Section<'_>, shipped: Option<&Shipped>) -> Self {
         Self {
-            version: OtherVersion::read(section),
+            version: OtherVersion::read(section, shipped),
             share: part(section, "shadow", "share"),
             rate: section.number("rate", 1, u64::from(u32::MAX)).unwrap_or(1),
         }

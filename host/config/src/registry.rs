@@ -103,15 +103,15 @@ const KEYS: [&str; 8] = [
 impl Shipped {
     pub(crate) const SCHEME: &'static str = "oci://";
 
-    /// Of a `[[plugin]]` whose source begins with the scheme.
-    pub(crate) fn read(section: &Section<'_>, reference: String, registry: &Registry) -> Self {
+    /// What a `[[plugin]]` says of all its versions whose source begins with the scheme; the reference is each one's own.
+    pub(crate) fn read(section: &Section<'_>, registry: &Registry) -> Self {
         let on = |key: &str| match section.one_of(key).as_str() {
             "refuse" => OnLoadFailure::Refuse,
             _ => OnLoadFailure::LastGood,
         };
         let own = section.has("signed_by");
         Self {
-            reference,
+            reference: String::new(),
             signed_by: if own { section.paths("signed_by") } else { registry.signed_by.clone() },
             signed_by_line: if own { section.line_of("signed_by") } else { registry.line },
             signed_by_all: section.one_of("signatures") == "all",

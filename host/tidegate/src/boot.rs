@@ -258,7 +258,7 @@ impl Control {
         }
     }
 
-    /// Looks up what the tags of these plugins mean now, and takes what means something else than what serves, as a reload
+    /// Looks up what the tags of these versions of plugins mean now, and takes what means something else than what serves, as a reload
     /// does but with the configuration that was loaded. Any error keeps what serves.
     pub(crate) fn refresh_plugins(&self, names: &[String]) {
         let _one_at_a_time = lock(&self.reloading);
@@ -363,6 +363,7 @@ impl Control {
             "steers": steers,
             "plugins": plugins,
             "rollouts": rollouts,
+            "refused_versions": self.shipping().failures(&running.config),
         })
     }
 

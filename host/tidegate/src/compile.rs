@@ -52,7 +52,7 @@ pub(crate) struct Loaded {
     pub(crate) list: Vec<(String, Arc<Plugin>)>,
     /// What routes and clusters name.
     pub(crate) deployments: Vec<(String, Deployment)>,
-    /// The versions of those from registries, by plugin.
+    /// Of those versions that are from registries, which they are, by name.
     pub(crate) served: HashMap<String, Served>,
     /// Versions that did not do, where another goes on.
     pub(crate) notes: Vec<String>,
@@ -83,7 +83,7 @@ impl Loaded {
         self.list.iter().map(one).collect()
     }
 
-    fn get(&self, name: &str) -> Option<&Arc<Plugin>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Plugin>> {
         self.list.iter().find(|(known, _)| known == name).map(|(_, plugin)| plugin)
     }
 
@@ -257,7 +257,7 @@ impl Compiler {
         self.compile_with(config, Some(previous), PluginsFrom::Before(previous.plugins.again()))
     }
 
-    /// The same configuration again, with these plugins looked up anew.
+    /// The same configuration again, with these versions of plugins looked up anew, by name.
     ///
     /// # Returns
     /// `None` where all that serves goes on; what went wrong was logged.
@@ -268,19 +268,19 @@ impl Compiler {
         names: &[String],
     ) -> Option<Result<Compiled, Errors>> {
         let mut scope = Scope::new(config, Some(previous), 0);
-        plugins::refresh(&mut scope, &self.runtime, &self.shipping, names);
+        let changed = plugins::refresh(&mut scope, &self.runtime, &self.shipping, names);
         // A key or a list that cannot be read.
         if !scope.errors.is_empty() {
             return Some(Err(scope.errors));
         }
-        if scope.plugins.fresh.is_empty() {
+        if !changed {
             scope.plugins.notes.iter().for_each(|note| tracing::error!("{note}"));
             return None;
         }
         Some(self.compile_with(config, Some(previous), PluginsFrom::Before(scope.plugins)))
     }
 
-    /// The plugins whose version serves and is revoked by now.
+    /// The versions that serve and are revoked by now.
     pub(crate) fn revoked(config: &Config, serves: &Compiled) -> Result<Vec<String>, RevokedError> {
         let Some(file) = &config.registry.revoked else { return Ok(Vec::new()) };
         let revoked = Revoked::read(file)?;

@@ -8,7 +8,7 @@ use tidegate_edge::Stats;
 use tidegate_policy::{Bound, Version};
 use tidegate_proxy::observe::{names, render as render_workers};
 use tidegate_steer::nft::Count;
-use tidegate_wasm::{CustomMetric, Plugin, QuestionStats, Reason};
+use tidegate_wasm::{CustomMetric, Plugin, QuestionStats, Reason, Rollout, Shadow};
 
 use crate::boot::Control;
 use crate::compile::{Compiled, Loaded, Tenant};
@@ -108,19 +108,25 @@ fn of_rollouts(out: &mut String, compiled: &Compiled) {
     if compiled.rollouts().next().is_none() {
         return;
     }
+    let named = |rollout: &Rollout| compiled.plugins.get(rollout.plugin()).map(|plugin| labels(plugin));
+    let rollouts: Vec<_> = compiled.rollouts().filter_map(|rollout| Some((named(rollout)?, rollout))).collect();
     head(out, names::ROLLOUT_SHARE, "gauge", "share of exchanges that the next version has");
-    for rollout in compiled.rollouts() {
-        let _ = writeln!(out, "{}{{plugin=\"{}\"}} {}", names::ROLLOUT_SHARE, label(rollout.plugin()), rollout.share());
+    for (plugin, rollout) in &rollouts {
+        let _ = writeln!(out, "{}{{{plugin}}} {}", names::ROLLOUT_SHARE, rollout.share());
     }
     head(out, names::ROLLOUT_DECISIONS, "counter", "questions asked, by version");
-    for (rollout, version) in compiled.rollouts().flat_map(|rollout| Version::ALL.map(|version| (rollout, version))) {
-        let labels = format!("plugin=\"{}\",version=\"{}\"", label(rollout.plugin()), version.name());
-        let _ = writeln!(out, "{}{{{labels}}} {}", names::ROLLOUT_DECISIONS, rollout.decisions(version));
+    for (plugin, rollout) in &rollouts {
+        for version in Version::ALL {
+            let labels = format!("{plugin},version=\"{}\"", version.name());
+            let _ = writeln!(out, "{}{{{labels}}} {}", names::ROLLOUT_DECISIONS, rollout.decisions(version));
+        }
     }
     head(out, names::ROLLOUT_ROLLBACKS, "counter", "rollouts that were ended, by reason");
-    for (rollout, reason) in compiled.rollouts().flat_map(|rollout| Reason::ALL.map(|reason| (rollout, reason))) {
-        let labels = format!("plugin=\"{}\",reason=\"{}\"", label(rollout.plugin()), reason.name());
-        let _ = writeln!(out, "{}{{{labels}}} {}", names::ROLLOUT_ROLLBACKS, rollout.rollbacks(reason));
+    for (plugin, rollout) in &rollouts {
+        for reason in Reason::ALL {
+            let labels = format!("{plugin},reason=\"{}\"", reason.name());
+            let _ = writeln!(out, "{}{{{labels}}} {}", names::ROLLOUT_ROLLBACKS, rollout.rollbacks(reason));
+        }
     }
 }
 
@@ -128,10 +134,12 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
     if compiled.shadows().next().is_none() {
         return;
     }
+    let named = |shadow: &Shadow| compiled.plugins.get(shadow.plugin()).map(|plugin| labels(plugin));
+    let shadows: Vec<_> = compiled.shadows().filter_map(|shadow| Some((named(shadow)?, shadow))).collect();
     let questions = |out: &mut String, name: &str, of: fn((&'static str, u64, u64)) -> u64| {
-        for shadow in compiled.shadows() {
+        for (plugin, shadow) in &shadows {
             for row in shadow.compared() {
-                let labels = format!("plugin=\"{}\",question=\"{}\"", label(shadow.plugin()), row.0);
+                let labels = format!("{plugin},question=\"{}\"", row.0);
                 let _ = writeln!(out, "{name}{{{labels}}} {}", of(row));
             }
         }
@@ -141,9 +149,9 @@ fn of_shadows(out: &mut String, compiled: &Compiled) {
     head(out, names::SHADOW_DIFFERENCES, "counter", "of those, the ones that differed");
     questions(out, names::SHADOW_DIFFERENCES, |(_, _, differ)| differ);
     head(out, names::SHADOW_SKIPPED, "counter", "questions that a shadow was not asked, by reason");
-    for shadow in compiled.shadows() {
+    for (plugin, shadow) in &shadows {
         for (reason, count) in shadow.skipped() {
-            let labels = format!("plugin=\"{}\",reason=\"{reason}\"", label(shadow.plugin()));
+            let labels = format!("{plugin},reason=\"{reason}\"");
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::SHADOW_SKIPPED);
         }
     }
@@ -262,7 +270,7 @@ fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {
     let name = names::PLUGIN_VERSION;
     head(out, name, "gauge", "the version that serves");
     for (plugin, loaded) in &plugins.list {
-        let labels = format!("plugin=\"{}\",component=\"sha256:{}\"", label(plugin), loaded.digest());
+        let labels = format!("{},component=\"sha256:{}\"", labels(loaded), loaded.digest());
         let shipped = plugins.served.get(plugin).map(|served| {
             format!(",manifest=\"{}\",reference=\"{}\"", served.version.manifest, label(&served.reference))
         });
@@ -275,14 +283,14 @@ fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {
     head(out, names::PLUGIN_FETCHES, "counter", "looks at registries, by outcome");
     for (plugin, counts) in &counts {
         for (outcome, count) in &counts.fetches {
-            let labels = format!("plugin=\"{}\",outcome=\"{outcome}\"", label(plugin));
+            let labels = format!("{},outcome=\"{outcome}\"", named(plugin, counts.tenant.as_deref()));
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::PLUGIN_FETCHES);
         }
     }
     head(out, names::PLUGIN_REFUSALS, "counter", "versions that were not taken, by stage");
     for (plugin, counts) in &counts {
         for (stage, count) in &counts.refusals {
-            let labels = format!("plugin=\"{}\",stage=\"{stage}\"", label(plugin));
+            let labels = format!("{},stage=\"{stage}\"", named(plugin, counts.tenant.as_deref()));
             let _ = writeln!(out, "{}{{{labels}}} {count}", names::PLUGIN_REFUSALS);
         }
     }
@@ -290,8 +298,12 @@ fn of_versions(out: &mut String, control: &Control, plugins: &Loaded) {
 
 /// A plugin's labels; its tenant's, if it has one.
 fn labels(plugin: &Plugin) -> String {
-    let name = label(plugin.name());
-    match plugin.tenant() {
+    named(plugin.name(), plugin.tenant().map(|tenant| &**tenant))
+}
+
+fn named(plugin: &str, tenant: Option<&str>) -> String {
+    let name = label(plugin);
+    match tenant {
         Some(tenant) => format!("plugin=\"{name}\",tenant=\"{}\"", label(tenant)),
         None => format!("plugin=\"{name}\""),
     }

@@ -24,7 +24,7 @@ pub(crate) async fn run(control: Arc<Control>) {
     loop {
         let (config, serves) = control.serves();
         let now = Instant::now();
-        schedule.follow(refreshed(&config), now);
+        schedule.follow(refreshed(&config, |name| serves.plugins.served.contains_key(name)), now);
         let watched = config.registry.revoked.as_ref().filter(|_| !serves.plugins.served.is_empty());
         let next = schedule.next().into_iter().chain(watched.map(|_| now + REVOKED)).min();
         drop((config, serves));
@@ -55,17 +55,17 @@ async fn sleep_until(when: Option<Instant>) {
     }
 }
 
-/// When which plugin is looked up next.
+/// When which version is looked up next, by its name.
 #[derive(Default)]
 struct Schedule(HashMap<String, (Duration, Instant)>);
 
 impl Schedule {
     /// Takes what is to be refreshed from a configuration. One whose interval stayed keeps its place.
-    fn follow<'a>(&mut self, wanted: impl Iterator<Item = (&'a str, Duration)>, now: Instant) {
+    fn follow(&mut self, wanted: impl Iterator<Item = (String, Duration)>, now: Instant) {
         let mut next = HashMap::new();
         for (name, every) in wanted {
-            let known = self.0.get(name).filter(|(before, _)| *before == every);
-            next.insert(name.to_owned(), known.copied().unwrap_or_else(|| (every, now + jittered(every))));
+            let known = self.0.get(&name).copied().filter(|(before, _)| *before == every);
+            next.insert(name, known.unwrap_or_else(|| (every, now + jittered(every))));
         }
         self.0 = next;
     }
@@ -116,17 +116,20 @@ mod tests {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let (ten, hundred) = (Duration::from_secs(10), Duration::from_secs(100));
+        let named = |wanted: &[(&str, Duration)]| {
+            wanted.iter().map(|(name, every)| ((*name).to_owned(), *every)).collect::<Vec<_>>().into_iter()
+        };
         let mut schedule = Schedule::default();
         assert_eq!(schedule.next(), None);
-        schedule.follow([("fast", ten), ("slow", hundred)].into_iter(), begun);
+        schedule.follow(named(&[("fast", ten), ("slow", hundred)]), begun);
         assert!(schedule.due(at(8)).is_empty());
         // As often as anybody reloads.
-        schedule.follow([("fast", ten), ("slow", hundred)].into_iter(), at(8));
+        schedule.follow(named(&[("fast", ten), ("slow", hundred)]), at(8));
         assert_eq!(schedule.due(at(11)), ["fast"]);
         assert!(schedule.due(at(11)).is_empty());
         assert!(schedule.next().is_some_and(|next| next > at(19) && next <= at(22)));
         assert_eq!(schedule.due(at(200)), ["fast", "slow"]);
-        schedule.follow([("slow", ten)].into_iter(), at(200));
+        schedule.follow(named(&[("slow", ten)]), at(200));
         assert_eq!(schedule.due(at(211)), ["slow"], "another interval counts from when it is told");
     }
 }

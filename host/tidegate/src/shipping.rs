@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use tidegate_config::{Config, OnLoadFailure, Plugin as PluginConfig, Pull, RegistryCredentials, Shipped};
+use serde_json::json;
+use tidegate_config::{Config, OnLoadFailure, Plugin, PluginVersion, Pull, RegistryCredentials, Shipped};
 use tidegate_registry::{
     Client, Component, Credentials, Digest, Error, Options, PlainHttp, PublicKey, Reference, Revoked, Store, Verifier,
     Version,
@@ -23,14 +24,24 @@ pub(crate) struct Shipping {
     counts: Mutex<BTreeMap<String, Counts>>,
 }
 
-/// Of one plugin.
+/// Of one version that a plugin has: its current, next or shadow one.
 #[derive(Clone, Default)]
 pub(crate) struct Counts {
+    pub(crate) tenant: Option<String>,
     pub(crate) fetches: BTreeMap<&'static str, u64>,
     /// Versions that were not taken.
     pub(crate) refusals: BTreeMap<&'static str, u64>,
     /// The manifest that was refused last: it is not compiled at every look.
     refused: Option<Digest>,
+    failure: Option<Failure>,
+}
+
+/// Why what the registry offers is not what serves.
+#[derive(Clone)]
+struct Failure {
+    stage: Stage,
+    why: String,
+    at: SystemTime,
 }
 
 /// Where a version came to grief.
@@ -74,19 +85,46 @@ impl Shipping {
         self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn count_fetch(&self, plugin: &str, outcome: &'static str) {
-        *self.lock().entry(plugin.to_owned()).or_default().fetches.entry(outcome).or_default() += 1;
-    }
-
-    pub(crate) fn refused(&self, plugin: &str, stage: Stage, version: Option<Digest>) {
+    fn count<T>(&self, order: &Order<'_>, change: impl FnOnce(&mut Counts) -> T) -> T {
         let mut counts = self.lock();
-        let counts = counts.entry(plugin.to_owned()).or_default();
-        *counts.refusals.entry(stage.name()).or_default() += 1;
-        counts.refused = version.or(counts.refused);
+        let counts = counts.entry(order.name.clone()).or_default();
+        counts.tenant.clone_from(&order.version.plugin.tenant);
+        change(counts)
     }
 
-    fn was_refused(&self, plugin: &str, version: Digest) -> bool {
-        self.lock().get(plugin).is_some_and(|counts| counts.refused == Some(version))
+    fn count_fetch(&self, order: &Order<'_>, outcome: &'static str) {
+        self.count(order, |counts| *counts.fetches.entry(outcome).or_default() += 1);
+    }
+
+    pub(crate) fn refused(&self, order: &Order<'_>, stage: Stage, version: Option<Digest>, why: &str) {
+        self.count(order, |counts| {
+            *counts.refusals.entry(stage.name()).or_default() += 1;
+            counts.refused = version.or(counts.refused);
+            counts.failure = Some(Failure { stage, why: why.to_owned(), at: SystemTime::now() });
+        });
+    }
+
+    /// What the registry offers is what serves.
+    pub(crate) fn taken(&self, order: &Order<'_>) {
+        self.count(order, |counts| counts.failure = None);
+    }
+
+    fn was_refused(&self, order: &Order<'_>, version: Digest) -> bool {
+        self.lock().get(&order.name).is_some_and(|counts| counts.refused == Some(version))
+    }
+
+    /// For the status page: the versions of this configuration that registries offer and that were not taken, and why.
+    pub(crate) fn failures(&self, config: &Config) -> Vec<serde_json::Value> {
+        let counts = self.lock();
+        let one = |version: PluginVersion<'_>| {
+            let reference = &version.shipped()?.reference;
+            let Failure { stage, why, at } = counts.get(&version.name())?.failure.as_ref()?;
+            let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            Some(json!({
+                "name": version.name(), "reference": reference, "stage": stage.name(), "why": why, "at": at,
+            }))
+        };
+        config.plugins.iter().flat_map(Plugin::versions).filter_map(one).collect()
     }
 
     /// Gets every order, all at once, within the time that the configuration gives them together.
@@ -98,19 +136,24 @@ impl Shipping {
         orders.iter().zip(fetched).map(|(order, fetched)| self.counted(order, fetched)).collect()
     }
 
-    /// Looks what the tags of these orders mean now, and gets those that mean something else than what serves.
+    /// Looks what the tags of these orders mean now, and gets those that mean something else than what serves, if anything
+    /// does.
     ///
     /// # Returns
     /// Nothing for those where nothing is to be done.
-    pub(crate) fn look(&self, depot: &Depot, orders: &[(Order<'_>, &Served)]) -> Vec<Option<Result<Component, Error>>> {
+    pub(crate) fn look(
+        &self,
+        depot: &Depot,
+        orders: &[(Order<'_>, Option<&Served>)],
+    ) -> Vec<Option<Result<Component, Error>>> {
         let fetched = together(depot.timeout, orders, async |(order, serves)| {
             // What is revoked by now has to go, also where its tag stays.
-            if !serves.revoked(&depot.revoked) {
+            if !serves.is_some_and(|serves| serves.revoked(&depot.revoked)) {
                 let now = depot.client.resolve(&order.reference).await?;
-                if now == serves.version.manifest {
+                if serves.is_some_and(|serves| serves.version.manifest == now) {
                     return Ok(Err(UNCHANGED));
                 }
-                if self.was_refused(&order.plugin.name, now) {
+                if self.was_refused(order, now) {
                     return Ok(Err(REFUSED));
                 }
             }
@@ -121,7 +164,10 @@ impl Shipping {
         for (order, fetched) in orders.zip(fetched) {
             looked.push(match fetched {
                 Ok(Err(outcome)) => {
-                    self.count_fetch(&order.plugin.name, outcome);
+                    self.count_fetch(order, outcome);
+                    if outcome == UNCHANGED {
+                        self.taken(order);
+                    }
                     None
                 }
                 Ok(Ok(component)) => Some(self.counted(order, Ok((component, Some(FETCHED))))),
@@ -138,12 +184,12 @@ impl Shipping {
     ) -> Result<Component, Error> {
         match &fetched {
             Ok((component, Some(outcome))) => {
-                self.count_fetch(&order.plugin.name, outcome);
-                let (plugin, reference) = (&order.plugin.name, &order.reference);
+                self.count_fetch(order, outcome);
+                let (plugin, reference) = (&order.name, &order.reference);
                 tracing::info!(plugin, %reference, manifest = %component.version.manifest, "plugin fetched");
             }
             Ok((_, None)) => {}
-            Err(error) => self.count_fetch(&order.plugin.name, error.kind().name()),
+            Err(error) => self.count_fetch(order, error.kind().name()),
         }
         fetched.map(|(component, _)| component)
     }
@@ -190,7 +236,8 @@ impl Depot {
     /// Notes what is wrong in the configuration. `None`: something is, or no plugin comes from a registry.
     pub(crate) fn open(scope: &mut Scope<'_>) -> Option<Self> {
         let config = scope.config;
-        let first = config.plugins.iter().find(|plugin| plugin.shipped().is_some())?;
+        let mut versions = config.plugins.iter().flat_map(Plugin::versions);
+        let first = versions.find(|version| version.shipped().is_some())?;
         let registry = &config.registry;
         let plain_http = PlainHttp::new(registry.plain_http.clone())
             .map_err(|error| scope.error(registry.plain_http_line, format!("registry: plain_http: {error}")));
@@ -215,30 +262,36 @@ impl Depot {
     }
 }
 
-/// A plugin that is to come from a registry.
+/// A version that is to come from a registry.
 pub(crate) struct Order<'a> {
-    pub(crate) plugin: &'a PluginConfig,
+    pub(crate) version: PluginVersion<'a>,
+    /// The version's.
+    pub(crate) name: String,
     pub(crate) shipped: &'a Shipped,
     pub(crate) reference: Reference,
     verifier: Option<Verifier>,
 }
 
-/// The tags that are looked up again while the gateway runs, and how often.
-pub(crate) fn refreshed(config: &Config) -> impl Iterator<Item = (&str, Duration)> {
-    config.plugins.iter().filter_map(|plugin| {
-        let shipped = plugin.shipped()?;
+/// What is looked up again while the gateway runs, and how often: tags, and what could not be had so far. `serves` tells
+/// of a version's name whether one is there.
+pub(crate) fn refreshed(config: &Config, serves: impl Fn(&str) -> bool) -> impl Iterator<Item = (String, Duration)> {
+    config.plugins.iter().flat_map(Plugin::versions).filter_map(move |version| {
+        let shipped = version.shipped()?;
+        let name = version.name();
         // A digest means what it meant.
         let moves = shipped.reference.parse::<Reference>().is_ok_and(|reference| reference.digest().is_none());
-        Some((plugin.name.as_str(), shipped.refresh.filter(|_| moves)?))
+        let every = shipped.refresh.filter(|_| moves || !serves(&name))?;
+        Some((name, every))
     })
 }
 
 impl<'a> Order<'a> {
-    /// Notes what is wrong. `None`: something is, or the plugin comes from elsewhere.
-    pub(crate) fn of(scope: &mut Scope<'_>, plugin: &'a PluginConfig) -> Option<Self> {
-        let shipped = plugin.shipped()?;
+    /// Notes what is wrong. `None`: something is, or the version comes from elsewhere.
+    pub(crate) fn of(scope: &mut Scope<'_>, version: PluginVersion<'a>) -> Option<Self> {
+        let shipped = version.shipped()?;
+        let name = version.name();
         let reference = shipped.reference.parse::<Reference>().map_err(|error| {
-            scope.error(plugin.source_line, format!("plugin {:?}: {error}", plugin.name));
+            scope.error(version.source_line, format!("plugin {name:?}: {error}"));
         });
         let mut keys = Vec::new();
         for file in &shipped.signed_by {
@@ -254,12 +307,13 @@ impl<'a> Order<'a> {
             all: shipped.signed_by_all,
             signed_as: shipped.signed_as.clone(),
         });
-        Some(Self { plugin, shipped, reference: reference.ok()?, verifier })
+        Some(Self { version, name, shipped, reference: reference.ok()?, verifier })
     }
 
-    /// What a plugin's versions are known by: another plugin may have other settings for the same artifact.
+    /// What versions that served are known by: another plugin may have other settings for the same artifact, and what served
+    /// beside a plugin is no version to fall back to for the plugin.
     pub(crate) fn used_as(&self) -> String {
-        format!("{} {}", self.plugin.name, self.reference)
+        format!("{} {}", self.name, self.reference)
     }
 
     async fn fetch(&self, depot: &Depot) -> Result<Component, Error> {

@@ -51,6 +51,10 @@ fn words(report: &Value) -> String {
     for plugin in list(&report["plugins"]) {
         let _ = writeln!(out, "plugin {}", text(&plugin["name"]));
     }
+    for refused in list(&report["refused_versions"]) {
+        let (name, stage, why) = (text(&refused["name"]), text(&refused["stage"]), text(&refused["why"]));
+        let _ = writeln!(out, "plugin {name}  a version was not taken ({stage}): {why}");
+    }
     out
 }
 

@@ -25,6 +25,8 @@ use journal::Journal;
 pub struct KvGrant {
     /// Of its namespace, overhead included.
     pub bytes: u64,
+    /// The plugin whose namespace it is, where that is another's; `None`: its own.
+    pub owner: Option<String>,
     /// One namespace for all of the tenant's plugins that say so.
     pub of_tenant: bool,
     /// A database that keeps it over restarts.
@@ -288,7 +290,7 @@ pub(crate) struct Stores {
 impl Stores {
     /// The namespace of a plugin. Names have no slash, so none is another's.
     pub(crate) fn open(&self, plugin: &str, tenant: Option<&str>, grant: &KvGrant) -> Kv {
-        let tenant = tenant.unwrap_or_default();
+        let (tenant, plugin) = (tenant.unwrap_or_default(), grant.owner.as_deref().unwrap_or(plugin));
         let name = if grant.of_tenant { format!("{tenant}/") } else { format!("{tenant}/{plugin}") };
         let mut spaces = lock(&self.spaces);
         spaces.retain(|_, space| space.strong_count() > 0);

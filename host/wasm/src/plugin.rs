@@ -108,9 +108,10 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the component is right as such, and only refuses its settings or fails as it starts with them.
+    /// Whether the component is right as such, and only refuses its settings or fails as it starts, or is
+    /// asked for the first time, with them.
     pub fn of_settings(&self) -> bool {
-        matches!(self, Self::Schema(_) | Self::Settings(_) | Self::Start(_))
+        matches!(self, Self::Schema(_) | Self::Settings(_) | Self::Start(_) | Self::Rehearsal { .. })
     }
 }
 
@@ -221,7 +222,7 @@ impl Runtime {
         observed: bool,
     ) -> Result<Arc<Plugin>, LoadError> {
         let identity = spec.identity();
-        if let Some(previous) = previous.filter(|plugin| plugin.identity == identity && !plugin.withdrawn()) {
+        if let Some(previous) = previous.filter(|plugin| plugin.is_made_of(spec)) {
             return Ok(previous.clone());
         }
         let http = match &spec.share.http {
@@ -300,6 +301,11 @@ fn validator(core: &Arc<Core>) -> Result<Option<jsonschema::Validator>, LoadErro
 impl Plugin {
     pub fn name(&self) -> &ByteString {
         &self.handle.core.name
+    }
+
+    /// Whether it would be taken over for this.
+    pub fn is_made_of(&self, spec: &PluginSpec) -> bool {
+        self.identity == spec.identity() && !self.withdrawn()
     }
 
     /// SHA-256 of the component, in hexadecimal.

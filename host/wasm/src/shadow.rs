@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use serde_json::json;
 use tidegate_policy::{
     Answered, Asked, AttemptFacts, Balancer, Blame, Choice, Decision, Egress, EndpointsView, Forwarding, Identity,
-    Later, PolicyFault, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict,
+    Later, PolicyFault, PolicyFaultKind, RequestEdits, Retry, RouteAnswer, Router, TunnelAnswer, TunnelRouter, Verdict,
 };
 
 use crate::decide::Asker;
@@ -40,7 +40,7 @@ pub struct ShadowSpec {
 const TIME: Duration = Duration::from_millis(50);
 
 /// Why it was not asked.
-const SKIPS: [&str; 2] = ["rate", "quarantined"];
+const SKIPS: [&str; 3] = ["rate", "quarantined", "budget"];
 
 /// A shadow and what it came to.
 pub struct Shadow {
@@ -125,7 +125,7 @@ impl Shadow {
     }
 
     /// Asks and compares, where this exchange is part of the share and there is room for a question.
-    fn beside<T>(
+    fn beside<T: Told>(
         &self,
         question: usize,
         asked: &Rc<Asked>,
@@ -147,6 +147,16 @@ impl Shadow {
         }
         let answer = ask(&self.asker);
         self.spent_ns.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let skipped = match answer.fault() {
+            // Another worker's question may have been the last.
+            Some(PolicyFaultKind::Quarantined) => Some(1),
+            Some(PolicyFaultKind::Budget) => Some(2),
+            _ => None,
+        };
+        if let Some(reason) = skipped {
+            self.skipped[reason].fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         self.compared[question].fetch_add(1, Ordering::Relaxed);
         let Some(difference) = compare(&answer) else { return };
         self.differences[question].fetch_add(1, Ordering::Relaxed);
@@ -171,6 +181,23 @@ impl Shadow {
         // What is refused does not count up: a second's questions never reach the upper half.
         let more = |asked: u64| ((asked & u64::from(u32::MAX)) < self.spec.rate).then_some(asked + 1);
         self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+/// What a shadow said, with whatever came beside it.
+trait Told {
+    fn fault(&self) -> Option<PolicyFaultKind>;
+}
+
+impl<T> Told for Decision<T> {
+    fn fault(&self) -> Option<PolicyFaultKind> {
+        self.as_ref().err().map(|fault| fault.kind)
+    }
+}
+
+impl<T, W> Told for (Decision<T>, W) {
+    fn fault(&self) -> Option<PolicyFaultKind> {
+        self.0.fault()
     }
 }
 

@@ -218,7 +218,8 @@ fn kv(config: &Config, source: &Source<'_>) {
         }
         let common = shared.first().map_or(0, |(_, kv)| kv.bytes);
         let own: u64 = granted().filter(|(_, kv)| !kv.of_tenant).map(|(_, kv)| kv.bytes).sum();
-        let sum = own.saturating_add(common);
+        let apart: u64 = granted().map(|(plugin, kv)| kv.bytes.saturating_mul(apart(plugin))).sum();
+        let sum = own.saturating_add(common).saturating_add(apart);
         if sum > tenant.limits.kv {
             let line = granted().next_back().map_or(tenant.line, |(plugin, _)| plugin.grants_line);
             let message = format!(
@@ -239,6 +240,11 @@ fn kv(config: &Config, source: &Source<'_>) {
             source.error(plugin.grants_line, message);
         }
     }
+}
+
+/// How many versions of a plugin have a namespace of their own beside it.
+fn apart(plugin: &Plugin) -> u64 {
+    u64::from(plugin.shadow.is_some()) + u64::from(plugin.rollout.as_ref().is_some_and(|rollout| !rollout.shares_kv))
 }
 
 /// What is allowed and probably not meant.

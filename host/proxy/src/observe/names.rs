@@ -133,7 +133,7 @@ pub const ROLLOUT_ROLLBACKS: &str = "tidegate_plugin_rollout_rollbacks_total";
 pub const SHADOW_COMPARED: &str = "tidegate_plugin_shadow_compared_total";
 /// Of those, the ones that differed, by plugin and question. From its shadow.
 pub const SHADOW_DIFFERENCES: &str = "tidegate_plugin_shadow_differences_total";
-/// Questions that a shadow was not asked, by plugin and reason (`rate`, `quarantined`). From its shadow.
+/// Questions that a shadow was not asked, by plugin and reason (`rate`, `quarantined`, `budget`). From its shadow.
 pub const SHADOW_SKIPPED: &str = "tidegate_plugin_shadow_skipped_total";
 /// Log lines beyond what a plugin may write, by plugin. From the plugin's statistics.
 pub const PLUGIN_LOG_DROPPED: &str = "tidegate_plugin_log_lines_dropped_total";

@@ -5,130 +5,192 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use tidegate_config::{OnFailure, OnLoadFailure, Plugin as PluginConfig, PluginIsolation, PluginSource};
+use tidegate_config::{
+    OnFailure, OnLoadFailure, Plugin as PluginConfig, PluginIsolation, PluginSource, PluginVersion, Role,
+};
 use tidegate_registry::{Component, Error};
-use tidegate_wasm::{Binary, Grants, Isolation, Limits, LoadError, Plugin, PluginSpec, Runtime};
+use tidegate_wasm::{Binary, Grants, Isolation, Limits, Plugin, PluginSpec, Runtime};
 
-use super::{Fresh, Scope, Served, rollouts, tenants};
+use super::rollouts::{self, Unfit};
+use super::{Compiled, Fresh, Scope, Served, tenants};
 use crate::plugins;
 use crate::shipping::{Depot, Order, Shipping, Stage};
+
+/// What came of orders, by the version's name.
+type Arrivals<'a> = HashMap<&'a str, (&'a Order<'a>, Result<Component, Error>)>;
 
 pub(super) fn load(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &Shipping) {
     let config = scope.config;
     let depot = Depot::open(scope);
-    let orders: Vec<Order<'_>> = config.plugins.iter().filter_map(|plugin| Order::of(scope, plugin)).collect();
-    let mut fetched: HashMap<&str, (&Order<'_>, Result<Component, Error>)> = HashMap::new();
+    let versions = config.plugins.iter().flat_map(PluginConfig::versions);
+    let orders: Vec<Order<'_>> = versions.filter_map(|version| Order::of(scope, version)).collect();
+    let mut arrivals = Arrivals::new();
     if let Some(depot) = &depot {
         let results = shipping.fetch(depot, &orders);
-        fetched.extend(orders.iter().zip(results).map(|(order, result)| (order.plugin.name.as_str(), (order, result))));
+        arrivals.extend(orders.iter().zip(results).map(|(order, result)| (order.name.as_str(), (order, result))));
     }
-    let mut binaries = Binaries::new();
+    let mut sources = Sources { runtime, shipping, depot: depot.as_ref(), arrivals, binaries: HashMap::new() };
     for plugin in &config.plugins {
-        match &plugin.source {
+        let current = plugin.versions().next().and_then(|version| sources.load(scope, version, None));
+        scope.plugins.list.extend(current.map(|loaded| (plugin.name.clone(), loaded)));
+    }
+    rollouts::deploy(scope, |scope, version, current| sources.load(scope, version, Some(current)));
+}
+
+/// Where versions come from, of a start or a reload.
+struct Sources<'a, 'o> {
+    runtime: &'o Arc<Runtime>,
+    shipping: &'o Shipping,
+    depot: Option<&'o Depot>,
+    arrivals: Arrivals<'o>,
+    /// Each is read and hashed once, however many plugins are made of it.
+    binaries: HashMap<&'a PluginSource, Option<Binary>>,
+}
+
+impl<'a> Sources<'a, '_> {
+    /// What is wrong with the version is noted.
+    fn load(
+        &mut self,
+        scope: &mut Scope<'_>,
+        version: PluginVersion<'a>,
+        current: Option<&Plugin>,
+    ) -> Option<Arc<Plugin>> {
+        let (runtime, shipping) = (self.runtime, self.shipping);
+        let (line, why) = match version.source {
             PluginSource::File(_) | PluginSource::Builtin(_) => {
-                if let Some(binary) = read(scope, &mut binaries, &plugin.source, plugin.source_line) {
-                    load_binary(scope, runtime, plugin, binary);
+                let binary = self.read(scope, version)?;
+                match rollouts::make(scope, runtime, version, binary, current) {
+                    Ok(loaded) => return Some(loaded),
+                    Err(unfit) => (unfit.line(version), format!("plugin {:?}: {}", version.name(), unfit.why)),
                 }
             }
             PluginSource::Registry(_) => {
-                if let (Some(depot), Some((order, result))) = (&depot, fetched.remove(plugin.name.as_str())) {
-                    let shipment = Shipment { runtime, shipping, depot, order };
-                    if let Err((line, why)) = shipment.load(scope, result, None) {
-                        scope.error(line, why);
+                let (depot, (order, result)) = (self.depot?, self.arrivals.remove(version.name().as_str())?);
+                let shipment = Shipment { runtime, shipping, depot, order };
+                match shipment.load(scope, current, result, false) {
+                    Ok(loaded) => return Some(loaded),
+                    Err((_, why)) if version.role != Role::Current => {
+                        scope.plugins.notes.push(left_out(version.role, &why));
+                        return None;
                     }
+                    Err(wrong) => wrong,
                 }
             }
-        }
+        };
+        scope.error(line, why);
+        None
     }
-    rollouts::deploy(scope, runtime, &mut binaries);
+
+    /// A component from this machine.
+    fn read(&mut self, scope: &mut Scope<'_>, version: PluginVersion<'a>) -> Option<Binary> {
+        let new = match self.binaries.entry(version.source) {
+            Entry::Occupied(known) => return known.get().clone(),
+            Entry::Vacant(new) => new,
+        };
+        let read = match version.source {
+            PluginSource::File(path) => scope.read(version.source_line, path).map(Binary::from),
+            PluginSource::Builtin(name) => {
+                let found = plugins::builtin(name).map(Binary::from);
+                if found.is_none() {
+                    let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
+                    scope.error(version.source_line, format!("no plugin {name:?} is built in; there are {known}"));
+                }
+                found
+            }
+            PluginSource::Registry(_) => None,
+        };
+        new.insert(read).clone()
+    }
 }
 
-/// The plugins that run, but for those that are looked up: of these the version that came, where one does, and the one
-/// that runs where none does. One that is revoked goes in any case.
-pub(super) fn refresh(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &Shipping, names: &[String]) {
-    let (config, Some(previous)) = (scope.config, scope.previous) else { return };
-    let Some(depot) = Depot::open(scope) else { return };
+/// Another version never keeps its plugin from serving.
+fn left_out(role: Role, why: &str) -> String {
+    match role {
+        Role::Current | Role::Next => format!("{why}; the current version answers alone"),
+        Role::Shadow => format!("{why}; no shadow is asked"),
+    }
+}
+
+/// The plugins that run, but for those versions that are looked up: of these the one that came, where one does, and the one
+/// that runs where none does. One that is revoked goes in any case. No other is read again.
+///
+/// # Returns
+/// Whether anything is to be another than it is.
+pub(super) fn refresh(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, shipping: &Shipping, names: &[String]) -> bool {
+    let (config, Some(previous)) = (scope.config, scope.previous) else { return false };
+    let Some(depot) = Depot::open(scope) else { return false };
     let mut orders = Vec::new();
-    for plugin in config.plugins.iter().filter(|plugin| names.contains(&plugin.name)) {
-        if let (Some(order), Some(served)) = (Order::of(scope, plugin), previous.plugins.served.get(&plugin.name)) {
-            orders.push((order, served));
+    for version in config.plugins.iter().flat_map(PluginConfig::versions) {
+        let name = version.name();
+        if names.contains(&name)
+            && let Some(order) = Order::of(scope, version)
+        {
+            orders.push((order, previous.plugins.served.get(&name)));
         }
     }
     let looked = shipping.look(&depot, &orders);
-    let mut looked: HashMap<&str, _> = orders
-        .iter()
-        .zip(looked)
-        .filter_map(|((order, _), result)| Some((order.plugin.name.as_str(), (order, result?))))
-        .collect();
-    // Other versions follow those that they are versions of.
-    for (name, runs) in previous.plugins.list.iter().filter(|(name, _)| !rollouts::is_other(name)) {
-        let served = previous.plugins.served.get(name);
-        if let Some((order, result)) = looked.remove(name.as_str()) {
-            let shipment = Shipment { runtime, shipping, depot: &depot, order };
+    let came = orders.iter().zip(looked);
+    let came = came.filter_map(|((order, _), result)| Some((order.name.as_str(), (order, result?)))).collect();
+    let mut again = Again { runtime, shipping, depot: &depot, previous, came };
+    for plugin in &config.plugins {
+        let current = plugin.versions().next().and_then(|version| again.load(scope, version, None));
+        scope.plugins.list.extend(current.map(|loaded| (plugin.name.clone(), loaded)));
+    }
+    rollouts::deploy(scope, |scope, version, current| again.load(scope, version, Some(current)));
+    let objects =
+        |list: &[(String, Arc<Plugin>)]| list.iter().map(|(_, plugin)| Arc::as_ptr(plugin)).collect::<Vec<_>>();
+    !scope.plugins.fresh.is_empty() || objects(&scope.plugins.list) != objects(&previous.plugins.list)
+}
+
+/// A look at tags, while the rest runs on.
+struct Again<'a> {
+    runtime: &'a Arc<Runtime>,
+    shipping: &'a Shipping,
+    depot: &'a Depot,
+    previous: &'a Compiled,
+    came: Arrivals<'a>,
+}
+
+impl Again<'_> {
+    fn load(
+        &mut self,
+        scope: &mut Scope<'_>,
+        version: PluginVersion<'_>,
+        current: Option<&Plugin>,
+    ) -> Option<Arc<Plugin>> {
+        let (name, role) = (version.name(), version.role);
+        let (runs, served) = (self.previous.plugins.get(&name), self.previous.plugins.served.get(&name));
+        if let Some((order, result)) = self.came.remove(name.as_str()) {
+            let Self { runtime, shipping, depot, .. } = *self;
+            let shipment = Shipment { runtime, shipping, depot, order };
             let revoked = served.is_some_and(|served| served.revoked(&depot.revoked));
-            match shipment.load(scope, result, Some(runs).filter(|_| !revoked)) {
-                Ok(()) => continue,
-                Err((_, why)) if revoked => {
+            match (shipment.load(scope, current, result, runs.is_some() && !revoked), runs) {
+                (Ok(loaded), _) => return Some(loaded),
+                (Err((_, why)), Some(runs)) if revoked => {
                     runs.withdraw();
-                    scope.plugins.notes.push(format!("{why}; what runs is revoked: it is asked no more"));
+                    let why = format!("{why}; what runs is revoked: it is asked no more");
+                    if role != Role::Current {
+                        scope.plugins.notes.push(left_out(role, &why));
+                        return None;
+                    }
+                    scope.plugins.notes.push(why);
                 }
-                Err((_, why)) => scope.plugins.notes.push(why),
+                (Err((_, why)), Some(_)) => scope.plugins.notes.push(why),
+                (Err((_, why)), None) => scope.plugins.notes.push(left_out(role, &why)),
             }
         }
-        scope.plugins.list.push((name.clone(), runs.clone()));
-        scope.plugins.served.extend(served.map(|served| (name.clone(), served.clone())));
-    }
-    if !scope.plugins.fresh.is_empty() {
-        rollouts::deploy(scope, runtime, &mut Binaries::new());
-    }
-}
-
-/// Each is read and hashed once, however many plugins are made of it.
-pub(super) type Binaries<'a> = HashMap<&'a PluginSource, Option<Binary>>;
-
-/// A component from this machine; what is wrong with it is noted.
-pub(super) fn read<'a>(
-    scope: &mut Scope<'a>,
-    binaries: &mut Binaries<'a>,
-    source: &'a PluginSource,
-    line: usize,
-) -> Option<Binary> {
-    let new = match binaries.entry(source) {
-        Entry::Occupied(known) => return known.get().clone(),
-        Entry::Vacant(new) => new,
-    };
-    let read = match source {
-        PluginSource::File(path) => scope.read(line, path).map(Binary::from),
-        PluginSource::Builtin(name) => {
-            let found = plugins::builtin(name).map(Binary::from);
-            if found.is_none() {
-                let known = plugins::BUILTIN.map(|(name, _)| name).join(", ");
-                scope.error(line, format!("no plugin {name:?} is built in; there are {known}"));
-            }
-            found
+        let runs = runs?.clone();
+        // What came of its plugin may answer other questions.
+        if let Some(Err(unfit)) = current.map(|current| rollouts::alike(&runs, current)) {
+            scope.plugins.notes.push(left_out(role, &format!("plugin {name:?}: {}", unfit.why)));
+            return None;
         }
-        PluginSource::Registry(_) => None,
-    };
-    new.insert(read).clone()
-}
-
-pub(super) fn explain(name: &str, error: &LoadError) -> String {
-    format!("plugin {name:?}: {error}")
-}
-
-fn load_binary(scope: &mut Scope<'_>, runtime: &Arc<Runtime>, plugin: &PluginConfig, bytes: Binary) {
-    let previous = scope.previous.and_then(|previous| previous.plugins.get(&plugin.name));
-    match runtime.load(&spec(scope, plugin, bytes), previous) {
-        Ok(loaded) => scope.plugins.list.push((plugin.name.clone(), loaded)),
-        Err(error) => {
-            let settings = matches!(error, LoadError::Settings(_));
-            let line = if settings { plugin.settings_line } else { plugin.source_line };
-            scope.error(line, explain(&plugin.name, &error));
-        }
+        scope.plugins.served.extend(served.map(|served| (name, served.clone())));
+        Some(runs)
     }
 }
 
-/// A plugin on its way from a registry.
+/// A version on its way from a registry.
 struct Shipment<'a> {
     runtime: &'a Arc<Runtime>,
     shipping: &'a Shipping,
@@ -137,52 +199,54 @@ struct Shipment<'a> {
 }
 
 impl Shipment<'_> {
-    /// Takes the version that came, or the last one that served and does. `runs` is as good as any that served.
+    /// Takes the version that came, or the last one that served and does. Where one runs, that is as good as any that served.
+    /// `current` is what it is another version of.
     ///
     /// # Errors
     /// None does: where the configuration is to blame, and why.
     fn load(
         &self,
         scope: &mut Scope<'_>,
+        current: Option<&Plugin>,
         fetched: Result<Component, Error>,
-        runs: Option<&Arc<Plugin>>,
-    ) -> Result<(), (usize, String)> {
-        let Order { plugin, shipped, reference, .. } = self.order;
-        let named = format!("plugin {:?}: {reference}", plugin.name);
+        one_runs: bool,
+    ) -> Result<Arc<Plugin>, (usize, String)> {
+        let Order { version, name, shipped, reference, .. } = self.order;
+        let named = format!("plugin {name:?}: {reference}");
         let mut refused = None;
         let (stage, line, why) = match fetched {
-            Err(error) => (Stage::Fetch, plugin.source_line, format!("{named}: {error}")),
+            Err(error) => (Stage::Fetch, version.source_line, format!("{named}: {error}")),
             Ok(component) => {
                 let manifest = component.version.manifest;
                 refused = Some(manifest);
-                match self.configure(scope, component) {
-                    Ok(()) => return Ok(()),
-                    Err(error) if error.of_settings() => {
-                        (Stage::Configure, plugin.settings_line, format!("{named}: {manifest}: {error}"))
+                match self.configure(scope, current, component) {
+                    Ok(loaded) => {
+                        self.shipping.taken(self.order);
+                        return Ok(loaded);
                     }
-                    Err(error) => (Stage::Compile, plugin.source_line, format!("{named}: {manifest}: {error}")),
+                    Err(unfit) => (unfit.stage, unfit.line(*version), format!("{named}: {manifest}: {}", unfit.why)),
                 }
             }
         };
-        self.shipping.refused(&plugin.name, stage, refused);
-        if runs.is_some() {
+        self.shipping.refused(self.order, stage, refused, &why);
+        if one_runs {
             return Err((line, format!("{why}; the version that runs goes on")));
         }
         if stage.policy(shipped) == OnLoadFailure::Refuse {
             return Err((line, why));
         }
         let mut others = Vec::new();
-        for version in self.depot.store.served(&self.order.used_as()) {
-            if Some(version.manifest) == refused {
+        for kept in self.depot.store.served(&self.order.used_as()) {
+            if Some(kept.manifest) == refused {
                 continue;
             }
-            let found = self.order.kept(self.depot, &version).map_err(|error| error.to_string());
-            match found.and_then(|component| self.configure(scope, component).map_err(|error| error.to_string())) {
-                Ok(()) => {
-                    scope.plugins.notes.push(format!("{why}; {} goes on, which served last", version.manifest));
-                    return Ok(());
+            let found = self.order.kept(self.depot, &kept).map_err(|error| error.to_string());
+            match found.and_then(|component| self.configure(scope, current, component).map_err(|unfit| unfit.why)) {
+                Ok(loaded) => {
+                    scope.plugins.notes.push(format!("{why}; {} goes on, which served last", kept.manifest));
+                    return Ok(loaded);
                 }
-                Err(error) => others.push(format!("nor does {} do, which served before: {error}", version.manifest)),
+                Err(error) => others.push(format!("nor does {} do, which served before: {error}", kept.manifest)),
             }
         }
         if others.is_empty() {
@@ -191,23 +255,28 @@ impl Shipment<'_> {
         Err((line, format!("{why}; {}", others.join("; "))))
     }
 
-    fn configure(&self, scope: &mut Scope<'_>, component: Component) -> Result<(), LoadError> {
-        let plugin = self.order.plugin;
-        let previous = scope.previous.and_then(|previous| previous.plugins.get(&plugin.name));
-        let loaded = self.runtime.load(&spec(scope, plugin, Binary::from(&component.bytes[..])), previous)?;
-        scope.plugins.list.push((plugin.name.clone(), loaded));
-        let served = Served { reference: self.order.reference.to_string(), version: component.version.clone() };
-        scope.plugins.served.insert(plugin.name.clone(), served);
+    fn configure(
+        &self,
+        scope: &mut Scope<'_>,
+        current: Option<&Plugin>,
+        component: Component,
+    ) -> Result<Arc<Plugin>, Unfit> {
+        let Order { version, name, reference, .. } = self.order;
+        let binary = Binary::from(&component.bytes[..]);
+        let loaded = rollouts::make(scope, self.runtime, *version, binary, current)?;
+        let served = Served { reference: reference.to_string(), version: component.version.clone() };
+        scope.plugins.served.insert(name.clone(), served);
         scope.plugins.fresh.push(Fresh { used_as: self.order.used_as(), store: self.depot.store.clone(), component });
-        Ok(())
+        Ok(loaded)
     }
 }
 
-pub(super) fn spec(scope: &Scope<'_>, plugin: &PluginConfig, bytes: Binary) -> PluginSpec {
+pub(super) fn spec(scope: &Scope<'_>, version: PluginVersion<'_>, bytes: Binary) -> PluginSpec {
+    let plugin = version.plugin;
     PluginSpec {
-        name: plugin.name.as_str().into(),
+        name: version.name().into(),
         bytes,
-        settings: plugin.settings.clone(),
+        settings: version.settings.clone(),
         deny: plugin.on_failure == OnFailure::Deny,
         limits: Limits { time: plugin.time, memory: plugin.memory as usize },
         grants: Grants { headers: plugin.headers.clone(), wasi: plugin.wasi },
@@ -216,6 +285,6 @@ pub(super) fn spec(scope: &Scope<'_>, plugin: &PluginConfig, bytes: Binary) -> P
             PluginIsolation::Request => Isolation::Request,
         },
         memoise: plugin.memoise,
-        share: tenants::share(scope, plugin),
+        share: tenants::share(scope, version),
     }
 }

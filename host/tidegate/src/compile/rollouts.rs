@@ -5,119 +5,111 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderName;
-use tidegate_config::{OtherVersion, Plugin as PluginConfig, Rollout as RolloutConfig, StickyBy as StickyConfig};
-use tidegate_wasm::{Deployment, Guard, Plugin, Rollout, RolloutSpec, Runtime, Shadow, ShadowSpec, StickyBy};
+use tidegate_config::{PluginVersion, Role, Rollout as RolloutConfig, StickyBy as StickyConfig};
+use tidegate_wasm::{
+    Binary, Deployment, Guard, LoadError, Plugin, PluginSpec, Rollout, RolloutSpec, Runtime, Shadow, ShadowSpec,
+    StickyBy,
+};
 
 use super::Scope;
-use super::plugins::{Binaries, explain, read, spec};
+use super::plugins::spec;
+use crate::shipping::Stage;
 
-/// What stands between a plugin's name and its version: no name that a configuration gives has it.
-const NEXT: &str = "@next";
-const SHADOW: &str = "@shadow";
-
-/// Whether a version of this name is one that a plugin has beside its current one.
-pub(super) fn is_other(name: &str) -> bool {
-    name.ends_with(NEXT) || name.ends_with(SHADOW)
-}
-
-/// How a version is loaded.
-#[derive(Clone, Copy)]
-enum As {
-    Next,
-    Shadow,
-}
-
-impl As {
-    fn suffix(self) -> &'static str {
-        match self {
-            Self::Next => NEXT,
-            Self::Shadow => SHADOW,
-        }
-    }
-}
-
-/// Puts what was loaded to use, with the other versions that the configuration has of it.
-pub(super) fn deploy<'a>(scope: &mut Scope<'a>, runtime: &Arc<Runtime>, binaries: &mut Binaries<'a>) {
+/// Puts what was loaded to use, with the other versions that the configuration has of it. `find` loads one of these beside
+/// the current one; it notes what is wrong.
+pub(super) fn deploy<'a>(
+    scope: &mut Scope<'a>,
+    mut find: impl FnMut(&mut Scope<'a>, PluginVersion<'a>, &Plugin) -> Option<Arc<Plugin>>,
+) {
     let config = scope.config;
     let loaded: HashMap<String, Arc<Plugin>> = scope.plugins.list.iter().cloned().collect();
     for plugin in &config.plugins {
         let Some(current) = loaded.get(&plugin.name) else { continue };
         let mut deployment = Deployment::of(current.clone());
-        if let Some(rollout) = &plugin.rollout {
-            let next = other(scope, runtime, binaries, plugin, &rollout.next, current, As::Next);
-            deployment.rollout = next.and_then(|next| {
-                let spec = rollout_spec(rollout)?;
-                let previous = before(scope, &plugin.name).and_then(|before| before.rollout.as_ref());
-                let rollout =
-                    Rollout::new(plugin.name.as_str().into(), &next, spec, previous.map(|(_, rollout)| rollout));
-                Some((next, rollout))
-            });
-        }
-        if let Some(shadow) = &plugin.shadow {
-            let version = other(scope, runtime, binaries, plugin, &shadow.version, current, As::Shadow);
-            deployment.shadow = version.map(|version| {
+        for version in plugin.versions().filter(|version| version.role != Role::Current) {
+            let Some(found) = find(scope, version, current) else { continue };
+            scope.plugins.list.push((version.name(), found.clone()));
+            let before = scope.previous.and_then(|previous| previous.plugins.deployment(&plugin.name));
+            if let (Role::Next, Some(rollout)) = (version.role, &plugin.rollout) {
+                let previous = before.and_then(|before| before.rollout.as_ref()).map(|(_, rollout)| rollout);
+                deployment.rollout = rollout_spec(rollout).map(|spec| {
+                    let rollout = Rollout::new(plugin.name.as_str().into(), &found, spec, previous);
+                    (found, rollout)
+                });
+            } else if let Some(shadow) = &plugin.shadow {
                 let spec = ShadowSpec { share: shadow.share, rate: shadow.rate };
-                let previous = before(scope, &plugin.name).and_then(|before| before.shadow.as_ref());
-                Shadow::new(&version, current, spec, previous)
-            });
+                let previous = before.and_then(|before| before.shadow.as_ref());
+                deployment.shadow = Some(Shadow::new(&found, current, spec, previous));
+            }
         }
         scope.plugins.deployments.push((plugin.name.clone(), deployment));
     }
 }
 
-fn before<'a>(scope: &Scope<'a>, name: &str) -> Option<&'a Deployment> {
-    scope.previous?.plugins.deployment(name)
+/// Why a component is no version of a plugin.
+pub(super) struct Unfit {
+    pub(super) stage: Stage,
+    pub(super) why: String,
 }
 
-/// Another version of a plugin. What is wrong with it is noted.
-fn other<'a>(
-    scope: &mut Scope<'a>,
+impl Unfit {
+    /// Where the configuration says what is wrong.
+    pub(super) fn line(&self, version: PluginVersion<'_>) -> usize {
+        if self.stage == Stage::Configure { version.settings_line } else { version.source_line }
+    }
+}
+
+impl From<LoadError> for Unfit {
+    fn from(error: LoadError) -> Self {
+        let stage = if error.of_settings() { Stage::Configure } else { Stage::Compile };
+        Self { stage, why: error.to_string() }
+    }
+}
+
+/// A plugin's version of these bytes. One that is to stand beside `current` is asked once, and answers the same questions.
+pub(super) fn make(
+    scope: &Scope<'_>,
     runtime: &Arc<Runtime>,
-    binaries: &mut Binaries<'a>,
-    plugin: &'a PluginConfig,
-    version: &'a OtherVersion,
-    current: &Plugin,
-    load_as: As,
-) -> Option<Arc<Plugin>> {
-    let name = format!("{}{}", plugin.name, load_as.suffix());
-    let bytes = read(scope, binaries, &version.source, version.source_line)?;
-    let mut spec = spec(scope, plugin, bytes);
-    spec.name = name.as_str().into();
-    if let (As::Shadow, Some(kv)) = (load_as, &mut spec.share.kv) {
-        // What it keeps is nobody else's: its answers are not used, and neither is what it writes.
-        (kv.of_tenant, kv.persist) = (false, None);
-    }
-    if let Some(settings) = &version.settings {
-        spec.settings.clone_from(settings);
-    }
-    let previous = scope.previous.and_then(|previous| previous.plugins.get(&name));
-    let loaded = match load_as {
-        As::Next => runtime.load(&spec, previous),
-        As::Shadow => runtime.load_shadow(&spec, previous),
+    version: PluginVersion<'_>,
+    bytes: Binary,
+    current: Option<&Plugin>,
+) -> Result<Arc<Plugin>, Unfit> {
+    let spec = spec(scope, version, bytes);
+    let previous = scope.previous.and_then(|previous| previous.plugins.get(&version.name()));
+    let load = |spec: &PluginSpec| match version.role {
+        Role::Current | Role::Next => runtime.load(spec, previous),
+        Role::Shadow => runtime.load_shadow(spec, previous),
     };
+    let Some(current) = current else { return Ok(load(&spec)?) };
     // One that is taken over was asked before.
-    let asked = loaded.and_then(|loaded| {
-        let known = previous.is_some_and(|previous| Arc::ptr_eq(previous, &loaded));
-        if known { Ok(loaded) } else { loaded.rehearse().map(|()| loaded) }
-    });
-    let found = match asked {
-        Ok(found) => found,
-        Err(error) => {
-            scope.error(version.source_line, explain(&name, &error));
-            return None;
+    if !previous.is_some_and(|previous| previous.is_made_of(&spec)) {
+        let mut trial = spec.clone();
+        if let Some(kv) = &mut trial.share.kv {
+            // What it writes on trial nobody is to find: not the version that serves, if they share their keys.
+            (kv.owner, kv.of_tenant, kv.persist) = (Some(format!("{}@trial", spec.name)), false, None);
         }
-    };
-    let (has, wanted) = (found.questions(), current.questions());
-    if has != wanted {
-        let message = format!(
-            "plugin {name:?}: it does not answer the same questions as {:?}: its answers could not take their place",
-            plugin.name
-        );
-        scope.error(version.source_line, message);
-        return None;
+        let tried = load(&trial)?;
+        alike(&tried, current)?;
+        tried.rehearse()?;
+        if spec.share.kv.is_none() {
+            return Ok(tried);
+        }
     }
-    scope.plugins.list.push((name, found.clone()));
-    Some(found)
+    let loaded = load(&spec)?;
+    alike(&loaded, current)?;
+    Ok(loaded)
+}
+
+/// Whether one could stand for the other.
+pub(super) fn alike(version: &Plugin, current: &Plugin) -> Result<(), Unfit> {
+    if version.questions() == current.questions() {
+        return Ok(());
+    }
+    let why = format!(
+        "it does not answer the same questions as {:?}: its answers could not take their place",
+        &**current.name()
+    );
+    Err(Unfit { stage: Stage::Compile, why })
 }
 
 fn rollout_spec(config: &RolloutConfig) -> Option<RolloutSpec> {

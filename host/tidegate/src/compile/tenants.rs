@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidegate_config::{Config, Plugin as PluginConfig, Tenant as TenantConfig};
+use tidegate_config::{Config, Kv, PluginVersion, Role, Tenant as TenantConfig};
 use tidegate_policy::Breaker;
 use tidegate_wasm::{CpuShare, HttpGrant, KvGrant, Share, TenantLimits};
 
@@ -40,17 +40,14 @@ fn cpu(share: tidegate_config::CpuShare) -> CpuShare {
     CpuShare { per_second: share.per_second, burst: share.burst }
 }
 
-pub(super) fn share(scope: &Scope<'_>, plugin: &PluginConfig) -> Share {
+pub(super) fn share(scope: &Scope<'_>, version: PluginVersion<'_>) -> Share {
+    let plugin = version.plugin;
     Share {
         tenant: plugin.tenant.as_deref().and_then(|name| scope.tenant(name)).map(|tenant| tenant.wasm.clone()),
         cpu: plugin.cpu.map(cpu),
         instances: plugin.instances,
         log_lines: plugin.log_lines,
-        kv: plugin.kv.as_ref().map(|kv| KvGrant {
-            bytes: kv.bytes,
-            of_tenant: kv.of_tenant,
-            persist: kv.persist.clone(),
-        }),
+        kv: plugin.kv.as_ref().map(|kv| keys(version, kv)),
         http: plugin.http.as_ref().map(|http| HttpGrant {
             clusters: http.clusters.iter().map(|(name, _)| name.clone()).collect(),
             max_request: http.max_request,
@@ -59,5 +56,18 @@ pub(super) fn share(scope: &Scope<'_>, plugin: &PluginConfig) -> Share {
             per_second: plugin.callouts,
             wait: plugin.wait,
         }),
+    }
+}
+
+/// Whose keys a version has.
+fn keys(version: PluginVersion<'_>, kv: &Kv) -> KvGrant {
+    let Kv { bytes, of_tenant, persist } = kv.clone();
+    let plugins = KvGrant { bytes, owner: Some(version.plugin.name.clone()), of_tenant, persist };
+    match version.role {
+        Role::Current => plugins,
+        Role::Next if version.plugin.rollout.as_ref().is_some_and(|rollout| rollout.shares_kv) => plugins,
+        Role::Next => KvGrant { owner: None, of_tenant: false, ..plugins },
+        // What it keeps is nobody else's: its answers are not used, and neither is what it writes.
+        Role::Shadow => KvGrant { owner: None, of_tenant: false, persist: None, ..plugins },
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn grant(bytes: u64) -> KvGrant {
-    KvGrant { bytes, of_tenant: false, persist: None }
+    KvGrant { bytes, owner: None, of_tenant: false, persist: None }
 }
 
 #[test]
@@ -80,6 +80,9 @@ fn nobody_sees_the_entries_of_another() {
     }
     assert_eq!(common("q", "a").get("key", 0), Some(vec![4]), "a tenant's plugins share one");
     assert_eq!(own("p", Some("a")).get("key", 0), Some(vec![2]), "and a reload keeps it");
+    let of_p = KvGrant { owner: Some("p".to_owned()), ..grant(4096) };
+    assert_eq!(stores.open("p@next", Some("a"), &of_p).get("key", 0), Some(vec![2]), "as does another version of it");
+    assert_eq!(own("p@next", Some("a")).get("key", 0), None, "unless that has its own");
     drop(all);
     assert_eq!(own("p", None).get("key", 0), None, "what nobody uses is gone");
 }
