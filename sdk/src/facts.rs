@@ -14,7 +14,7 @@ pub use source::{log, metrics};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Proof, Scheme};
+use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Load, Proof, Scheme};
 
 /// Since any fixed point.
 pub fn now() -> Duration {
@@ -269,6 +269,11 @@ impl Endpoints {
     /// Moving average of the time to the response head; zero before the first.
     pub fn latency(&self, index: u32) -> Duration {
         source::latency(index)
+    }
+
+    /// The three above in one call.
+    pub fn load(&self, index: u32) -> Load {
+        source::load(index)
     }
 
     /// Of all, in one copy.

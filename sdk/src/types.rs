@@ -78,6 +78,17 @@ pub enum Verdict {
     Elsewhere(Duration),
 }
 
+/// What weighs in a choice between endpoints, of one of them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Load {
+    /// Healthy, below its limits, and not tried yet by this exchange.
+    pub available: bool,
+    /// Requests under way at it.
+    pub in_flight: u32,
+    /// Moving average of the time to the response head; zero before the first.
+    pub latency: Duration,
+}
+
 /// What the gateway can prove about a failed attempt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Proof {

@@ -144,12 +144,12 @@ async fn a_next_version_is_fetched_verified_and_refused_without_the_current_one(
     let said = run(&["status", "--admin", &gateway.admin().to_string()]);
     let said = String::from_utf8(said.stdout).expect("text");
     assert!(said.contains("plugin router@next  a version was not taken (fetch): "), "{said}");
-    assert!(gateway.log().contains("the current version answers alone"), "{}", gateway.log());
+    gateway.says("the current version answers alone").await;
 
     let unsigned = scene.push_as(&scene.version_of(GUEST, "v0"), &tag(&scene));
     fetched(&gateway, "unsigned").await;
     current_alone(&gateway).await;
-    assert!(gateway.log().contains(&format!("{unsigned} is not signed")), "{}", gateway.log());
+    gateway.says(&format!("{unsigned} is not signed")).await;
 
     let first = scene.push_signed_as(&scene.version_of(GUEST, "v1"), &tag(&scene));
     comes_to_serve(&gateway, NEXT, &first).await;
@@ -283,7 +283,7 @@ async fn a_shadow_comes_from_a_registry_by_its_digest() {
     );
     let gateway = Gateway::start(&with(&scene, &shadow, "")).await;
     current_alone(&gateway).await;
-    assert!(gateway.log().contains("no shadow is asked"), "{}", gateway.log());
+    gateway.says("no shadow is asked").await;
     scene.registry.up().await;
     comes_to_serve(&gateway, "router@shadow", &version).await;
     scene.kept(&version).await;

@@ -89,6 +89,16 @@ impl From<SocketAddr> for SocketAddress {
     }
 }
 
+#[derive(Clone, Copy, ComponentType, Lower)]
+#[component(record)]
+pub(crate) struct EndpointLoad {
+    pub(crate) available: bool,
+    #[component(name = "in-flight")]
+    pub(crate) in_flight: u32,
+    /// Nanoseconds.
+    pub(crate) latency: u64,
+}
+
 #[derive(Clone, ComponentType, Lift, Lower)]
 #[component(record)]
 pub(crate) struct Field {

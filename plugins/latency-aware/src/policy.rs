@@ -63,20 +63,20 @@ impl LatencyAware {
         if latency.is_zero() { self.settings.assume_ms / 1e3 } else { latency.as_secs_f64() }
     }
 
-    fn cost(&self, seconds: f64, index: u32, endpoints: &Endpoints) -> f64 {
+    fn cost(&self, seconds: f64, in_flight: u32, index: u32) -> f64 {
         let weight = self.weights.get(index as usize).copied().unwrap_or(1).max(1);
-        seconds * f64::from(endpoints.in_flight(index) + 1) / f64::from(weight)
+        seconds * (f64::from(in_flight) + 1.0) / f64::from(weight)
     }
 
     /// The cheaper of the two, if both can be drawn.
     fn of_two(&self, first: u32, second: u32, endpoints: &Endpoints) -> Option<Choice> {
-        let fit = |index: u32| {
-            let seconds = self.seconds(endpoints.latency(index));
-            (seconds <= self.bound && endpoints.available(index)).then_some(seconds)
+        let cost = |index: u32| {
+            let load = endpoints.load(index);
+            let seconds = self.seconds(load.latency);
+            (seconds <= self.bound && load.available).then(|| self.cost(seconds, load.in_flight, index))
         };
-        let (one, other) = (fit(first)?, fit(second)?);
-        let second_wins = self.cost(other, second, endpoints) < self.cost(one, first, endpoints);
-        Some(Choice::Endpoint(if second_wins { second } else { first }))
+        let (one, other) = (cost(first)?, cost(second)?);
+        Some(Choice::Endpoint(if other < one { second } else { first }))
     }
 
     /// Looks at all, and draws from those that are fit.
@@ -98,7 +98,8 @@ impl LatencyAware {
         let fit: Vec<u32> = available.iter().copied().filter(|index| latency(*index) <= bound).collect();
         let (first, second) = two(drawn, fit.len());
         let (first, second) = (fit[first], fit[second]);
-        let second_wins = self.cost(latency(second), second, endpoints) < self.cost(latency(first), first, endpoints);
+        let cost = |index: u32| self.cost(latency(index), endpoints.in_flight(index), index);
+        let second_wins = cost(second) < cost(first);
         (self.bound, self.picks_left) = (bound, PICKS_BETWEEN_LOOKS);
         Choice::Endpoint(if second_wins { second } else { first })
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::bindings::facts::tidegate::policy as wit;
-use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Node, Proof, Scheme};
+use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Load, Node, Proof, Scheme};
 
 pub fn now() -> Duration {
     Duration::from_nanos(wit::clock::monotonic())
@@ -309,6 +309,11 @@ pub fn in_flight(index: u32) -> u32 {
 
 pub fn latency(index: u32) -> Duration {
     Duration::from_nanos(wit::endpoints::latency(index))
+}
+
+pub fn load(index: u32) -> Load {
+    let wit::endpoints::EndpointLoad { available, in_flight, latency } = wit::endpoints::load(index);
+    Load { available, in_flight, latency: Duration::from_nanos(latency) }
 }
 
 pub fn generation() -> u64 {

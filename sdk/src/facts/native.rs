@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::testing::{with_question, with_question_mut};
-use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Proof, Scheme};
+use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Load, Proof, Scheme};
 
 pub fn now() -> Duration {
     with_question(|q| q.now)
@@ -168,6 +168,10 @@ pub fn label(index: u32, key: &str) -> Option<String> {
 
 pub fn in_flight(index: u32) -> u32 {
     with_question(|q| q.endpoints.get(index as usize).map_or(0, |endpoint| endpoint.in_flight))
+}
+
+pub fn load(index: u32) -> Load {
+    Load { available: available(index), in_flight: in_flight(index), latency: latency(index) }
 }
 
 pub fn latency(index: u32) -> Duration {

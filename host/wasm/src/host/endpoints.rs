@@ -5,7 +5,7 @@ use wasmtime::StoreContextMut;
 
 use super::Instance;
 use crate::state::State;
-use crate::types::SocketAddress;
+use crate::types::{EndpointLoad, SocketAddress};
 
 type Store<'a> = StoreContextMut<'a, State>;
 
@@ -44,6 +44,14 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     })?;
     linker.func_wrap("latency", |mut store: Store<'_>, (index,): (u32,)| {
         Ok((view(store.data_mut()).map_or(0, |view| view.latency(index).as_nanos() as u64),))
+    })?;
+    linker.func_wrap("load", |mut store: Store<'_>, (index,): (u32,)| {
+        let view = view(store.data_mut());
+        Ok((EndpointLoad {
+            available: view.is_some_and(|view| view.available(index)),
+            in_flight: view.map_or(0, |view| view.in_flight(index)),
+            latency: view.map_or(0, |view| view.latency(index).as_nanos() as u64),
+        },))
     })?;
     linker.func_wrap("availables", |mut store: Store<'_>, (): ()| {
         let list: Vec<u32> = view(store.data_mut())
