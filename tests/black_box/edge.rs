@@ -381,3 +381,156 @@ split = [{{ cluster = "function" }}, {{ cluster = "origin" }}]
     }
     eventually("it is left out", async || (status(&client, "/told").await == 503).then_some(())).await;
 }
+
+/// wasi:http 0.2 on `outgoing-body`: one that is dropped without `finish`, or shorter than its `content-length`, is corrupted.
+/// Nobody may take it for a whole one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_not_finished_is_broken_off() {
+    let folder = folder();
+    let authority = Authority::new();
+    authority.issue(&["edge.example"]).write(folder.path(), "edge");
+    let tls = "address = \"127.0.0.1:0\"\ntls.certificates = [{ certificate = \"edge.pem\", key = \"edge.key\" }]";
+    let clear = "[[listener]]\nname = \"clear\"\naddress = \"127.0.0.1:0\"\n";
+    let config = config("", ONE_TRY).replace("address = \"127.0.0.1:0\"", tls) + clear;
+    let gateway = Gateway::start_in(folder, &config).await;
+    let ways = ["/unfinished?100", "/dropped?100", "/short?100"];
+    // Its head and nine bytes, and no last chunk behind them.
+    for path in ways {
+        let mut client = RawClient::connect(gateway.address("clear")).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await;
+        let mut all = Vec::new();
+        // It may be reset.
+        let _ =
+            tokio::time::timeout(Duration::from_secs(5), client.0.read_to_end(&mut all)).await.expect("it is closed");
+        let text = String::from_utf8_lossy(&all);
+        assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("half of it"), "{path}: {text}");
+        assert!(!text.ends_with("0\r\n\r\n"), "{path}: {text}");
+        assert_eq!(text.contains("content-length: 20\r\n"), path.starts_with("/short"), "{path}: {text}");
+    }
+    for (version, alpn) in [(Version::HTTP_11, &b"http/1.1"[..]), (Version::HTTP_2, b"h2"), (Version::HTTP_3, b"h3")] {
+        let client = Client::tls(gateway.edge(), version, authority.client(&[alpn], None), "edge.example");
+        for path in ways {
+            assert!(client.get(path).await.is_err(), "{version:?} {path} looks whole");
+            assert_eq!(client.get("/told").await.expect("an answer").status, 200, "{version:?} after {path}");
+        }
+    }
+    assert_eq!(faults(&gateway, "unfinished").await, 12.0);
+    // What nothing of left in time is answered for.
+    let client = Client::http1(gateway.address("clear"));
+    assert!(client.get("/unfinished?0").await.map_or(true, |answer| answer.status == 502));
+    none_lives(&gateway).await;
+}
+
+/// The gateway's file, where the cluster is a tenant's.
+fn of_tenant(tenant: &str, cluster: &str, route: &str) -> String {
+    config(&format!("tenant = \"a\"\n{cluster}"), &format!("tenant = \"a\"\nhost = \"a.test\"\n{route}"))
+        + &format!("[[tenant]]\nname = \"a\"\nhosts = \"a.test\"\n{tenant}\n")
+}
+
+fn refused_for_budget(answer: &tidegate_tests::Answer) -> bool {
+    let said = answer.header("proxy-status").unwrap_or_default();
+    let later = answer.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
+    answer.status == 503 && said.contains("http_request_denied") && said.contains("budget") && later >= Some(1)
+}
+
+/// CPU time is charged while it is taken: who is at work waits for more, who comes anew is told so, and in the end all is done
+/// that was begun, as fast as the budget is earned.
+async fn is_held_to_its_share(gateway: &Gateway, client: &Client, rate: f64, burst: f64) {
+    let cpu = "tidegate_component_cpu_seconds_total{cluster=\"function\"}";
+    let (begun, before) = (Instant::now(), gateway.metric(cpu).await);
+    let at_work = {
+        let client = client.clone();
+        tokio::spawn(async move { client.get("/work?300").await.expect("an answer") })
+    };
+    let mut refused = 0;
+    while !at_work.is_finished() {
+        let answer = client.get("/told").await.expect("an answer");
+        refused += usize::from(refused_for_budget(&answer));
+        assert!(refused_for_budget(&answer) || answer.status == 200, "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let answer = at_work.await.expect("no panic");
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "worked\n"));
+    let took = begun.elapsed().as_secs_f64();
+    none_lives(gateway).await;
+    let used = gateway.metric(cpu).await - before;
+    assert!(used > 2.0 * burst, "{used} s are too little to tell anything");
+    // A guest is looked at once a millisecond, and the machine's clock is not the thread's.
+    assert!(took > (used - burst) / rate * 0.9 - 0.1, "{used} s of CPU time in {took} s");
+    assert!(refused > 0 && faults(gateway, "budget").await >= refused as f64, "{refused}");
+    assert_eq!(faults(gateway, "cpu_time").await, 0.0);
+    let again = async || (client.get("/told").await.expect("an answer").status == 200).then_some(());
+    eventually("there is CPU time again", again).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_component_is_charged_to_its_budget() {
+    let tenant = "limits = { cpu = \"50ms\", cpu_burst = \"20ms\" }";
+    let gateway = Gateway::start_in(folder(), &of_tenant(tenant, "limits = { cpu_time = \"10s\" }", ONE_TRY)).await;
+    let client = Client::http1(gateway.edge()).authority("a.test");
+    is_held_to_its_share(&gateway, &client, 0.05, 0.02).await;
+    let of_component = gateway.metric("tidegate_component_cpu_seconds_total{cluster=\"function\"}").await;
+    let of_tenant = gateway.metric("tidegate_tenant_cpu_seconds_total{tenant=\"a\"}").await;
+    assert!((of_component - of_tenant).abs() < 0.01, "{of_component} {of_tenant}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_of_nobody_may_have_a_share_of_its_own() {
+    let limits = "limits = { cpu_time = \"10s\", cpu = \"50ms\", cpu_burst = \"20ms\" }";
+    let gateway = Gateway::start_in(folder(), &config(limits, ONE_TRY)).await;
+    is_held_to_its_share(&gateway, &Client::http1(gateway.edge()), 0.05, 0.02).await;
+}
+
+/// Waiting for CPU time ends as any waiting does: with the request's own time, or its client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_cpu_time_waits_no_longer_than_its_timeout() {
+    let limits = "limits = { cpu_time = \"10s\", cpu = \"5ms\", cpu_burst = \"5ms\", timeout = \"400ms\" }";
+    let gateway = Gateway::start_in(folder(), &config(limits, ONE_TRY)).await;
+    let begun = Instant::now();
+    assert_eq!(status(&Client::http1(gateway.edge()), "/burn").await, 502);
+    assert!(begun.elapsed() > Duration::from_millis(390) && begun.elapsed() < Duration::from_secs(3));
+    assert_eq!(faults(&gateway, "timeout").await, 1.0);
+    none_lives(&gateway).await;
+    let used = gateway.metric("tidegate_component_cpu_seconds_total{cluster=\"function\"}").await;
+    assert!(used < 0.02, "{used} s of CPU time where there were 7 ms");
+    eventually("there is CPU time again", async || {
+        let mut leaver = RawClient::connect(gateway.edge()).await;
+        leaver.send(b"GET /burn HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let lives = gateway.metric("tidegate_component_instances{cluster=\"function\"}").await == 1.0;
+        drop(leaver);
+        lives.then_some(())
+    })
+    .await;
+    none_lives(&gateway).await;
+}
+
+/// Instances, memory and lines are of the tenant's too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_else_a_tenant_may_have_holds_for_its_components() {
+    let tenant = "limits = { instances = 2, memory = \"24MiB\", log_lines = 4 }";
+    let gateway = Gateway::start_in(folder(), &of_tenant(tenant, "limits = { memory = \"20MiB\" }", ONE_TRY)).await;
+    let client = Client::http1(gateway.edge()).authority("a.test");
+    let asleep: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { status(&client, "/sleep?500").await })
+        })
+        .collect();
+    let instances = "tidegate_tenant_instances{tenant=\"a\"}";
+    eventually("two are at work", async || (gateway.metric(instances).await == 2.0).then_some(())).await;
+    assert!(gateway.metric("tidegate_tenant_memory_bytes{tenant=\"a\"}").await >= f64::from(2 << 16));
+    assert!(refused_for_budget(&client.get("/told").await.expect("an answer")));
+    for answer in asleep {
+        assert_eq!(answer.await.expect("no panic"), 200);
+    }
+    eventually("both are gone", async || (gateway.metric(instances).await == 0.0).then_some(())).await;
+    assert_eq!(gateway.metric("tidegate_tenant_memory_bytes{tenant=\"a\"}").await, 0.0);
+    // One that wants more than the tenant has, though it might itself have that much, beside one that has some of it.
+    assert_eq!(faults(&gateway, "budget").await, 1.0);
+    assert_eq!(status(&client, "/memory").await, 502);
+    assert_eq!(faults(&gateway, "memory").await, 1.0, "its own bound comes first");
+    assert_eq!(status(&client, "/print?100").await, 200);
+    let dropped = "tidegate_component_log_lines_dropped_total{cluster=\"function\"}";
+    eventually("lines are dropped", async || (gateway.metric(dropped).await >= 90.0).then_some(())).await;
+}

@@ -1,4 +1,4 @@
-//! A tenant whose plugins do all the harm they can, and its neighbour on the same single worker, measured undisturbed and
+//! A tenant whose plugins and components do all the harm they can, and its neighbour on the same single worker, measured undisturbed and
 //! disturbed in one run. What passes or fails is that the neighbour sees no error, and that each harm is met by the bound
 //! that is meant for it; times are printed, and held to bounds that only a gateway which stalls would miss.
 
@@ -17,6 +17,9 @@ use tokio::io::AsyncReadExt;
 const CROWD: usize = 300;
 /// Plugins that call a service which never answers; each is sure of its own path.
 const CALLERS: usize = 4;
+/// What its component is asked for; the paths are its own.
+const COMPONENT_HARMS: [&str; 6] =
+    ["/burn", "/spin?5000", "/memory", "/print?10000", "/unfinished?0", "/large?67108864"];
 /// How the others misbehave; the path is the same word.
 const HARMS: [&str; 9] = ["work", "loop", "trap", "hog", "flood_kv", "flood_log", "huge", "enormous", "recurse"];
 
@@ -106,6 +109,23 @@ cluster = "api"
             root().join("tests/guests/built/caller_router.wasm").display()
         );
     }
+    let _ = write!(
+        config,
+        r#"
+[[cluster]]
+name = "component"
+tenant = "hostile"
+component = "{}"
+limits = {{ cpu_time = "10s", timeout = "2s", memory = "48MiB", log_lines = 10000 }}
+"#,
+        root().join("tests/guests/built/edge_function.wasm").display()
+    );
+    for path in COMPONENT_HARMS.map(|path| path.split('?').next().unwrap_or(path)) {
+        let _ = write!(
+            config,
+            "[[route]]\ntenant = \"hostile\"\nhost = \"hostile.test\"\npath = \"{path}\"\ncluster = \"component\"\n"
+        );
+    }
     config
 }
 
@@ -173,6 +193,10 @@ async fn unmet(gateway: &Gateway, harm: &str) -> Vec<&'static str> {
         let labels = format!("plugin=\"{harm}\",tenant=\"hostile\",question=\"route\"");
         causes.iter().map(|cause| format!("tidegate_plugin_faults_total{{{labels},cause=\"{cause}\"}}")).collect()
     };
+    let component = |causes: &[&str]| -> Vec<String> {
+        let labels = |cause| format!("cluster=\"component\",cause=\"{cause}\"");
+        causes.iter().map(|cause| format!("tidegate_component_faults_total{{{}}}", labels(cause))).collect()
+    };
     let of = |metric: &str, plugin: &str| format!("{metric}{{plugin=\"{plugin}\",tenant=\"hostile\"}}");
     let calls = |outcome: &str| -> Vec<String> {
         let one = |index| {
@@ -191,6 +215,9 @@ async fn unmet(gateway: &Gateway, harm: &str) -> Vec<&'static str> {
         "enormous" => vec![("trap, invalid or memory", 1.0, faults(&["trap", "invalid", "memory"]))],
         "flood_log" => vec![("dropped lines", 1.0, vec![of("tidegate_plugin_log_lines_dropped_total", harm)])],
         "flood_kv" => vec![("evicted entries", 1.0, vec![of("tidegate_plugin_kv_evicted_total", harm)])],
+        // Its own bound, or what its tenant has for all.
+        "/memory" => vec![("memory or budget", 1.0, component(&["memory", "budget"]))],
+        "/burn" | "component" => vec![("budget", 1.0, component(&["budget"]))],
         // More than may live at once were made in turn.
         "crowd" => vec![("instances", 9.0, (0..CROWD).map(made).collect())],
         "callouts" => {
@@ -230,9 +257,14 @@ async fn a_hostile_tenant_hurts_nobody_else() {
     let calls: Vec<String> = (0..CALLERS).map(|index| format!("/call-{index}")).collect();
     let attacks =
         HARMS.iter().map(|harm| (*harm, vec![format!("/{harm}")])).chain([("crowd", crowd), ("callouts", calls)]);
+    let of_component = COMPONENT_HARMS.map(|path| (path, vec![path.to_owned()]));
+    let together = ("component", COMPONENT_HARMS.map(str::to_owned).to_vec());
+    let attacks = attacks.chain(of_component).chain([together]);
     for (harm, paths) in attacks {
         // Until its bound was met; on a slow machine its tenant's CPU time may be used up before that.
         for round in 1.. {
+            let cpu = "tidegate_tenant_cpu_seconds_total{tenant=\"hostile\"}";
+            let (begun, before) = (Instant::now(), gateway.metric(cpu).await);
             let (stop, clients) = attack(edge, paths.clone());
             let disturbed = neighbour(edge, time).await;
             stop.store(true, Ordering::Relaxed);
@@ -247,6 +279,9 @@ async fn a_hostile_tenant_hurts_nobody_else() {
             let live = gateway.metric("tidegate_tenant_instances{tenant=\"hostile\"}").await;
             let memory = gateway.metric("tidegate_tenant_memory_bytes{tenant=\"hostile\"}").await;
             assert!(live <= 8.0 && memory <= f64::from(64 << 20), "{harm}: {live} instances, {memory} bytes");
+            let (took, used) = (begun.elapsed().as_secs_f64(), gateway.metric(cpu).await - before);
+            // Its share, what was saved up, and what a decision or a component may go beyond before it is looked at.
+            assert!(used < 0.1 * took + 0.15, "{harm}: {used} s of CPU time in {took} s");
             let lacking = unmet(&gateway, harm).await;
             if lacking.is_empty() {
                 break;

@@ -4,16 +4,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::reader::Section;
+use crate::tenant::CpuShare;
 
 /// A component that answers a cluster's requests within the gateway.
 #[derive(Clone, Debug)]
 pub struct Component {
     pub line: usize,
+    pub limits_line: usize,
     pub file: PathBuf,
     /// What it reads as its environment.
     pub environment: Vec<(String, String)>,
     /// CPU time of one request.
     pub cpu_time: Duration,
+    /// Of all of them.
+    pub cpu: Option<CpuShare>,
     /// From a request's begin to the end of its response; `None`: as long as the client stays.
     pub timeout: Option<Duration>,
     /// Bytes of linear memory of one request.
@@ -61,9 +65,11 @@ impl Component {
         let limits = section.section("limits");
         Some(Self {
             line,
+            limits_line: section.line_of("limits"),
             file: section.path("component").unwrap_or_default(),
             environment: section.text_map("env").into_iter().map(|(name, value, _)| (name, value)).collect(),
             cpu_time: limits.time("cpu_time"),
+            cpu: CpuShare::read(&limits, "cluster"),
             timeout: limits.time_or_off("timeout"),
             memory: limits.size("memory", 64 * 1024, 1 << 30),
             instances: limits.number("instances", 1, 100_000).unwrap_or(1) as u32,

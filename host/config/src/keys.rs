@@ -329,8 +329,17 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "Endpoints that can stand in for one another.",
         keys: &[
             required("name", Text, "What routes and plugins call it: letters, digits, `_`, `.` and `-`."),
-            optional("tenant", Text, "The tenant whose it is: only that tenant's routes and routers may name it."),
-            key("shared", Bool, "false", "Every tenant's routes and routers may name it. Not together with `tenant`."),
+            optional(
+                "tenant",
+                Text,
+                "The tenant whose it is: only that tenant's routes and routers may name it, and what its component uses is of the tenant's budget.",
+            ),
+            key(
+                "shared",
+                Bool,
+                "false",
+                "Every tenant's routes and routers may name it; what its component uses is of its own limits. Not together with `tenant`.",
+            ),
             optional(
                 "endpoints",
                 TextsOrTables("endpoint"),
@@ -485,6 +494,13 @@ pub(crate) const TABLES: &[Table] = &[
         doc: "What a component may take. A request beyond it ends as if an origin had broken off, and no other notices.",
         keys: &[
             key("cpu_time", Time, "100ms", "Of one request; waiting does not count."),
+            key(
+                "cpu",
+                TimeOrOff,
+                "off",
+                "CPU time of all its requests in each second, over all workers. Beyond it a new request is answered 503, with the cause `budget`, and one that is being answered waits, within `timeout`, until there is some again.",
+            ),
+            optional("cpu_burst", Time, "What it may save up of that. Default: as much as `cpu`."),
             key("timeout", TimeOrOff, "60s", "From the begin of a request until the component is done with it."),
             key("memory", Size, "64MiB", "Linear memory of one request."),
             key(
@@ -920,17 +936,26 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table {
         name: "tenant.limits",
-        doc: "What a tenant may use, all its plugins and workers together. Who is over it is shed alone: its decisions fall to `on_failure`, with the cause `budget`.",
+        doc: "What a tenant may use, all its plugins, its clusters' components and all workers together. Who is over it is shed alone: its decisions fall to `on_failure`, and new requests of its components are answered 503, with the cause `budget`.",
         keys: &[
-            key("cpu", TimeOrOff, "off", "CPU time of its plugins' decisions in each second."),
+            key(
+                "cpu",
+                TimeOrOff,
+                "off",
+                "CPU time of its plugins' decisions and its components' requests in each second. A request that a component is at work on waits until there is some again.",
+            ),
             optional("cpu_burst", Time, "What it may save up of that. Default: as much as `cpu`."),
             key("memory", SizeOrOff, "off", "Linear memory of its live instances."),
             optional(
                 "instances",
                 Number,
-                "Live instances. A new one takes the place of that of its plugins which was not asked for longest on this worker. Default: no bound.",
+                "Live instances, one for each request of a component. A new one takes the place of that of its plugins which was not asked for longest on this worker. Default: no bound.",
             ),
-            optional("log_lines", Number, "Lines its plugins may write in each second. Default: as many as each may."),
+            optional(
+                "log_lines",
+                Number,
+                "Lines its plugins and components may write in each second. Default: as many as each may.",
+            ),
             key(
                 "kv",
                 SizeOrOff,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tidegate_wasm::{Binary, check_component, component};
+use tidegate_wasm::{Account, Binary, CpuShare, Tenant, check_component, component};
 use tokio::sync::Semaphore;
 use wasmtime::component::Component as Compiled;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
@@ -21,6 +21,8 @@ use crate::stats::Stats;
 pub struct Limits {
     /// Of one request.
     pub cpu_time: Duration,
+    /// Of all requests together; `None`: as much as there is.
+    pub cpu: Option<CpuShare>,
     /// From the begin of a request until its instance is done; `None`: as long as somebody waits for it.
     pub timeout: Option<Duration>,
     /// Bytes of linear memory of one request.
@@ -41,13 +43,17 @@ pub struct ComponentSpec {
     pub bytes: Binary,
     pub environment: Vec<(String, String)>,
     pub limits: Limits,
+    /// Whose budget is charged.
+    pub tenant: Option<Arc<Tenant>>,
 }
 
 impl ComponentSpec {
     /// Of all that a component depends on.
     fn identity(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
-        hasher.update(format!("{:?}", (&self.name, &self.bytes, &self.environment, self.limits)));
+        // Its budget by value: what is used of it changes all the time.
+        let tenant = self.tenant.as_ref().map(|tenant| (tenant.name(), tenant.limits()));
+        hasher.update(format!("{:?}", (&self.name, &self.bytes, &self.environment, self.limits, tenant)));
         hasher.finalize().into()
     }
 }
@@ -82,6 +88,7 @@ pub(crate) struct Shared {
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) limits: Limits,
     pub(crate) free: Arc<Semaphore>,
+    pub(crate) account: Arc<Account>,
     pub(crate) stats: Arc<Stats>,
 }
 
@@ -112,6 +119,7 @@ impl Edge {
             environment: spec.environment.clone(),
             limits: spec.limits,
             free: Arc::new(Semaphore::new(spec.limits.instances)),
+            account: Arc::new(Account::new(spec.limits.cpu, spec.tenant.clone())),
             stats: previous.map(|previous| previous.shared.stats.clone()).unwrap_or_default(),
         };
         Ok(Arc::new(Component { shared: Arc::new(shared), identity }))

@@ -3,12 +3,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use thiserror::Error;
+use tidegate_wasm::{Held, Place};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::component::ResourceTable;
@@ -16,7 +17,7 @@ use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store};
 use wasmtime_wasi::p2::pipe::ClosedInputStream;
 use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, HyperOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{
     Error as HttpError, RequestOptions, Result as HttpResult, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
     WasiHttpView,
@@ -54,18 +55,24 @@ pub(crate) struct Guest {
 struct Memory {
     limit: usize,
     used: usize,
+    /// The same, as its tenant's.
+    held: Held,
     refused: bool,
+    refused_tenant: bool,
 }
 
 impl ResourceLimiter for Memory {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let used = self.used.saturating_add(desired.saturating_sub(current));
-        let fits = used <= self.limit;
-        if fits {
+        if used > self.limit {
+            self.refused = true;
+        } else if !self.held.grow(used) {
+            self.refused_tenant = true;
+        } else {
             self.used = used;
+            return Ok(true);
         }
-        self.refused |= !fits;
-        Ok(fits)
+        Ok(false)
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
@@ -96,23 +103,23 @@ impl WasiHttpHooks for NoRequests {
 }
 
 /// Counts an instance while it lives, and its CPU time when it is gone.
-struct Live(Arc<Shared>, Arc<Meter>);
+struct Live {
+    component: Arc<Shared>,
+    meter: Arc<Meter>,
+    _place: Place,
+}
 
 impl Live {
-    fn begin(component: &Arc<Shared>, meter: &Arc<Meter>) -> Self {
-        use std::sync::atomic::Ordering::Relaxed;
-        component.stats.live.fetch_add(1, Relaxed);
-        component.stats.requests.fetch_add(1, Relaxed);
-        Self(component.clone(), meter.clone())
+    fn begin(component: &Arc<Shared>, meter: &Arc<Meter>, place: Place) -> Self {
+        component.stats.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Self { component: component.clone(), meter: meter.clone(), _place: place }
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.0.stats.live.fetch_sub(1, Relaxed);
-        let used = u64::try_from(self.1.used().as_nanos()).unwrap_or(u64::MAX);
-        self.0.stats.cpu.fetch_add(used, Relaxed);
+        let used = u64::try_from(self.meter.used().as_nanos()).unwrap_or(u64::MAX);
+        self.component.stats.cpu.fetch_add(used, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -129,17 +136,28 @@ impl WasiHttpView for Guest {
 }
 
 impl Guest {
-    fn new(component: &Arc<Shared>, meter: Arc<Meter>) -> Self {
+    fn new(component: &Arc<Shared>, meter: Arc<Meter>, place: Place) -> Self {
         let output = |stream| Output { component: component.clone(), stream };
         let mut builder = WasiCtx::builder();
         builder.stdin(ClosedInputStream).stdout(output("stdout")).stderr(output("stderr"));
         builder.envs(&component.environment).max_random_size(MAX_RANDOM).allow_tcp(false).allow_udp(false);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_RESOURCES);
-        let memory = Memory { limit: component.limits.memory, used: 0, refused: false };
-        let live = Live::begin(component, &meter);
+        let (limit, held) = (component.limits.memory, component.account.held());
+        let memory = Memory { limit, used: 0, held, refused: false, refused_tenant: false };
+        let live = Live::begin(component, &meter, place);
         let http = WasiHttpCtx::new();
         Self { table, wasi: builder.build(), http, hooks: NoRequests, memory, meter, _live: live }
+    }
+
+    /// Breaks off the bodies that the guest has not finished and still holds as it ends. `wasi:http` 0.2 on `outgoing-body`: where
+    /// it is dropped without `finish`, it is to be taken for corrupted. What the guest drops itself the host breaks off itself; dropped
+    /// with the table, a body would seem to end well.
+    fn break_off(&mut self) {
+        for left in self.table.iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>()) {
+            let (none, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, BODY_CHUNK);
+            std::mem::replace(left, none).abort();
+        }
     }
 }
 
@@ -155,16 +173,16 @@ pub(crate) async fn run(
     component: Arc<Shared>,
     request: hyper::Request<Incoming>,
     outcome: Outcome,
-    _permit: OwnedSemaphorePermit,
+    (_permit, place): (OwnedSemaphorePermit, Place),
 ) {
-    let meter = Arc::new(Meter::new(component.limits.cpu_time));
-    let mut store = Store::new(&component.edge.engine, Guest::new(&component, meter.clone()));
+    let meter = Arc::new(Meter::new(component.limits.cpu_time, component.account.clone()));
+    let mut store = Store::new(&component.edge.engine, Guest::new(&component, meter.clone(), place));
     store.limiter(|guest| &mut guest.memory);
     store.set_hostcall_fuel(HOSTCALL_BYTES);
     store.epoch_deadline_callback(|context| context.data().meter.look());
     store.set_epoch_deadline(1);
-    let work = Box::pin(call(&component, &mut store, request, outcome.answer));
-    let work = Metered { work, meter, ticker: component.edge.ticker.clone() };
+    let work = call(&component, &mut store, request, outcome.answer);
+    let work = Metered::new(work, meter, component.edge.ticker.clone());
     let done = match component.limits.timeout {
         None => work.await,
         Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(TooLong(limit).into())),
@@ -173,6 +191,7 @@ pub(crate) async fn run(
     if let Some((kind, detail)) = &fault {
         component.fault(*kind, detail);
     }
+    store.data_mut().break_off();
     // Before the store is dropped, which ends its body. Nobody may wait any more.
     let _ = outcome.end.send(fault.map(|(kind, _)| kind));
 }
@@ -221,6 +240,8 @@ fn fault(error: &wasmtime::Error, memory: &Memory) -> Option<(FaultKind, String)
         FaultKind::CpuTime
     } else if error.is::<TooLong>() {
         FaultKind::Timeout
+    } else if memory.refused_tenant {
+        FaultKind::Budget
     } else if memory.refused {
         FaultKind::Memory
     } else {
@@ -236,23 +257,30 @@ impl Shared {
     /// Counts and logs what befell a request.
     pub(crate) fn fault(&self, kind: FaultKind, detail: &str) {
         self.stats.fault(kind);
-        if self.stats.may_log(self.limits.log_lines) {
+        if self.may_log() {
             let detail = tidegate_wasm::one_line(detail);
             tracing::warn!(cluster = &*self.name, cause = kind.name(), "a component failed a request: {detail}");
         }
     }
 }
 
+impl Shared {
+    /// Whether it may write another line; takes it.
+    pub(crate) fn may_log(&self) -> bool {
+        self.stats.may_log(self.limits.log_lines, || self.account.may_log(Instant::now()))
+    }
+}
+
 /// A guest's body that ends well only if the guest has: what is left of one whose guest failed looks like a whole one.
 pub(crate) struct Whole {
     body: HyperOutgoingBody,
-    /// `None` for a body of the host's own.
-    end: Option<oneshot::Receiver<Option<FaultKind>>>,
+    /// `None` for a body of the host's own, and after the end.
+    guest: Option<(Arc<Shared>, oneshot::Receiver<Option<FaultKind>>)>,
 }
 
 impl Whole {
-    pub(crate) fn of(answer: Answer, end: oneshot::Receiver<Option<FaultKind>>) -> Response {
-        answer.map(|body| Self { body, end: Some(end) })
+    pub(crate) fn of(answer: Answer, component: &Arc<Shared>, end: oneshot::Receiver<Option<FaultKind>>) -> Response {
+        answer.map(|body| Self { body, guest: Some((component.clone(), end)) })
     }
 }
 
@@ -262,14 +290,21 @@ impl Body for Whole {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_none()
-            && let Some(mut end) = self.end.take()
-            // Empty: the guest goes on, and has finished its body.
-            && matches!(end.try_recv(), Ok(Some(_)) | Err(TryRecvError::Closed))
-        {
-            return Poll::Ready(Some(Err(HttpError::HttpResponseIncomplete)));
+        if matches!(frame, Some(Ok(_))) {
+            return Poll::Ready(frame);
         }
-        Poll::Ready(frame)
+        let Some((component, mut end)) = self.guest.take() else { return Poll::Ready(frame) };
+        // Empty: the guest goes on, and has done with its body.
+        let failed = matches!(end.try_recv(), Ok(Some(_)) | Err(TryRecvError::Closed));
+        if frame.is_some() && !failed {
+            let detail = "it did not finish its body, or said that it is longer (wasi:http, outgoing-body.finish)";
+            component.fault(FaultKind::Unfinished, detail);
+        }
+        if frame.is_some() || failed {
+            Poll::Ready(Some(Err(HttpError::HttpResponseIncomplete)))
+        } else {
+            Poll::Ready(None)
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -285,7 +320,7 @@ impl Body for Whole {
 pub(crate) fn plain(status: http::StatusCode, text: &'static str) -> Response {
     use http_body_util::{BodyExt, Full};
     let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
-    let mut response = hyper::Response::new(Whole { body, end: None });
+    let mut response = hyper::Response::new(Whole { body, guest: None });
     *response.status_mut() = status;
     response
 }

@@ -49,7 +49,7 @@ impl Lines {
     fn end_line(&mut self) {
         let Output { component, stream } = &self.output;
         let line = std::mem::take(&mut self.line);
-        if !line.is_empty() && component.stats.may_log(component.limits.log_lines) {
+        if !line.is_empty() && component.may_log() {
             let text = String::from_utf8_lossy(&line);
             tracing::info!(cluster = &*component.name, stream, "{}", one_line(&text));
         }

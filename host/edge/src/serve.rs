@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, StatusCode};
@@ -39,6 +40,10 @@ impl Component {
 }
 
 async fn answer(component: &Arc<Shared>, guests: &Guests, request: Request<Incoming>) -> Result<Response, Failed> {
+    if let Some(short) = component.account.short_for_another(Instant::now()) {
+        component.fault(FaultKind::Budget, short.why);
+        return Ok(refused(FaultKind::Budget, short.time));
+    }
     // At once where one is free, which it mostly is.
     let free = component.free.clone();
     let permit = match free.clone().try_acquire_owned() {
@@ -49,18 +54,21 @@ async fn answer(component: &Arc<Shared>, guests: &Guests, request: Request<Incom
         }
     };
     let Some(permit) = permit else {
-        component.fault(FaultKind::Full, "no instance came free in time");
-        return Ok(full());
+        return Ok(turned_away(component, FaultKind::Full, "no instance came free in time"));
+    };
+    let place = match component.account.enter(&component.stats.live) {
+        Ok(place) => place,
+        Err(why) => return Ok(turned_away(component, FaultKind::Budget, why)),
     };
     let (answer, answered) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     {
         let mut guests = guests.borrow_mut();
         while guests.try_join_next().is_some() {}
-        guests.spawn_local(guest::run(component.clone(), request, Outcome { answer, end }, permit));
+        guests.spawn_local(guest::run(component.clone(), request, Outcome { answer, end }, (permit, place)));
     }
     let kind = match answered.await {
-        Ok(Ok(answer)) => return Ok(Whole::of(answer, ended)),
+        Ok(Ok(answer)) => return Ok(Whole::of(answer, component, ended)),
         Ok(Err(kind)) => kind,
         Err(_) => match ended.await {
             Ok(Some(kind)) => kind,
@@ -70,15 +78,30 @@ async fn answer(component: &Arc<Shared>, guests: &Guests, request: Request<Incom
             }
         },
     };
-    if kind == FaultKind::Full { Ok(full()) } else { Err(Failed(kind)) }
+    // Neither is the guest's fault.
+    match kind {
+        FaultKind::Full | FaultKind::Budget => Ok(refused(kind, SOON)),
+        _ => Err(Failed(kind)),
+    }
 }
 
-/// RFC 9209, section 2.3.13.
-fn full() -> Response {
+const SOON: Duration = Duration::from_secs(1);
+
+/// Counts and logs why no instance is made for a request.
+fn turned_away(component: &Shared, kind: FaultKind, why: &str) -> Response {
+    component.fault(kind, why);
+    refused(kind, SOON)
+}
+
+/// RFC 9209, sections 2.3.13 and 2.3.16: what no instance answers is answered here. `again` is when it may be.
+fn refused(kind: FaultKind, again: Duration) -> Response {
     let mut response = guest::plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n");
     let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    let status = HeaderValue::from_static("component; error=connection_limit_reached");
+    headers.insert(RETRY_AFTER, HeaderValue::from(again.as_millis().div_ceil(1000).max(1) as u64));
+    let status = HeaderValue::from_static(match kind {
+        FaultKind::Budget => "component; error=http_request_denied; details=\"budget\"",
+        _ => "component; error=connection_limit_reached",
+    });
     headers.insert(HeaderName::from_static("proxy-status"), status);
     response
 }

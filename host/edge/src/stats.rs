@@ -1,5 +1,6 @@
 //! What became of a component's requests, counted.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,15 @@ pub(crate) enum FaultKind {
     Error,
     /// No instance was free.
     Full,
+    /// Its tenant's budget or its own is used up.
+    Budget,
+    /// It left its body unfinished, or shorter than it said.
+    Unfinished,
 }
 
 /// The names of the causes, as metrics and log have them.
-pub const FAULTS: [&str; 7] = ["trap", "memory", "cpu_time", "timeout", "no_answer", "error", "full"];
+pub const FAULTS: [&str; 9] =
+    ["trap", "memory", "cpu_time", "timeout", "no_answer", "error", "full", "budget", "unfinished"];
 
 impl FaultKind {
     pub(crate) fn name(self) -> &'static str {
@@ -35,7 +41,7 @@ impl FaultKind {
 pub struct Stats {
     begun: Instant,
     pub(crate) requests: AtomicU64,
-    pub(crate) live: AtomicU64,
+    pub(crate) live: Arc<AtomicU64>,
     /// Nanoseconds.
     pub(crate) cpu: AtomicU64,
     faults: [AtomicU64; FAULTS.len()],
@@ -49,7 +55,7 @@ impl Default for Stats {
         Self {
             begun: Instant::now(),
             requests: AtomicU64::new(0),
-            live: AtomicU64::new(0),
+            live: Arc::default(),
             cpu: AtomicU64::new(0),
             faults: Default::default(),
             lines_dropped: AtomicU64::new(0),
@@ -88,14 +94,14 @@ impl Stats {
         self.faults[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether another line fits within this second; counts it where it does not.
-    pub(crate) fn may_log(&self, lines: u32) -> bool {
+    /// Whether another line fits within this second, and `others` have nothing against it; counts it where not.
+    pub(crate) fn may_log(&self, lines: u32, others: impl FnOnce() -> bool) -> bool {
         let second = self.begun.elapsed().as_secs() << 32;
         let another = |window: u64| {
             let written = if window & !u64::from(u32::MAX) == second { window & u64::from(u32::MAX) } else { 0 };
             (written < u64::from(lines)).then_some(second | (written + 1))
         };
-        let fits = self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, another).is_ok();
+        let fits = self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, another).is_ok() && others();
         if !fits {
             self.lines_dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -110,14 +116,16 @@ mod tests {
     #[test]
     fn lines_are_bounded_in_a_second_and_the_rest_is_counted() {
         let stats = Stats::default();
-        let written = (0..10).filter(|_| stats.may_log(3)).count();
+        let written = (0..10).filter(|_| stats.may_log(3, || true)).count();
         assert_eq!((written, stats.lines_dropped()), (3, 7));
+        assert!(!Stats::default().may_log(3, || false));
     }
 
     #[test]
     fn every_fault_has_its_name() {
         assert_eq!(FaultKind::Trap.name(), "trap");
         assert_eq!(FaultKind::Full.name(), "full");
+        assert_eq!(FaultKind::Unfinished.name(), "unfinished");
         let stats = Stats::default();
         stats.fault(FaultKind::NoAnswer);
         assert_eq!(

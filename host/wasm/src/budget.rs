@@ -1,4 +1,4 @@
-//! What a plugin and its tenant may use, in a second and at once.
+//! What a plugin and its tenant may use, in a second and at once. `budget/account.rs` is the same of a component.
 //!
 //! CPU time, log lines and callouts come out of an [`Allowance`] that refills steadily. All workers share it, and none asks it for
 //! each question: a worker draws a slice, a sixteenth of the burst, into a [`Bucket`] of its own, and goes on with that
@@ -19,6 +19,10 @@ use bytestring::ByteString;
 use crate::callout::HttpGrant;
 use crate::host::nanos;
 use crate::kv::KvGrant;
+
+mod account;
+
+pub use account::{Account, Short, Waiting};
 
 /// CPU time of guests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -142,9 +146,9 @@ fn enter(used: &AtomicU64, by: u64, most: Option<u64>) -> bool {
     used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
 }
 
-/// A live instance's place among those of its plugin and tenant.
+/// A live instance's place among those of its plugin, or component, and tenant.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     tenant: Option<Arc<Tenant>>,
     live: Arc<AtomicU64>,
 }
@@ -216,7 +220,7 @@ impl Drop for InFlight {
 
 /// Memory that an instance has, counted for its tenant.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub struct Held {
     bytes: usize,
     tenant: Option<Arc<Tenant>>,
 }
@@ -230,8 +234,8 @@ impl Held {
         self.bytes
     }
 
-    /// False where the tenant may not have as much.
-    pub(crate) fn grow(&mut self, to: usize) -> bool {
+    /// False where the tenant may not have as much; `to` are bytes.
+    pub fn grow(&mut self, to: usize) -> bool {
         let more = to.saturating_sub(self.bytes) as u64;
         let fits = self.tenant.as_ref().is_none_or(|t| enter(&t.counts.memory, more, t.limits.memory));
         if fits {
@@ -257,6 +261,8 @@ pub(crate) struct Allowance {
     zero: Instant,
     /// Until when all is spent, in nanoseconds since `zero` and a whole burst before it.
     spent: AtomicU64,
+    /// Guests of components that wait for some of it.
+    waiting: AtomicU64,
 }
 
 const SECOND: u128 = 1_000_000_000;
@@ -264,7 +270,7 @@ const SECOND: u128 = 1_000_000_000;
 impl Allowance {
     fn new(per_second: u64, burst: u64) -> Arc<Self> {
         let (per_second, burst) = (per_second.max(1), burst.max(1));
-        Arc::new(Self { per_second, burst, zero: Instant::now(), spent: AtomicU64::new(0) })
+        Arc::new(Self { per_second, burst, zero: Instant::now(), spent: AtomicU64::new(0), waiting: AtomicU64::new(0) })
     }
 
     /// In nanoseconds.
@@ -282,11 +288,28 @@ impl Allowance {
         u64::try_from((u128::from(amount) * SECOND).div_ceil(self.per_second.into())).unwrap_or(u64::MAX / 4)
     }
 
+    fn elapsed(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.zero).as_nanos()).unwrap_or(u64::MAX / 4)
+    }
+
+    /// Takes an amount, whether it is there or not: what is not is owed.
+    fn spend(&self, amount: u64, now: Instant) {
+        let (elapsed, time) = (self.elapsed(now), self.time_of(amount));
+        let more = |spent: u64| Some(spent.max(elapsed).saturating_add(time));
+        let _ = self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// How long it takes until there is something; `None` where there is.
+    fn closed_for(&self, now: Instant) -> Option<Duration> {
+        let end = self.elapsed(now).saturating_add(self.time_of(self.burst));
+        let owed = self.spent.load(Ordering::Relaxed).checked_sub(end)?;
+        Some(Duration::from_nanos(owed + 1))
+    }
+
     /// Up to `want` of what there is.
     fn draw(&self, want: u64, now: Instant) -> u64 {
-        let whole = self.time_of(self.burst);
-        let elapsed = u64::try_from(now.saturating_duration_since(self.zero).as_nanos()).unwrap_or(u64::MAX / 4);
-        let end = elapsed.saturating_add(whole);
+        let elapsed = self.elapsed(now);
+        let end = elapsed.saturating_add(self.time_of(self.burst));
         let mut spent = self.spent.load(Ordering::Relaxed);
         loop {
             let from = spent.max(elapsed);

@@ -15,7 +15,7 @@ use tidegate_policy::PolicyFaultKind;
 use wasmtime::component::{self, ComponentNamedList, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-use crate::budget::{Place, Purse, TenantPurse};
+use crate::budget::{Place, Purse, Tenant, TenantPurse};
 use crate::memo::{Memo, Read};
 use crate::plugin::{Core, Handle, Isolation, LoadError};
 use crate::state::{self, Deadline, State};
@@ -305,13 +305,16 @@ impl Slots {
         Purse::new(&core.allowances, tenant)
     }
 
-    /// A tenant that has all it may have makes room itself: of its plugins on this thread, the one that was not asked for
-    /// longest gives its instance up.
     fn make_room(&mut self, core: &Core) {
         let Some(tenant) = core.share.tenant.as_ref().filter(|tenant| tenant.crowded()) else { return };
-        if self.by_plugin.get(&core.id).is_some_and(|slot| slot.idle().is_some()) {
-            return;
+        if self.by_plugin.get(&core.id).is_none_or(|slot| slot.idle().is_none()) {
+            self.give_way(tenant);
         }
+    }
+
+    /// A tenant that has all it may have makes room itself: of its plugins on this thread, the one that was not asked for
+    /// longest gives its instance up.
+    fn give_way(&mut self, tenant: &Tenant) {
         let of_it = |slot: &&mut Slot| {
             let holder = slot.idle().and_then(|instance| instance.store.data().core.share.tenant.as_ref());
             holder.is_some_and(|holder| holder.name() == tenant.name())
@@ -320,6 +323,13 @@ impl Slots {
             slot.instance = None;
             slot.spare.pop();
         }
+    }
+}
+
+/// The same for an instance that is no plugin's. Not within a question.
+pub(crate) fn give_way(tenant: &Tenant) {
+    if tenant.crowded() {
+        SLOTS.with_borrow_mut(|slots| slots.give_way(tenant));
     }
 }
 

@@ -29,7 +29,7 @@ mod types;
 mod wasi;
 
 pub use artifact::{Binary, component};
-pub use budget::{CpuShare, Share, Tenant, TenantLimits};
+pub use budget::{Account, CpuShare, Held, Place, Share, Short, Tenant, TenantLimits, Waiting};
 pub use callout::{HttpGrant, Scripted};
 pub use deployment::Deployment;
 pub use host::one_line;

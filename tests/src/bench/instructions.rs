@@ -29,7 +29,12 @@ pub const PATHS: [Counted; 8] = [
     Counted { name: "http1-plugin", front: Front::Http1, path: "/api/1k", decided: Decided::Plugin },
     Counted { name: "http1-plugin-memoised", front: Front::Http1, path: "/api/1k", decided: Decided::Memoised },
     Counted { name: "questions-native", front: Front::Http1, path: "/api/1k", decided: Decided::Questions(By::Rules) },
-    Counted { name: "questions-plugins", front: Front::Http1, path: "/api/1k", decided: Decided::Questions(By::Plugins) },
+    Counted {
+        name: "questions-plugins",
+        front: Front::Http1,
+        path: "/api/1k",
+        decided: Decided::Questions(By::Plugins),
+    },
 ];
 
 /// Instructions of one request.

@@ -191,6 +191,18 @@ fn grants(config: &mut Config, source: &Source<'_>) {
             source.error(plugin.limits_line, message);
         }
     }
+    for cluster in &config.clusters {
+        let (Some(component), Some(tenant)) = (&cluster.component, find(config, cluster.tenant.as_deref())) else {
+            continue;
+        };
+        if let Some(most) = tenant.limits.memory.filter(|most| component.memory > *most) {
+            let message = format!(
+                "cluster {:?} of tenant {:?}: limits.memory of {} bytes is more than the {most} that the tenant has for all",
+                cluster.name, tenant.name, component.memory
+            );
+            source.error(component.limits_line, message);
+        }
+    }
 }
 
 /// Namespaces add up to what the tenant has; those who share one agree in it.

@@ -70,12 +70,14 @@ impl Components {
             environment: config.environment.clone(),
             limits: Limits {
                 cpu_time: config.cpu_time,
+                cpu: config.cpu.map(super::tenants::cpu),
                 timeout: config.timeout,
                 memory: usize::try_from(config.memory).unwrap_or(usize::MAX),
                 instances: config.instances as usize,
                 pending_timeout: cluster.pending_timeout,
                 log_lines: config.log_lines,
             },
+            tenant: cluster.tenant.as_deref().and_then(|name| scope.tenant(name)).map(|tenant| tenant.wasm.clone()),
         };
         let place = || format!("cluster {:?}: component {}", cluster.name, config.file.display());
         let edge = match self.edge() {

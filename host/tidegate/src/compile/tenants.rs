@@ -36,7 +36,7 @@ fn compile_one(config: &TenantConfig, previous: Option<&Tenant>) -> Tenant {
     }
 }
 
-fn cpu(share: tidegate_config::CpuShare) -> CpuShare {
+pub(super) fn cpu(share: tidegate_config::CpuShare) -> CpuShare {
     CpuShare { per_second: share.per_second, burst: share.burst }
 }
 

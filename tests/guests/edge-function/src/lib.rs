@@ -63,9 +63,40 @@ impl wasip2::exports::http::incoming_handler::Guest for EdgeFunction {
                 sleep(number);
                 panic!("as it was told");
             }
-            "/loop" => loop {
+            "/loop" | "/burn" => loop {
                 std::hint::black_box(());
             },
+            "/work" => {
+                (0..number * 1_000_000).for_each(|step| _ = std::hint::black_box(step));
+                answer(out, 200, "worked\n");
+            }
+            // Half an answer, and then nobody says that there is no more.
+            "/unfinished" => {
+                let (body, mut sink) = begin(out, 200);
+                sink.write_all(b"half of it").expect("written");
+                sink.flush().expect("flushed");
+                sleep(number);
+                std::mem::forget(body);
+            }
+            "/dropped" => {
+                let (body, mut sink) = begin(out, 200);
+                sink.write_all(b"half of it").expect("written");
+                sink.flush().expect("flushed");
+                sleep(number);
+                drop(sink);
+                drop(body);
+                // It is not its end that tells.
+                sleep(50);
+            }
+            "/short" => {
+                let fields = Fields::from_list(&[("content-length".to_owned(), b"20".to_vec())]).expect("fields");
+                let (body, mut sink) = begin_with(out, 200, fields);
+                sink.write_all(b"half of it").expect("written");
+                sink.flush().expect("flushed");
+                sleep(number);
+                drop(sink);
+                OutgoingBody::finish(body, None).expect_err("it is too short");
+            }
             "/memory" => {
                 let mut eaten = Vec::new();
                 loop {
@@ -144,7 +175,11 @@ fn ask() -> String {
 }
 
 fn begin(out: ResponseOutparam, status: u16) -> (OutgoingBody, OutputStream) {
-    let response = OutgoingResponse::new(Fields::new());
+    begin_with(out, status, Fields::new())
+}
+
+fn begin_with(out: ResponseOutparam, status: u16, fields: Fields) -> (OutgoingBody, OutputStream) {
+    let response = OutgoingResponse::new(fields);
     response.set_status_code(status).expect("a status");
     let body = response.body().expect("the body is there once");
     let sink = body.write().expect("the stream is there once");
