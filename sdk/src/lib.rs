@@ -58,6 +58,6 @@ pub use export::Holder;
 pub use facts::{Attempt, Connection, Endpoints, Forward, Identity, Request, log, metrics, now, random, wall};
 pub use questions::{Balancer, Forwarding, Policy, Retry, Router, TunnelRouter};
 pub use types::{
-    Buffering, Cause, Choice, EditError, Element, Families, HttpVersion, Level, Load, Node, Proof, Response, Route, Scheme,
-    TunnelRoute, Verdict,
+    Buffering, Cause, Choice, EditError, Element, Families, HttpVersion, Level, Load, Node, Proof, Response, Route,
+    Scheme, TunnelRoute, Verdict,
 };
