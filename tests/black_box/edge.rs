@@ -440,7 +440,7 @@ async fn is_held_to_its_share(gateway: &Gateway, client: &Client, rate: f64, bur
     let (begun, before) = (Instant::now(), gateway.metric(cpu).await);
     let at_work = {
         let client = client.clone();
-        tokio::spawn(async move { client.get("/work?300").await.expect("an answer") })
+        tokio::spawn(async move { client.get("/work?500").await.expect("an answer") })
     };
     let mut refused = 0;
     while !at_work.is_finished() {
@@ -526,7 +526,6 @@ async fn what_else_a_tenant_may_have_holds_for_its_components() {
     }
     eventually("both are gone", async || (gateway.metric(instances).await == 0.0).then_some(())).await;
     assert_eq!(gateway.metric("tidegate_tenant_memory_bytes{tenant=\"a\"}").await, 0.0);
-    // One that wants more than the tenant has, though it might itself have that much, beside one that has some of it.
     assert_eq!(faults(&gateway, "budget").await, 1.0);
     assert_eq!(status(&client, "/memory").await, 502);
     assert_eq!(faults(&gateway, "memory").await, 1.0, "its own bound comes first");

@@ -81,8 +81,12 @@ impl Account {
 
     /// Whether the tenant may write another line; takes it.
     pub fn may_log(&self, now: Instant) -> bool {
-        let log = self.tenant.as_ref().and_then(|tenant| tenant.log.as_ref());
-        log.is_none_or(|log| log.draw(1, now) > 0)
+        let Some(log) = self.tenant.as_ref().and_then(|tenant| tenant.log.as_ref()) else { return true };
+        let may = log.closed_for(now).is_none();
+        if may {
+            log.spend(1, now);
+        }
+        may
     }
 
     /// A place among the tenant's instances, counted in `live` besides. A plugin's instance that rests on this thread makes
