@@ -106,8 +106,8 @@ pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, dsr: &Dsr, kept: Option<&
         batch.rule("errors", frame.clone().into_iter().chain([json!({ "dup": { "addr": out } })]));
         batch.rule(&to, [count(&received)].into_iter().chain(frame).chain([json!({ "fwd": { "dev": out } })]));
     }
-    // The copies are gone; the packet goes on to this host, which may have connections on the address itself.
     checks::fill(batch, plan, dsr, kept);
+    // The copies are gone; the packet goes on to this host, which may have connections on the address itself.
     batch.forget(plan, kept, &CHAINS, &SETS, &COUNTERS);
 }
 
