@@ -113,6 +113,13 @@ impl Scene {
 
     /// The gateway's file; `plugin` goes into `[[plugin]]`, `registry` into `[registry]`.
     fn config(&self, plugin: &str, registry: &str) -> String {
+        let source = format!("source = \"{}\"", self.reference());
+        let settings = r#"settings = { tenant_from = [{ header = "x-tenant" }], tenants = [{ name = "blue", cluster = "blue" }] }"#;
+        self.config_of(&format!("{source}\n{settings}\n{plugin}"), registry, "native")
+    }
+
+    /// With all of `[[plugin]]` but its name, and where requests go that it leaves to the route.
+    pub(crate) fn config_of(&self, plugin: &str, registry: &str, otherwise: &str) -> String {
         format!(
             r#"
 plugin_store = "{store}"
@@ -121,8 +128,6 @@ credentials = "off"
 {registry}
 [[plugin]]
 name = "router"
-source = "{reference}"
-settings = {{ tenant_from = [{{ header = "x-tenant" }}], tenants = [{{ name = "blue", cluster = "blue" }}] }}
 {plugin}
 [[listener]]
 name = "edge"
@@ -135,10 +140,9 @@ name = "blue"
 endpoints = ["{blue}"]
 [[route]]
 router = "router"
-cluster = "native"
+cluster = "{otherwise}"
 "#,
             store = self.file("store"),
-            reference = self.reference(),
             native = self.native.address,
             blue = self.blue.address,
         )

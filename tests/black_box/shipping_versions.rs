@@ -30,36 +30,9 @@ fn config(scene: &Scene, plugin: &str, registry: &str) -> String {
 }
 
 fn with(scene: &Scene, plugin: &str, registry: &str) -> String {
-    format!(
-        r#"
-plugin_store = "{store}"
-[registry]
-credentials = "off"
-{registry}
-[[plugin]]
-name = "router"
-source = "{source}"
-settings = {{ behave = "forward", cluster = "native" }}
-limits = {{ time = "200ms" }}
-{plugin}
-[[listener]]
-name = "edge"
-address = "127.0.0.1:0"
-[[cluster]]
-name = "native"
-endpoints = ["{native}"]
-[[cluster]]
-name = "blue"
-endpoints = ["{blue}"]
-[[route]]
-router = "router"
-cluster = "blue"
-"#,
-        store = scene.file("store"),
-        source = root().join(GUEST).display(),
-        native = scene.native.address,
-        blue = scene.blue.address,
-    )
+    let source = format!("source = \"{}\"", root().join(GUEST).display());
+    let own = "settings = { behave = \"forward\", cluster = \"native\" }\nlimits = { time = \"200ms\" }";
+    scene.config_of(&format!("{source}\n{own}\n{plugin}"), registry, "blue")
 }
 
 /// Who answered how many of 40 requests: the current version, and the next one.

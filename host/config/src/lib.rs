@@ -44,6 +44,6 @@ pub use route::{
     ClientCertificate, ConnectTarget, Destination, Forwarding, ForwardingFamilies, HeaderMatch, HostMatch, PathMatch,
     Respond, RetryPolicy, Route,
 };
-pub use steer::{Steer, SteerAffinity, SteerMode};
+pub use steer::{Steer, SteerAffinity, SteerCheck, SteerMode};
 pub use tenant::{CpuShare, Tenant, TenantGrants, TenantLimits};
 pub use tunnel::{Tunnel, TunnelRoute};

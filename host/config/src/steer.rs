@@ -35,19 +35,18 @@ pub enum SteerMode {
         endpoint_interface: String,
         flows: u32,
         flow_timeout: Duration,
-        /// Of health checks that go to the virtual address at an endpoint; `None`: they go to its own.
-        check_mark: Option<u32>,
+        check: SteerCheck,
     },
 }
 
-impl SteerMode {
-    /// What health checks carry for the kernel to know them by.
-    pub fn check_mark(&self) -> Option<u32> {
-        match self {
-            Self::Nat { .. } => None,
-            Self::Dsr { check_mark, .. } => *check_mark,
-        }
-    }
+/// Where health checks of an endpoint go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SteerCheck {
+    EndpointAddress,
+    /// With this mark for the kernel to know them by, or one made from the steer's name.
+    VirtualAddress {
+        mark: Option<u32>,
+    },
 }
 
 /// What is hashed.
@@ -74,19 +73,19 @@ impl Steer {
         }
         Self {
             line: section.line,
+            name,
             address: address(section),
             ports: ports(section),
             tcp: protocols.iter().any(|word| word == "tcp"),
             udp: protocols.iter().any(|word| word == "udp"),
             cluster: section.name("cluster"),
             cluster_line: section.line_of("cluster"),
-            mode: mode(section, &name),
+            mode: mode(section),
             affinity: match section.one_of("affinity").as_str() {
                 "client" => SteerAffinity::Client,
                 _ => SteerAffinity::Connection,
             },
             table: table as usize,
-            name,
         }
     }
 
@@ -154,7 +153,7 @@ fn ports(section: &Section<'_>) -> Vec<RangeInclusive<u16>> {
     ports.into_iter().map(|(range, _)| range).collect()
 }
 
-fn mode(section: &Section<'_>, name: &str) -> SteerMode {
+fn mode(section: &Section<'_>) -> SteerMode {
     let word = section.one_of("mode");
     for (key, only, why) in [
         ("source", "nat", "with direct server return every address stays as it is"),
@@ -190,25 +189,19 @@ fn mode(section: &Section<'_>, name: &str) -> SteerMode {
                        remove one of them";
         section.error(section.line_of("check_mark"), message);
     }
-    let mark = if section.has("check_mark") {
-        section.number("check_mark", 1, u64::from(u32::MAX)).map(|mark| mark as u32)
+    let check = if at_virtual_address {
+        let mark = section.has("check_mark").then(|| section.number("check_mark", 1, u64::from(u32::MAX))).flatten();
+        SteerCheck::VirtualAddress { mark: mark.map(|mark| mark as u32) }
     } else {
-        Some(usual_mark(name))
+        SteerCheck::EndpointAddress
     };
     SteerMode::Dsr {
         interface,
         endpoint_interface,
         flows: section.number("flows", 1, 16_777_216).unwrap_or(65_536) as u32,
         flow_timeout: section.time("flow_timeout").max(Duration::from_secs(1)),
-        check_mark: mark.filter(|_| at_virtual_address),
+        check,
     }
-}
-
-/// Of the steer's name (FNV-1a), so that those of two steers, of two gateways even, differ. Its second byte, where other
-/// programs have flags of theirs (Kubernetes' 0x4000 and 0x8000), is left alone.
-fn usual_mark(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    0x7d00_0000 | (hash & 0x00ff_00ff)
 }
 
 /// A name that Linux takes: 15 bytes, no slash, no space.

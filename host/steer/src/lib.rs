@@ -19,5 +19,5 @@ mod spec;
 pub use claim::{Claim, ClaimError};
 pub use nft::{NftError, TableName};
 pub use roster::{Member, Roster};
-pub use rules::{Plan, counters, removal, transaction};
+pub use rules::{Plan, counters, removal, transaction, usual_mark};
 pub use spec::{Affinity, Backend, Dsr, Mac, Mode, Nat, Protocol, Role, Source, Steer};

@@ -24,6 +24,8 @@ mod nat;
 #[cfg(test)]
 mod tests;
 
+pub use checks::usual_mark;
+
 /// All that rules are made of.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {

@@ -15,11 +15,17 @@
 
 use serde_json::{Value, json};
 
-use super::{Batch, Plan, ip, l4proto, matches, payload, set};
+use super::{Batch, Plan, ip, l4proto, matches, payload, seed, set};
 use crate::spec::Dsr;
 
 /// Both chains on the interface of the backends.
 const CHAINS: [(&str, &str); 2] = [("checks", "egress"), ("answers", "ingress")];
+
+/// The mark of a steer's checks where nobody chose one: of its name, so that those of two steers, of two gateways even,
+/// differ. Its second byte, where other programs have flags of theirs (Kubernetes' 0x4000 and 0x8000), is left alone.
+pub fn usual_mark(steer: &str) -> u32 {
+    0x7d00_0000 | (seed(steer) & 0x00ff_00ff)
+}
 
 pub(super) fn fill(batch: &mut Batch<'_>, plan: &Plan, dsr: &Dsr, kept: Option<&Plan>) {
     let Some(mark) = dsr.check_mark else { return };

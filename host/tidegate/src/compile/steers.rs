@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_config::{Config, Steer as SteerConfig, SteerAffinity, SteerMode};
+use tidegate_config::{Config, Steer as SteerConfig, SteerAffinity, SteerCheck, SteerMode};
 use tidegate_proxy::snapshot::Cluster;
-use tidegate_steer::{Affinity, Dsr, Mac, Mode, Nat, Protocol, Source, Steer};
+use tidegate_steer::{Affinity, Dsr, Mac, Mode, Nat, Protocol, Source, Steer, usual_mark};
 
 use super::clusters::Kept;
 
@@ -48,22 +48,31 @@ fn steered(config: &SteerConfig) -> Option<Steer> {
                 interface: interface.clone(),
                 source: if *keep_source { Source::Keep } else { Source::Gateway },
             }),
-            SteerMode::Dsr { interface, endpoint_interface, flows, flow_timeout, check_mark } => Mode::Dsr(Dsr {
+            SteerMode::Dsr { interface, endpoint_interface, flows, flow_timeout, .. } => Mode::Dsr(Dsr {
                 interface: interface.clone(),
                 endpoint_interface: endpoint_interface.clone(),
                 flows: *flows,
                 flow_timeout: *flow_timeout,
-                check_mark: *check_mark,
+                check_mark: check_mark(config),
             }),
         },
     })
+}
+
+fn check_mark(steer: &SteerConfig) -> Option<u32> {
+    match &steer.mode {
+        SteerMode::Dsr { check: SteerCheck::VirtualAddress { mark }, .. } => {
+            Some(mark.unwrap_or_else(|| usual_mark(&steer.name)))
+        }
+        SteerMode::Dsr { .. } | SteerMode::Nat { .. } => None,
+    }
 }
 
 /// What the checks of a cluster carry so that the kernel leads them where its clients' packets go: one mark for each virtual
 /// address that they are to reach, none for the endpoint's own.
 pub(super) fn check_marks(config: &Config, cluster: &str) -> Vec<Option<u32>> {
     let steers = config.steers.iter().filter(|steer| steer.cluster == cluster);
-    let mut marks: Vec<Option<u32>> = steers.map(|steer| steer.mode.check_mark()).collect();
+    let mut marks: Vec<Option<u32>> = steers.map(check_mark).collect();
     if marks.is_empty() {
         marks.push(None);
     }

@@ -28,8 +28,6 @@ pub(super) struct One {
     pub(super) moved: u64,
     /// Told once, not at every look.
     told: Option<String>,
-    /// Checks of an endpoint wait for its MAC address to become known.
-    nameless: bool,
 }
 
 struct Retry {
@@ -56,7 +54,6 @@ impl One {
             failed: 0,
             moved: 0,
             told: None,
-            nameless: false,
         }
     }
 
@@ -93,8 +90,14 @@ impl One {
     pub(super) fn look_in(&self, now: Instant) -> Option<Duration> {
         match &self.retry {
             Some(retry) => Some(retry.at.saturating_duration_since(now)),
-            None => self.nameless.then_some(FIRST_PAUSE),
+            None => self.awaits_neighbours().then_some(FIRST_PAUSE),
         }
+    }
+
+    /// Whether checks of a backend wait for its MAC address to become known.
+    fn awaits_neighbours(&self) -> bool {
+        matches!(&self.steered.steer.mode, Mode::Dsr(dsr) if dsr.check_mark.is_some())
+            && self.roster.backends().iter().any(|backend| backend.mac.is_none())
     }
 
     /// Takes what the kernel counted. A table that is not there any more is installed with the next look.
@@ -219,10 +222,8 @@ impl One {
             member.mac = labelled(member).or_else(|| known.get(&ip).copied());
             member.seen_as = dsr.check_mark.and_then(|_| neighbours::own_address(ip).ok());
         }
-        let lacking = |what: fn(&Member) -> bool| -> Vec<String> {
-            members.iter().filter(|member| what(member)).map(|member| member.address.ip().to_string()).collect()
-        };
-        let missing = lacking(|member| member.well && member.mac.is_none());
+        let missing = members.iter().filter(|member| member.well && member.mac.is_none());
+        let missing: Vec<String> = missing.map(|member| member.address.ip().to_string()).collect();
         let virtual_address = self.steered.steer.address;
         let astray = members.iter().any(|member| member.seen_as == Some(virtual_address));
         let problem = if !missing.is_empty() {
@@ -243,7 +244,6 @@ impl One {
             tracing::warn!(steer = self.name(), "{problem}");
         }
         self.told = problem;
-        self.nameless = dsr.check_mark.is_some() && members.iter().any(|member| member.mac.is_none());
         Ok(())
     }
 }
