@@ -304,6 +304,26 @@ async fn a_row_of_errors_ejects_for_a_while() {
     until_healthy(&gateway, bad.address, true).await;
 }
 
+/// Where nothing is sent upstream, nobody looks whether to eject: the process sleeps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sweep_of_ejections_rests_with_the_traffic() {
+    let origin = Origin::answering(false, |_| status(200, "good")).await;
+    // Looked at fifty times a second while there is anything to look at.
+    let more = "ejection = { base_time = \"200ms\", interval = \"200ms\" }";
+    let gateway = Gateway::start(&crate::simple(&[origin.address], more)).await;
+    let rests = async || {
+        eventually("it rests", async || {
+            let before = gateway.sleeps();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (gateway.sleeps() - before < 20).then_some(())
+        })
+        .await;
+    };
+    rests().await;
+    assert_eq!(ask(&gateway, 3).await, ["good"; 3]);
+    rests().await;
+}
+
 /// "Passive ... maximum ejection": connections that fail eject too, but of two endpoints one always stays in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_all_are_ejected() {

@@ -176,6 +176,16 @@ impl Gateway {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
+    /// How often its threads went to sleep so far, all together.
+    pub fn sleeps(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a process");
+        let of = |task: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
+            let status = std::fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+        };
+        tasks.filter_map(of).sum()
+    }
+
     /// Open file descriptors.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a process").count()

@@ -50,5 +50,5 @@ pub use listener::tls::{
 pub use origin::Origin;
 pub use pace::LeastRate;
 pub use tenant::{Owner, Tenant};
-pub use upstream::health::{CheckKind, HealthCheck, HealthChecks};
+pub use upstream::health::{Alarm, CheckKind, HealthCheck, HealthChecks};
 pub use upstream::tls::{ClientTls, ClientTlsSpec};

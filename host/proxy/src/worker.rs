@@ -26,6 +26,7 @@ use crate::tenant::Turns;
 use crate::timer::{Deadline, Timers};
 use crate::tunnel;
 use crate::upstream::Upstreams;
+use crate::upstream::health::Alarm;
 
 /// What everything on one worker shares.
 pub(crate) struct Worker {
@@ -35,6 +36,7 @@ pub(crate) struct Worker {
     pub(crate) current: Arc<ArcSwap<Snapshot>>,
     pub(crate) timers: Timers,
     pub(crate) upstreams: Upstreams,
+    pub(crate) alarm: Arc<Alarm>,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) drain: Drain,
     pub(crate) slots: Slots,
@@ -138,6 +140,7 @@ pub struct Gateway {
     udp: listener::quic::Groups,
     workers: usize,
     zero: Instant,
+    alarm: Arc<Alarm>,
 }
 
 impl Gateway {
@@ -156,6 +159,7 @@ impl Gateway {
             udp: listener::quic::Groups::default(),
             workers,
             zero,
+            alarm: Arc::default(),
         };
         let (bound, opened) = gateway.bind(&snapshot)?;
         gateway.bound = bound;
@@ -164,7 +168,8 @@ impl Gateway {
             let (sender, receiver) = mpsc::unbounded_channel();
             // The receiver lives as long as its thread, which has not started.
             let _ = sender.send(Command::Apply { opened, closed: Vec::new() });
-            let start = Start { index, workers, zero, current: gateway.current.clone(), metrics: metrics.clone() };
+            let (current, alarm) = (gateway.current.clone(), gateway.alarm.clone());
+            let start = Start { index, workers, zero, current, alarm, metrics: metrics.clone() };
             let options = options.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -234,6 +239,11 @@ impl Gateway {
         self.zero
     }
 
+    /// What wakes the sweeper of ejections.
+    pub fn alarm(&self) -> Arc<Alarm> {
+        self.alarm.clone()
+    }
+
     pub fn metrics(&self) -> &[Arc<WorkerMetrics>] {
         &self.metrics
     }
@@ -257,6 +267,7 @@ struct Start {
     workers: usize,
     zero: Instant,
     current: Arc<ArcSwap<Snapshot>>,
+    alarm: Arc<Alarm>,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -285,6 +296,7 @@ impl Start {
             current: self.current,
             upstreams: Upstreams::new(timers.clone(), self.metrics.clone()),
             timers,
+            alarm: self.alarm,
             metrics: self.metrics,
             drain: Drain::default(),
             slots: Slots::default(),

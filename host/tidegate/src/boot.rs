@@ -299,7 +299,8 @@ impl Control {
     pub(crate) fn start_health(&self, runtime: &tokio::runtime::Handle) {
         let mut running = self.running();
         let (zero, current) = (running.gateway.zero(), running.gateway.current());
-        running.health = Some(HealthChecks::start(runtime.clone(), zero, current));
+        let alarm = running.gateway.alarm();
+        running.health = Some(HealthChecks::start(runtime.clone(), zero, current, alarm));
     }
 
     /// Notified when checks changed their mind of an endpoint. After `start_health`.

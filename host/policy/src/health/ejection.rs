@@ -163,6 +163,16 @@ impl EndpointSet {
         self.endpoints.iter().filter(out).count()
     }
 
+    /// Whether a sweep would find nothing, now or later: nothing was reported since the last comparison, nobody is out, and no
+    /// old ejection is left to be forgotten. Of a set with rules, until the next report.
+    pub fn at_rest(&self) -> bool {
+        self.endpoints.iter().map(|endpoint| &endpoint.state.health).all(|health| {
+            let counts = [&health.good, &health.bad, &health.strikes];
+            health.ejected_until.load(Ordering::SeqCst) == 0
+                && counts.into_iter().all(|count| count.load(Ordering::SeqCst) == 0)
+        })
+    }
+
     /// Once an interval compares results, and brings back those whose time is over: in this order, so that the interval in which
     /// an endpoint was out is not taken for good conduct. For one thread at a time.
     pub fn sweep(&self, now: Duration) -> Vec<(u32, Swept)> {

@@ -25,6 +25,9 @@ pub(crate) fn report(worker: &Worker, view: &EndpointsView, index: u32, outcome:
     if let Some(ejected) = view.set.report(index, outcome, now) {
         health::tell(&view.set, index, Swept::Ejected(ejected));
     }
+    if view.set.health.rules.ejection.is_some() {
+        worker.alarm.ring();
+    }
 }
 
 /// The same of one that came to nothing: it is counted, and held against the endpoint where that is to blame.

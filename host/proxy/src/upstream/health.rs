@@ -7,6 +7,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,24 @@ pub struct HealthCheck {
     pub marks: Vec<Option<u32>>,
 }
 
+/// Wakes the sweeper where it sleeps for want of anything to compare.
+#[derive(Debug, Default)]
+pub struct Alarm {
+    /// It sleeps, and wants to be woken by the next report.
+    set: AtomicBool,
+    bell: Notify,
+}
+
+impl Alarm {
+    /// An attempt was reported: a look at one flag, unless it is the first for a while. One that comes just as the sweeper
+    /// falls asleep may be missed; the next one is not.
+    pub(crate) fn ring(&self) {
+        if self.set.load(Ordering::Relaxed) && self.set.swap(false, Ordering::SeqCst) {
+            self.bell.notify_one();
+        }
+    }
+}
+
 /// Everything that is checked and swept, as the control thread holds it. Dropped, all of it stops.
 pub struct HealthChecks {
     runtime: Handle,
@@ -49,7 +68,7 @@ pub struct HealthChecks {
     running: HashMap<(Arc<str>, SocketAddr), Running>,
     sweeper: AbortHandle,
     /// Wakes the sweeper: another snapshot may want it more often.
-    changed: Arc<Notify>,
+    alarm: Arc<Alarm>,
     verdicts: Arc<Notify>,
 }
 
@@ -73,12 +92,12 @@ impl Drop for HealthChecks {
 }
 
 impl HealthChecks {
-    /// `zero` is the workers', so that all speak of the same times; `current` is where successive snapshots are.
-    pub fn start(runtime: Handle, zero: Instant, current: Arc<ArcSwap<Snapshot>>) -> Self {
-        let changed = Arc::new(Notify::new());
+    /// `zero` and `alarm` are the workers', so that all speak of the same times and wake the same sweeper; `current` is where
+    /// successive snapshots are.
+    pub fn start(runtime: Handle, zero: Instant, current: Arc<ArcSwap<Snapshot>>, alarm: Arc<Alarm>) -> Self {
         let snapshot = current.load_full();
-        let sweeper = runtime.spawn(sweep(current, zero, changed.clone())).abort_handle();
-        let mut checks = Self { runtime, zero, running: HashMap::new(), sweeper, changed, verdicts: Arc::default() };
+        let sweeper = runtime.spawn(sweep(current, zero, alarm.clone())).abort_handle();
+        let mut checks = Self { runtime, zero, running: HashMap::new(), sweeper, alarm, verdicts: Arc::default() };
         checks.apply(&snapshot, None);
         checks
     }
@@ -116,7 +135,7 @@ impl HealthChecks {
                 );
             }
         }
-        self.changed.notify_one();
+        self.alarm.bell.notify_one();
     }
 
     /// Ends what gone rules began, and warms up what joined.
@@ -247,18 +266,22 @@ async fn watch(work: Arc<Work>, zero: Instant, verdicts: Arc<Notify>) {
 /// Bounds of the sweeper's pace. Coarser than this nobody notices, finer nobody needs.
 const FASTEST: Duration = Duration::from_millis(20);
 const SLOWEST: Duration = Duration::from_secs(1);
-/// Where nobody is checked, ejected or to be: an idle process does not wake up for nothing.
+/// Where nobody is checked or ejected, and nothing to compare was reported: an idle process does not wake up for nothing.
 const NOTHING_TO_DO: Duration = Duration::from_secs(60);
 
 /// Brings back what was ejected long enough, and has endpoints compared. Over all clusters, with rules or without: an exchange
 /// that began before a reload may eject by rules that are gone.
-async fn sweep(current: Arc<ArcSwap<Snapshot>>, zero: Instant, changed: Arc<Notify>) {
+async fn sweep(current: Arc<ArcSwap<Snapshot>>, zero: Instant, alarm: Arc<Alarm>) {
     let mut panicking = HashSet::new();
     loop {
+        // Before the look at what was reported: what comes after it rings.
+        alarm.set.store(true, Ordering::SeqCst);
         let snapshot = current.load_full();
         let mut pace = NOTHING_TO_DO;
         for cluster in &snapshot.clusters {
-            if let Some(rules) = &cluster.set.health.rules.ejection {
+            if let Some(rules) = &cluster.set.health.rules.ejection
+                && !cluster.set.at_rest()
+            {
                 pace = pace.min(SLOWEST).min(rules.interval.min(rules.base_time) / 10);
             }
             if cluster.check.is_some() || cluster.set.endpoints.iter().any(|endpoint| !endpoint.state.healthy()) {
@@ -270,9 +293,12 @@ async fn sweep(current: Arc<ArcSwap<Snapshot>>, zero: Instant, changed: Arc<Noti
             tell_of_panic(&cluster.set, &mut panicking);
         }
         drop(snapshot);
+        if pace < NOTHING_TO_DO {
+            alarm.set.store(false, Ordering::SeqCst);
+        }
         tokio::select! {
             () = tokio::time::sleep(pace.max(FASTEST)) => {}
-            () = changed.notified() => {}
+            () = alarm.bell.notified() => {}
         }
     }
 }
