@@ -226,7 +226,8 @@ impl Http2Client {
         let mut sender = self.0.clone().ready().await?;
         let (response, mut send) = sender.send_request(request, false)?;
         if !early.is_empty() {
-            send.send_data(Bytes::from_static(early), false)?;
+            // Who was refused already has no stream to send it on; the answer tells.
+            let _ = send.send_data(Bytes::from_static(early), false);
         }
         let response = soon("a response head", response).await?;
         let (parts, recv) = response.into_parts();

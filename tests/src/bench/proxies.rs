@@ -112,6 +112,8 @@ pub enum Decided {
 pub enum By {
     Rules,
     Plugins,
+    /// The same, and what they may remember is remembered.
+    Memoised,
 }
 
 /// A proxy that runs. Killed when dropped.

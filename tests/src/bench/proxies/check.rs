@@ -33,7 +33,7 @@ pub(super) async fn decides(proxy: &Proxy, decided: Decided) -> Result<(), Strin
         // The origin answers it the second time it comes, and not before.
         reaches(address, NAME, "/api/flaky/mark", &[other, ("x-number", "check")], "beta").await?;
     }
-    if decided == Decided::Questions(By::Plugins) && asked(proxy, "decide").await? != 1.0 {
+    if matches!(decided, Decided::Questions(By::Plugins | By::Memoised)) && asked(proxy, "decide").await? != 1.0 {
         return Err("not a plugin's to decide whether to try again".to_owned());
     }
     // As many as went to the other origin.
@@ -44,7 +44,7 @@ pub(super) async fn decides(proxy: &Proxy, decided: Decided) -> Result<(), Strin
 pub(in crate::bench) async fn asks(proxy: &Proxy, decided: Decided, requests: u64) -> Result<(), String> {
     let questions = match decided {
         Decided::Plugin | Decided::Memoised if proxy.kind == Kind::Tidegate => &["route"][..],
-        Decided::Questions(By::Plugins) => &["route", "pick", "identify"],
+        Decided::Questions(By::Plugins | By::Memoised) => &["route", "pick", "identify"],
         _ => return Ok(()),
     };
     for question in questions {

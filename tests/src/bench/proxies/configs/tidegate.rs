@@ -66,7 +66,7 @@ pub(super) fn config(behind: &Behind, ports: Ports, decided: Decided) -> Config 
             "balance = {{ {} }}\nretry_budget = {{ percent = \"100%\", min = 1000000 }}\n",
             match by {
                 By::Rules => "by = \"least_request\"",
-                By::Plugins => "plugin = \"latency\"",
+                By::Plugins | By::Memoised => "plugin = \"latency\"",
             }
         );
     }
@@ -118,7 +118,7 @@ cluster = "beta"
     )
 }
 
-/// Those that answer the other three questions. Pauses before another try are as short as the rules have them.
+/// Those that answer the other three questions. Load and chance cannot be remembered. Pauses before another try are as short as the rules have them.
 const OTHERS: &str = r#"[[plugin]]
 name = "latency"
 source = "builtin:latency-aware"
@@ -127,6 +127,7 @@ limits = { time = "5s" }
 name = "private"
 source = "builtin:private-forwarding"
 limits = { time = "5s" }
+memoise = MEMOISE
 settings = { secret = "a benchmark has no secrets" }
 [[plugin]]
 name = "careful"
@@ -145,9 +146,10 @@ fn rules(decided: Decided) -> String {
             RULE.to_owned()
                 + "forwarding = { families = [\"forwarded\"] }\nretry = { on = [\"503\"], attempts = 2, backoff = \"1ms\" }\n"
         }
-        Decided::Questions(By::Plugins) => {
-            tenants(false)
-                + OTHERS
+        Decided::Questions(by @ (By::Plugins | By::Memoised)) => {
+            let memoise = by == By::Memoised;
+            tenants(memoise)
+                + &OTHERS.replace("MEMOISE", &memoise.to_string())
                 + BY_PLUGIN
                 + "forwarding = { plugin = \"private\" }\nretry = { plugin = \"careful\", attempts = 2 }\n"
         }
