@@ -49,20 +49,20 @@ macro_rules! question {
 }
 
 question!(router, "tidegate:sdk/router-part",
-    "package tidegate:sdk; world router-part { export tidegate:policy/router@0.1.0; }",
+    "package tidegate:sdk; world router-part { export tidegate:policy/router@0.1.0; export tidegate:policy/prefetched-router@0.1.0; }",
     "tidegate:policy/types@0.1.0" => types);
 question!(
     balancer,
     "tidegate:sdk/balancer-part",
-    "package tidegate:sdk; world balancer-part { export tidegate:policy/balancer@0.1.0; }",
+    "package tidegate:sdk; world balancer-part { export tidegate:policy/balancer@0.1.0; export tidegate:policy/prefetched-balancer@0.1.0; }",
 );
 question!(
     forwarding,
     "tidegate:sdk/forwarding-part",
-    "package tidegate:sdk; world forwarding-part { export tidegate:policy/forwarding@0.1.0; }",
+    "package tidegate:sdk; world forwarding-part { export tidegate:policy/forwarding@0.1.0; export tidegate:policy/prefetched-forwarding@0.1.0; }",
 );
 question!(retry, "tidegate:sdk/retry-part",
-    "package tidegate:sdk; world retry-part { export tidegate:policy/retry@0.1.0; }",
+    "package tidegate:sdk; world retry-part { export tidegate:policy/retry@0.1.0; export tidegate:policy/prefetched-retry@0.1.0; }",
     "tidegate:policy/types@0.1.0" => types);
 question!(
     tunnel_router,

@@ -53,6 +53,14 @@ macro_rules! router {
                     })
                 }
             }
+
+            impl $crate::bindings::router::exports::tidegate::policy::prefetched_router::Guest for Component {
+                fn route(facts: Vec<u8>) -> $crate::bindings::router::exports::tidegate::policy::router::Answer {
+                    $crate::prefetched::with(facts, || {
+                        <Component as $crate::bindings::router::exports::tidegate::policy::router::Guest>::route()
+                    })
+                }
+            }
         });
     };
 }
@@ -73,6 +81,14 @@ macro_rules! balancer {
                             );
                             $crate::bindings::choice(choice)
                         })
+                    })
+                }
+            }
+
+            impl $crate::bindings::balancer::exports::tidegate::policy::prefetched_balancer::Guest for Component {
+                fn pick(facts: Vec<u8>) -> $crate::bindings::balancer::exports::tidegate::policy::balancer::Choice {
+                    $crate::prefetched::with(facts, || {
+                        <Component as $crate::bindings::balancer::exports::tidegate::policy::balancer::Guest>::pick()
                     })
                 }
             }
@@ -98,6 +114,14 @@ macro_rules! forwarding {
                     })
                 }
             }
+
+            impl $crate::bindings::forwarding::exports::tidegate::policy::prefetched_forwarding::Guest for Component {
+                fn identify(facts: Vec<u8>) {
+                    $crate::prefetched::with(facts, || {
+                        <Component as $crate::bindings::forwarding::exports::tidegate::policy::forwarding::Guest>::identify()
+                    })
+                }
+            }
         });
     };
 }
@@ -119,6 +143,14 @@ macro_rules! retry {
                             );
                             $crate::bindings::verdict(verdict)
                         })
+                    })
+                }
+            }
+
+            impl $crate::bindings::retry::exports::tidegate::policy::prefetched_retry::Guest for Component {
+                fn decide(facts: Vec<u8>) -> $crate::bindings::retry::exports::tidegate::policy::retry::Verdict {
+                    $crate::prefetched::with(facts, || {
+                        <Component as $crate::bindings::retry::exports::tidegate::policy::retry::Guest>::decide()
                     })
                 }
             }

@@ -33,7 +33,8 @@
 //! ```
 //!
 //! Built for `wasm32-unknown-unknown` and made a component (`wasm-tools component new`), it needs nothing but the
-//! gateway's own interfaces: no WASI. Facts are read when they are asked for; what is not asked for is not copied.
+//! gateway's own interfaces: no WASI. Facts are read when they are asked for, and what is asked for again and again comes
+//! along with the question; what is not asked for is not copied.
 
 #[cfg(any(test, all(target_arch = "wasm32", feature = "arena")))]
 mod arena;
@@ -44,6 +45,9 @@ mod export;
 mod facts;
 pub mod http_client;
 pub mod kv;
+#[cfg(any(test, target_arch = "wasm32"))]
+#[doc(hidden)]
+pub mod prefetched;
 mod questions;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;

@@ -93,7 +93,7 @@ fn inspect_tells_what_a_component_is_and_needs() {
     assert_eq!((&said["grants"], &said["problem"]), (&serde_json::json!([]), &serde_json::Value::Null));
     assert!(said["settings_schema"]["properties"]["tenants"].is_object(), "{said}");
     let names = |key: &str| said[key].as_array().expect("a list").len();
-    assert!(names("imports") > 2 && names("exports") == 2, "{said}");
+    assert!(names("imports") > 2 && names("exports") == 3, "{said}");
     let (code, text) = plugin(&["inspect", &canary.to_string_lossy()]);
     assert!(code == 0 && text.contains("\nanswers   route\n") && text.contains("\ngrants    none\n"), "{text}");
 

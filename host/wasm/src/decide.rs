@@ -13,10 +13,13 @@ use tidegate_policy::{
 use wasmtime::component::{ComponentNamedList, Lift, TypedFunc};
 
 use crate::instances::{Failed, Functions, Instance, run, with_slot};
-use crate::memo::{Going, Read, Remembered};
+use crate::memo::{Going, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
+use crate::prefetch::Packet;
+use crate::read::Read;
 use crate::state::{Facts, IdentityEdits, State};
 use crate::stats::QUESTIONS;
+use crate::trace::Purpose;
 use crate::types::{Choice, Response, RouteAnswer, TunnelAnswer, Verdict};
 
 mod later;
@@ -41,16 +44,23 @@ pub(crate) trait Asking {
     const QUESTION: Question;
 
     fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>>;
+    /// The same with facts that come along.
+    fn prefetched(functions: &Functions) -> Option<TypedFunc<(Packet,), Self::Given>>;
     /// With what the guest set besides.
     fn answer(&mut self, given: Self::Given, state: &mut State) -> Self::Answer;
     fn remember(&self, answer: &Self::Answer) -> Remembered;
     /// Nothing if it is of another question.
     fn recall(&mut self, remembered: &Remembered) -> Option<Self::Answer>;
 
-    /// Asks a guest that does not wait.
-    fn call(&mut self, instance: &mut Instance) -> Result<Self::Answer, Failed> {
-        let function = exported::<Self>(instance)?;
-        let given = run(&mut instance.store, |store| function.call(store, ()))?;
+    /// Asks a guest that does not wait, with a packet of facts if there is one.
+    fn call(&mut self, instance: &mut Instance, packet: Option<Packet>) -> Result<Self::Answer, Failed> {
+        let given = match (packet, Self::prefetched(&instance.functions)) {
+            (Some(packet), Some(function)) => run(&mut instance.store, |store| function.call(store, (packet,)))?,
+            _ => {
+                let function = exported::<Self>(instance)?;
+                run(&mut instance.store, |store| function.call(store, ()))?
+            }
+        };
         Ok(self.answer(given, instance.store.data_mut()))
     }
 }
@@ -96,16 +106,23 @@ impl Asker {
                 }
                 none => none.insert(Instance::new(core, &slot.purse)?),
             };
+            let purpose = match A::prefetched(&instance.functions) {
+                _ if core.observed => Purpose::Show,
+                _ if learns => Purpose::Memo,
+                Some(_) => Purpose::Prefetch,
+                None => Purpose::None,
+            };
             let state = instance.store.data_mut();
             state.facts = facts;
-            if core.observed {
-                state.trace.begin_to_show();
-            } else {
-                state.trace.begin(learns);
-            }
-            let answered = asking.call(instance);
+            state.trace.begin(purpose);
+            let prefetch = &mut slot.prefetches[question];
+            let packet = if purpose == Purpose::Prefetch { prefetch.pack(state) } else { None };
+            let answered = asking.call(instance, packet);
             let state = instance.store.data_mut();
             cpu = state.deadline.cpu();
+            if purpose == Purpose::Prefetch {
+                prefetch.learn(state.trace.reads());
+            }
             if let Ok(answer) = &answered
                 && learns
             {
@@ -205,6 +222,10 @@ impl Asking for AskRoute<'_> {
 
     fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
         functions.route
+    }
+
+    fn prefetched(functions: &Functions) -> Option<TypedFunc<(Packet,), Self::Given>> {
+        functions.prefetched_route
     }
 
     fn answer(&mut self, (answer,): Self::Given, state: &mut State) -> Going {
@@ -314,6 +335,10 @@ impl Asking for AskPick {
         functions.pick
     }
 
+    fn prefetched(functions: &Functions) -> Option<TypedFunc<(Packet,), Self::Given>> {
+        functions.prefetched_pick
+    }
+
     fn answer(&mut self, (choice,): Self::Given, _: &mut State) -> Choice {
         choice
     }
@@ -367,6 +392,10 @@ impl Asking for AskIdentify {
 
     fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
         functions.identify
+    }
+
+    fn prefetched(functions: &Functions) -> Option<TypedFunc<(Packet,), Self::Given>> {
+        functions.prefetched_identify
     }
 
     fn answer(&mut self, (): (), state: &mut State) -> IdentityEdits {
@@ -432,6 +461,10 @@ impl Asking for AskDecide {
 
     fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
         functions.decide
+    }
+
+    fn prefetched(functions: &Functions) -> Option<TypedFunc<(Packet,), Self::Given>> {
+        functions.prefetched_decide
     }
 
     fn answer(&mut self, (verdict,): Self::Given, _: &mut State) -> Verdict {
@@ -520,6 +553,10 @@ impl Asking for AskTunnel {
 
     fn function(functions: &Functions) -> Option<TypedFunc<(), Self::Given>> {
         functions.tunnel
+    }
+
+    fn prefetched(_: &Functions) -> Option<TypedFunc<(Packet,), Self::Given>> {
+        None
     }
 
     fn answer(&mut self, (answer,): Self::Given, _: &mut State) -> policy::TunnelAnswer {

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use tidegate_policy::PolicyFaultKind;
-use wasmtime::component::{self, ComponentNamedList, Lift, Lower, TypedFunc};
+use wasmtime::component::{self, ComponentExportIndex, ComponentNamedList, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::budget::{Place, Purse, Tenant, TenantPurse};
-use crate::memo::{Memo, Read};
+use crate::memo::Memo;
 use crate::plugin::{Core, Handle, Isolation, LoadError};
+use crate::prefetch::{Packet, Prefetch};
+use crate::read::Read;
 use crate::state::{self, Deadline, State};
 use crate::stats::QUESTIONS;
 use crate::types::{Choice, RouteAnswer, TunnelAnswer, Verdict};
@@ -48,6 +50,11 @@ pub(crate) struct Functions {
     pub(crate) identify: Option<TypedFunc<(), ()>>,
     pub(crate) decide: Option<TypedFunc<(), (Verdict,)>>,
     pub(crate) tunnel: Option<TypedFunc<(), (TunnelAnswer,)>>,
+    /// The same with facts that come along.
+    pub(crate) prefetched_route: Option<TypedFunc<(Packet,), (RouteAnswer,)>>,
+    pub(crate) prefetched_pick: Option<TypedFunc<(Packet,), (Choice,)>>,
+    pub(crate) prefetched_identify: Option<TypedFunc<(Packet,), ()>>,
+    pub(crate) prefetched_decide: Option<TypedFunc<(Packet,), (Verdict,)>>,
 }
 
 /// One store with one instance: a trap poisons the whole store, so none is shared.
@@ -179,38 +186,52 @@ fn failed(error: &wasmtime::Error, state: &State) -> Failed {
     Failed { kind, detail }
 }
 
+/// An export that is not of the contract's type.
+fn misshapen(error: wasmtime::Error) -> Failed {
+    Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") }
+}
+
+/// A function that the component may export.
+fn function<P, R>(
+    instance: &component::Instance,
+    store: &mut Store<State>,
+    index: &Option<ComponentExportIndex>,
+) -> Result<Option<TypedFunc<P, R>>, Failed>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift,
+{
+    index.as_ref().map(|index| instance.get_typed_func(store, index).map_err(misshapen)).transpose()
+}
+
 impl Instance {
     /// Instantiates and configures.
     pub(crate) fn new(core: &Arc<Core>, purse: &Rc<Purse>) -> Result<Self, Failed> {
         let place = place(core, purse)?;
         let mut store = store(core, purse);
         let instance = instantiate(core, &mut store)?;
-        let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
         if let Some(index) = &core.prepared.exports.configure {
             type Configured = (Result<(), String>,);
-            let configure = instance.get_typed_func::<(&str,), Configured>(&mut store, index).map_err(shape)?;
+            let configure = instance.get_typed_func::<(&str,), Configured>(&mut store, index).map_err(misshapen)?;
             let (configured,) = call(&mut store, configure, (&*core.settings,))?;
             if let Err(reason) = configured {
                 return Err(Failed { kind: PolicyFaultKind::Configure, detail: reason });
             }
         }
-        let mut functions = Functions::default();
         let [route, pick, identify, decide, tunnel] = &core.prepared.exports.questions;
-        if let Some(index) = route {
-            functions.route = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
-        }
-        if let Some(index) = pick {
-            functions.pick = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
-        }
-        if let Some(index) = identify {
-            functions.identify = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
-        }
-        if let Some(index) = decide {
-            functions.decide = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
-        }
-        if let Some(index) = tunnel {
-            functions.tunnel = Some(instance.get_typed_func(&mut store, index).map_err(shape)?);
-        }
+        let [prefetched_route, prefetched_pick, prefetched_identify, prefetched_decide, _] =
+            &core.prepared.exports.prefetched;
+        let functions = Functions {
+            route: function(&instance, &mut store, route)?,
+            pick: function(&instance, &mut store, pick)?,
+            identify: function(&instance, &mut store, identify)?,
+            decide: function(&instance, &mut store, decide)?,
+            tunnel: function(&instance, &mut store, tunnel)?,
+            prefetched_route: function(&instance, &mut store, prefetched_route)?,
+            prefetched_pick: function(&instance, &mut store, prefetched_pick)?,
+            prefetched_identify: function(&instance, &mut store, prefetched_identify)?,
+            prefetched_decide: function(&instance, &mut store, prefetched_decide)?,
+        };
         let at_start = store.data().memory.bytes();
         // What it set while it was configured belongs to no question.
         store.data_mut().clear();
@@ -248,8 +269,7 @@ pub(crate) fn settings_schema(core: &Arc<Core>) -> Result<Option<String>, Failed
     let Some(index) = &core.prepared.exports.settings_schema else { return Ok(None) };
     let mut store = store(core, &Purse::trial(&core.allowances));
     let instance = instantiate(core, &mut store)?;
-    let shape = |error: wasmtime::Error| Failed { kind: PolicyFaultKind::Invalid, detail: format!("{error:#}") };
-    let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(shape)?;
+    let function = instance.get_typed_func::<(), (Option<String>,)>(&mut store, index).map_err(misshapen)?;
     call(&mut store, function, ()).map(|(schema,)| schema)
 }
 
@@ -263,6 +283,7 @@ pub(crate) struct Slot {
     /// Of a plugin that waits: those that nobody has now.
     spare: Vec<Instance>,
     pub(crate) memos: [Memo; QUESTIONS.len()],
+    pub(crate) prefetches: [Prefetch; QUESTIONS.len()],
     /// Of the last question, where the plugin's reads are looked at.
     pub(crate) reads: Vec<Read>,
 }
@@ -352,6 +373,7 @@ pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot
                     instance: None,
                     spare: Vec::new(),
                     memos: Default::default(),
+                    prefetches: Default::default(),
                     reads: Vec::new(),
                 };
                 slots.by_plugin.entry(handle.core.id).or_insert(new)

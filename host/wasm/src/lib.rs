@@ -15,8 +15,10 @@ mod instances;
 mod kv;
 mod memo;
 mod plugin;
+mod prefetch;
 mod prepared;
 mod quarantine;
+mod read;
 mod rehearsal;
 mod rollout;
 mod runtime;
@@ -25,6 +27,7 @@ mod simulation;
 mod state;
 mod stats;
 mod ticker;
+mod trace;
 mod types;
 mod wasi;
 

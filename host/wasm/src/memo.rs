@@ -7,100 +7,13 @@
 
 use std::sync::Arc;
 
-use http::HeaderName;
 use rustc_hash::FxHashMap;
 use tidegate_policy::{self as policy, HeaderEdit, HeaderEdits, RequestEdits};
 
+use crate::read::{Read, value};
 use crate::state::{Facts, IdentityEdits};
+use crate::trace::Trace;
 use crate::types::{Choice, Response, Verdict};
-
-mod value;
-
-pub(crate) use value::{Value, value};
-
-/// A fact a guest can read that does not change while the question is at hand, and that it may be remembered by.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(crate) enum Read {
-    ClientIp,
-    Version,
-    Method,
-    Scheme,
-    Authority,
-    Path,
-    Query,
-    Header(HeaderName),
-    HeaderValues(Box<str>),
-    Headers,
-    Cookie(Box<str>),
-    Note(Box<str>),
-    Peer,
-    ConnectionClient,
-    Local,
-    Listener,
-    ServerName,
-    Alpn,
-    ClientCertificate,
-    ProxyTlv(u8),
-    Received,
-    Proposed,
-}
-
-/// What one run of a guest read, in order.
-#[derive(Default)]
-pub(crate) struct Trace {
-    on: bool,
-    /// Reads are kept to be shown, whatever else is read.
-    shown: bool,
-    reads: Vec<Read>,
-    /// Something was read or done that no memo can stand for: load, time, chance, a log line.
-    tainted: bool,
-}
-
-/// A guest that reads more than this in one question gains nothing from a tree.
-const MAX_READS: usize = 32;
-
-impl Trace {
-    pub(crate) fn begin(&mut self, on: bool) {
-        self.on = on;
-        self.shown = false;
-        self.reads.clear();
-        self.tainted = false;
-    }
-
-    /// For somebody who looks at the reads, and remembers no answer by them.
-    pub(crate) fn begin_to_show(&mut self) {
-        self.begin(true);
-        self.shown = true;
-    }
-
-    /// What was read, which the next run's take the place of.
-    pub(crate) fn reads(&mut self) -> &mut Vec<Read> {
-        &mut self.reads
-    }
-
-    /// Whether `note` would keep anything.
-    pub(crate) fn records(&self) -> bool {
-        self.on && (self.shown || !self.tainted)
-    }
-
-    /// Made only when tracing: `read` may allocate.
-    pub(crate) fn note(&mut self, read: impl FnOnce() -> Read) {
-        if self.records() {
-            let read = read();
-            // A fact read twice is the same fact.
-            if !self.reads.contains(&read) {
-                self.tainted |= self.reads.len() >= MAX_READS;
-                if self.reads.len() <= MAX_READS {
-                    self.reads.push(read);
-                }
-            }
-        }
-    }
-
-    pub(crate) fn taint(&mut self) {
-        self.tainted = true;
-    }
-}
 
 /// A router's answer, its name of a cluster made once for all who are told it.
 #[derive(Clone)]
@@ -185,6 +98,8 @@ pub(crate) struct Memo {
     leaves: Vec<Remembered>,
     /// Of the keys and answers kept.
     bytes: usize,
+    /// For the value of one read at a time.
+    scratch: Vec<u8>,
     looked: u32,
     found: u32,
     state: Use,
@@ -236,7 +151,6 @@ impl Memo {
             }
             (self.looked, self.found) = (0, 0);
         }
-        let mut scratch = Value::new();
         let mut next = self.root?;
         loop {
             match next {
@@ -246,8 +160,9 @@ impl Memo {
                 }
                 Next::Node(node) => {
                     let node = self.nodes.get(node as usize)?;
-                    value(&node.read, facts, &granted, &mut scratch);
-                    next = *node.branches.get(&scratch[..])?;
+                    self.scratch.clear();
+                    value(&node.read, facts, &granted, &mut self.scratch);
+                    next = *node.branches.get(&self.scratch[..])?;
                 }
             }
         }
@@ -256,17 +171,15 @@ impl Memo {
     /// Grows the tree by what a run read and answered.
     pub(crate) fn learn(&mut self, trace: &Trace, facts: &Facts, granted: impl Fn(&str) -> bool, answer: Remembered) {
         let size = answer.size();
-        if !self.in_use() || trace.tainted || size > MAX_KEPT {
-            return;
-        }
-        let mut scratch = Value::new();
+        let Some(reads) = trace.memorable().filter(|_| self.in_use() && size <= MAX_KEPT) else { return };
         let mut keys = 0;
-        for read in &trace.reads {
-            value(read, facts, &granted, &mut scratch);
-            if scratch.len() > MAX_KEPT {
+        for read in reads {
+            self.scratch.clear();
+            value(read, facts, &granted, &mut self.scratch);
+            if self.scratch.len() > MAX_KEPT {
                 return;
             }
-            keys += scratch.len() + KEY;
+            keys += self.scratch.len() + KEY;
         }
         if self.leaves.len() >= MAX_LEAVES || self.bytes + size + keys > MAX_BYTES {
             (self.root, self.nodes, self.leaves, self.bytes) = (None, Vec::new(), Vec::new(), 0);
@@ -275,7 +188,7 @@ impl Memo {
         let leaf = Next::Leaf(self.leaves.len() as u32);
         // Where the next step is hung: the root, or a branch of a node.
         let mut place: Option<(u32, Box<[u8]>)> = None;
-        for read in &trace.reads {
+        for read in reads {
             let existing = match &place {
                 None => self.root,
                 Some((node, value)) => self.nodes[*node as usize].branches.get(value).copied(),
@@ -294,8 +207,9 @@ impl Memo {
                     node
                 }
             };
-            value(read, facts, &granted, &mut scratch);
-            place = Some((node, scratch[..].into()));
+            self.scratch.clear();
+            value(read, facts, &granted, &mut self.scratch);
+            place = Some((node, self.scratch[..].into()));
         }
         self.leaves.push(answer);
         self.hang(place, leaf);
@@ -318,12 +232,17 @@ fn facts(asked: std::rc::Rc<tidegate_policy::Asked>) -> Facts {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use tidegate_policy::contract::{asked, asked_with};
 
     use super::*;
+    use crate::trace::Purpose;
 
     fn trace(reads: &[Read]) -> Trace {
-        Trace { on: true, shown: false, reads: reads.to_vec(), tainted: false }
+        let mut trace = Trace::default();
+        trace.begin(Purpose::Memo);
+        reads.iter().for_each(|read| trace.note(|| read.clone()));
+        trace
     }
 
     #[test]

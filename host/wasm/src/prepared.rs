@@ -19,6 +19,8 @@ pub(crate) struct Exports {
     pub(crate) configure: Option<ComponentExportIndex>,
     pub(crate) settings_schema: Option<ComponentExportIndex>,
     pub(crate) questions: [Option<ComponentExportIndex>; QUESTIONS.len()],
+    /// The same questions with facts that come along.
+    pub(crate) prefetched: [Option<ComponentExportIndex>; QUESTIONS.len()],
 }
 
 /// Interface and function of each question.
@@ -40,6 +42,7 @@ impl Exports {
             configure: find("plugin", "configure"),
             settings_schema: find("plugin", "settings-schema"),
             questions: FUNCTIONS.map(|(interface, function)| find(interface, function)),
+            prefetched: FUNCTIONS.map(|(interface, function)| find(&format!("prefetched-{interface}"), function)),
         }
     }
 }

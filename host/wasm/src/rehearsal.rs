@@ -19,6 +19,7 @@ use crate::instances::{Failed, Instance, call};
 use crate::plugin::{LoadError, Plugin, Questions};
 use crate::state::Facts;
 use crate::stats::QUESTIONS;
+use crate::trace::Purpose;
 
 impl Plugin {
     /// Asks each of its questions of a plain request, `GET /` at `rehearsal.invalid`, of an instance that is made for it and
@@ -51,7 +52,7 @@ fn ask<A: Asking>(instance: &mut Instance, _: A) -> Result<(), String> {
     instance.begin_at(Instant::now());
     let state = instance.store.data_mut();
     state.facts = facts();
-    state.trace.begin(false);
+    state.trace.begin(Purpose::None);
     let answered = exported::<A>(instance).and_then(|function| call(&mut instance.store, function, ()));
     instance.store.data_mut().clear();
     answered.map(drop).map_err(|failed| format!("{}: {}", failed.kind.name(), failed.detail))

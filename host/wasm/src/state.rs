@@ -11,9 +11,9 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::budget::{Held, Purse};
-use crate::memo::Trace;
 use crate::plugin::{Core, Limits};
 use crate::ticker::Running;
+use crate::trace::Trace;
 
 /// What a question gives a guest to read, moved in for the time of one call.
 #[derive(Default)]

@@ -25,7 +25,9 @@ pub struct QuestionStats {
 impl QuestionStats {
     pub(crate) fn answered(&self, took: Duration, memo: bool) {
         let ns = took.as_nanos() as u64;
-        self.memo.fetch_add(memo.into(), Ordering::Relaxed);
+        if memo {
+            self.memo.fetch_add(1, Ordering::Relaxed);
+        }
         self.total_ns.fetch_add(ns, Ordering::Relaxed);
         self.buckets[BOUNDS.partition_point(|bound| *bound < ns)].fetch_add(1, Ordering::Relaxed);
     }

@@ -1,9 +1,10 @@
-//! Facts from the gateway.
+//! Facts from the gateway: those that came along with the question, others by a call.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::bindings::facts::tidegate::policy as wit;
+use crate::prefetched::{self, kind};
 use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Load, Node, Proof, Scheme};
 
 pub fn now() -> Duration {
@@ -15,7 +16,7 @@ pub fn wall() -> Duration {
 }
 
 pub fn random() -> u64 {
-    wit::random::next()
+    prefetched::random().unwrap_or_else(wit::random::next)
 }
 
 /// A line in the gateway's log.
@@ -144,43 +145,43 @@ fn edited(result: Result<(), wit::types::EditError>) -> Result<(), EditError> {
 }
 
 pub fn client() -> IpAddr {
-    ip(wit::request::client())
+    prefetched::ip(kind::CLIENT).unwrap_or_else(|| ip(wit::request::client()))
 }
 
 pub fn version() -> HttpVersion {
-    match wit::request::version() {
+    prefetched::version().unwrap_or_else(|| match wit::request::version() {
         wit::types::HttpVersion::Http10 => HttpVersion::Http10,
         wit::types::HttpVersion::Http11 => HttpVersion::Http11,
         wit::types::HttpVersion::Http2 => HttpVersion::Http2,
         wit::types::HttpVersion::Http3 => HttpVersion::Http3,
-    }
+    })
 }
 
 pub fn method() -> String {
-    wit::request::method()
+    prefetched::text(kind::METHOD).unwrap_or_else(wit::request::method)
 }
 
 pub fn scheme() -> Scheme {
-    match wit::request::scheme() {
+    prefetched::scheme().unwrap_or_else(|| match wit::request::scheme() {
         wit::types::UrlScheme::Http => Scheme::Http,
         wit::types::UrlScheme::Https => Scheme::Https,
-    }
+    })
 }
 
 pub fn authority() -> String {
-    wit::request::authority()
+    prefetched::text(kind::AUTHORITY).unwrap_or_else(wit::request::authority)
 }
 
 pub fn path() -> String {
-    wit::request::path()
+    prefetched::text(kind::PATH).unwrap_or_else(wit::request::path)
 }
 
 pub fn query() -> Option<String> {
-    wit::request::query()
+    prefetched::optional_text(kind::QUERY, "").unwrap_or_else(wit::request::query)
 }
 
 pub fn header(name: &str) -> Option<Vec<u8>> {
-    wit::request::header(name)
+    prefetched::optional(kind::HEADER, name).unwrap_or_else(|| wit::request::header(name))
 }
 
 pub fn header_values(name: &str) -> Vec<Vec<u8>> {
@@ -192,11 +193,11 @@ pub fn headers() -> Vec<(String, Vec<u8>)> {
 }
 
 pub fn cookie(name: &str) -> Option<String> {
-    wit::request::cookie(name)
+    prefetched::optional_text(kind::COOKIE, name).unwrap_or_else(|| wit::request::cookie(name))
 }
 
 pub fn note(name: &str) -> Option<String> {
-    wit::request::note(name)
+    prefetched::optional_text(kind::NOTE, name).unwrap_or_else(|| wit::request::note(name))
 }
 
 fn socket(address: wit::types::SocketAddress) -> SocketAddr {
@@ -204,27 +205,27 @@ fn socket(address: wit::types::SocketAddress) -> SocketAddr {
 }
 
 pub fn peer() -> SocketAddr {
-    socket(wit::connection::peer())
+    prefetched::socket(kind::PEER).unwrap_or_else(|| socket(wit::connection::peer()))
 }
 
 pub fn connection_client() -> SocketAddr {
-    socket(wit::connection::client())
+    prefetched::socket(kind::CONNECTION_CLIENT).unwrap_or_else(|| socket(wit::connection::client()))
 }
 
 pub fn local() -> SocketAddr {
-    socket(wit::connection::local())
+    prefetched::socket(kind::LOCAL).unwrap_or_else(|| socket(wit::connection::local()))
 }
 
 pub fn listener() -> String {
-    wit::connection::listener()
+    prefetched::text(kind::LISTENER).unwrap_or_else(wit::connection::listener)
 }
 
 pub fn server_name() -> Option<String> {
-    wit::connection::server_name()
+    prefetched::optional_text(kind::SERVER_NAME, "").unwrap_or_else(wit::connection::server_name)
 }
 
 pub fn alpn() -> Option<String> {
-    wit::connection::alpn()
+    prefetched::optional_text(kind::ALPN, "").unwrap_or_else(wit::connection::alpn)
 }
 
 pub fn proxy_tlv(kind: u8) -> Option<Vec<u8>> {
@@ -292,7 +293,7 @@ pub fn set_note(name: &str, value: &str) {
 }
 
 pub fn cluster() -> String {
-    wit::endpoints::cluster()
+    prefetched::text(kind::CLUSTER).unwrap_or_else(wit::endpoints::cluster)
 }
 
 pub fn address(index: u32) -> SocketAddr {
@@ -304,24 +305,26 @@ pub fn label(index: u32, key: &str) -> Option<String> {
 }
 
 pub fn in_flight(index: u32) -> u32 {
-    wit::endpoints::in_flight(index)
+    prefetched::load(index).map_or_else(|| wit::endpoints::in_flight(index), |load| load.in_flight)
 }
 
 pub fn latency(index: u32) -> Duration {
-    Duration::from_nanos(wit::endpoints::latency(index))
+    prefetched::load(index).map_or_else(|| Duration::from_nanos(wit::endpoints::latency(index)), |load| load.latency)
 }
 
 pub fn load(index: u32) -> Load {
-    let wit::endpoints::EndpointLoad { available, in_flight, latency } = wit::endpoints::load(index);
-    Load { available, in_flight, latency: Duration::from_nanos(latency) }
+    prefetched::load(index).unwrap_or_else(|| {
+        let wit::endpoints::EndpointLoad { available, in_flight, latency } = wit::endpoints::load(index);
+        Load { available, in_flight, latency: Duration::from_nanos(latency) }
+    })
 }
 
 pub fn generation() -> u64 {
-    wit::endpoints::generation()
+    prefetched::u64(kind::GENERATION).unwrap_or_else(wit::endpoints::generation)
 }
 
 pub fn size() -> u32 {
-    wit::endpoints::size()
+    prefetched::u32(kind::SIZE).unwrap_or_else(wit::endpoints::size)
 }
 
 pub fn weight(index: u32) -> u32 {
@@ -333,19 +336,20 @@ pub fn zone(index: u32) -> Option<String> {
 }
 
 pub fn available(index: u32) -> bool {
-    wit::endpoints::available(index)
+    prefetched::load(index).map_or_else(|| wit::endpoints::available(index), |load| load.available)
 }
 
 pub fn availables() -> Vec<u32> {
-    wit::endpoints::availables()
+    prefetched::loads(|index, load| load.available.then_some(index)).unwrap_or_else(wit::endpoints::availables)
 }
 
 pub fn in_flights() -> Vec<u32> {
-    wit::endpoints::in_flights()
+    prefetched::loads(|_, load| Some(load.in_flight)).unwrap_or_else(wit::endpoints::in_flights)
 }
 
 pub fn latencies() -> Vec<Duration> {
-    wit::endpoints::latencies().into_iter().map(Duration::from_nanos).collect()
+    prefetched::loads(|_, load| Some(load.latency))
+        .unwrap_or_else(|| wit::endpoints::latencies().into_iter().map(Duration::from_nanos).collect())
 }
 
 fn node(node: wit::identity::Node) -> Node {
@@ -373,11 +377,11 @@ fn element(element: wit::identity::Element) -> Element {
 }
 
 pub fn received() -> Vec<Element> {
-    wit::identity::received().into_iter().map(element).collect()
+    prefetched::chain(kind::RECEIVED).unwrap_or_else(|| wit::identity::received().into_iter().map(element).collect())
 }
 
 pub fn proposed() -> Vec<Element> {
-    wit::identity::proposed().into_iter().map(element).collect()
+    prefetched::chain(kind::PROPOSED).unwrap_or_else(|| wit::identity::proposed().into_iter().map(element).collect())
 }
 
 pub fn set_elements(elements: Vec<Element>) -> Result<(), EditError> {
@@ -406,15 +410,15 @@ pub fn set_families(families: Families) {
 }
 
 pub fn number() -> u32 {
-    wit::attempt::number()
+    prefetched::attempt().map_or_else(wit::attempt::number, |attempt| attempt.number)
 }
 
 pub fn endpoint() -> u32 {
-    wit::attempt::endpoint()
+    prefetched::attempt().map_or_else(wit::attempt::endpoint, |attempt| attempt.endpoint)
 }
 
 pub fn failure() -> Cause {
-    match wit::attempt::failure() {
+    prefetched::failure().unwrap_or_else(|| match wit::attempt::failure() {
         wit::attempt::Cause::Connect => Cause::Connect,
         wit::attempt::Cause::Tls => Cause::Tls,
         wit::attempt::Cause::Reset => Cause::Reset,
@@ -423,29 +427,30 @@ pub fn failure() -> Cause {
         wit::attempt::Cause::Timeout => Cause::Timeout,
         wit::attempt::Cause::Status(status) => Cause::Status(status),
         wit::attempt::Cause::Other(text) => Cause::Other(text),
-    }
+    })
 }
 
 pub fn safety() -> Proof {
-    match wit::attempt::safety() {
+    let called = || match wit::attempt::safety() {
         wit::attempt::Proof::Unprocessed => Proof::Unprocessed,
         wit::attempt::Proof::Idempotent => Proof::Idempotent,
         wit::attempt::Proof::Unsafe => Proof::Unsafe,
-    }
+    };
+    prefetched::attempt().map_or_else(called, |attempt| attempt.safety)
 }
 
 pub fn response_header(name: &str) -> Option<Vec<u8>> {
-    wit::attempt::response_header(name)
+    prefetched::optional(kind::RESPONSE_HEADER, name).unwrap_or_else(|| wit::attempt::response_header(name))
 }
 
 pub fn elapsed() -> Duration {
-    Duration::from_nanos(wit::attempt::elapsed())
+    prefetched::attempt().map_or_else(|| Duration::from_nanos(wit::attempt::elapsed()), |attempt| attempt.elapsed)
 }
 
 pub fn time_left() -> Duration {
-    Duration::from_nanos(wit::attempt::time_left())
+    prefetched::attempt().map_or_else(|| Duration::from_nanos(wit::attempt::time_left()), |attempt| attempt.time_left)
 }
 
 pub fn retries_left() -> u32 {
-    wit::attempt::retries_left()
+    prefetched::attempt().map_or_else(wit::attempt::retries_left, |attempt| attempt.retries_left)
 }

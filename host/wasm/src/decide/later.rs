@@ -8,6 +8,7 @@ use tidegate_policy::{Decision, Egress, Origin, PolicyFaultKind};
 use super::{Asker, Asking, exported};
 use crate::instances::{Failed, Instance, run_later, with_slot};
 use crate::state::Facts;
+use crate::trace::Purpose;
 
 /// What a question that may wait finds at its start.
 enum Found<T> {
@@ -55,7 +56,7 @@ impl Asker {
             Ok(Found::Leased(mut instance, learns)) => {
                 let state = instance.store.data_mut();
                 state.facts = facts;
-                state.trace.begin(learns);
+                state.trace.begin(if learns { Purpose::Memo } else { Purpose::None });
                 state.begin_to_wait(egress.clone());
                 let purse = state.purse.clone();
                 let ran = |time, cpu| {

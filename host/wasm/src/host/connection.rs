@@ -1,7 +1,7 @@
 //! `connection`: where the request came on.
 
 use super::Instance;
-use crate::memo::Read;
+use crate::read::Read;
 use crate::state::State;
 use crate::types::SocketAddress;
 

@@ -4,6 +4,7 @@ use tidegate_policy::EndpointsView;
 use wasmtime::StoreContextMut;
 
 use super::Instance;
+use crate::read::Read;
 use crate::state::State;
 use crate::types::{EndpointLoad, SocketAddress};
 
@@ -11,13 +12,13 @@ type Store<'a> = StoreContextMut<'a, State>;
 
 pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("cluster", |mut store: Store<'_>, (): ()| {
-        Ok((view(store.data_mut()).map_or_else(String::new, |view| view.set.cluster.to_string()),))
+        Ok((read(store.data_mut(), Read::Cluster).map_or_else(String::new, |view| view.set.cluster.to_string()),))
     })?;
     linker.func_wrap("generation", |mut store: Store<'_>, (): ()| {
-        Ok((view(store.data_mut()).map_or(0, |view| view.set.current_generation()),))
+        Ok((read(store.data_mut(), Read::Generation).map_or(0, |view| view.set.current_generation()),))
     })?;
     linker.func_wrap("size", |mut store: Store<'_>, (): ()| {
-        Ok((view(store.data_mut()).map_or(0, |view| view.len() as u32),))
+        Ok((read(store.data_mut(), Read::Size).map_or(0, |view| view.len() as u32),))
     })?;
     linker.func_wrap("address", |mut store: Store<'_>, (index,): (u32,)| {
         let endpoint = view(store.data_mut()).and_then(|view| view.get(index));
@@ -37,16 +38,16 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         Ok((label.map(|(_, value)| value.to_string()),))
     })?;
     linker.func_wrap("available", |mut store: Store<'_>, (index,): (u32,)| {
-        Ok((view(store.data_mut()).is_some_and(|view| view.available(index)),))
+        Ok((read(store.data_mut(), Read::Loads).is_some_and(|view| view.available(index)),))
     })?;
     linker.func_wrap("in-flight", |mut store: Store<'_>, (index,): (u32,)| {
-        Ok((view(store.data_mut()).map_or(0, |view| view.in_flight(index)),))
+        Ok((read(store.data_mut(), Read::Loads).map_or(0, |view| view.in_flight(index)),))
     })?;
     linker.func_wrap("latency", |mut store: Store<'_>, (index,): (u32,)| {
-        Ok((view(store.data_mut()).map_or(0, |view| view.latency(index).as_nanos() as u64),))
+        Ok((read(store.data_mut(), Read::Loads).map_or(0, |view| view.latency(index).as_nanos() as u64),))
     })?;
     linker.func_wrap("load", |mut store: Store<'_>, (index,): (u32,)| {
-        let view = view(store.data_mut());
+        let view = read(store.data_mut(), Read::Loads);
         Ok((EndpointLoad {
             available: view.is_some_and(|view| view.available(index)),
             in_flight: view.map_or(0, |view| view.in_flight(index)),
@@ -54,23 +55,29 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         },))
     })?;
     linker.func_wrap("availables", |mut store: Store<'_>, (): ()| {
-        let list: Vec<u32> = view(store.data_mut())
+        let list: Vec<u32> = read(store.data_mut(), Read::Loads)
             .map(|view| (0..view.len() as u32).filter(|index| view.available(*index)).collect())
             .unwrap_or_default();
         Ok((list,))
     })?;
     linker.func_wrap("in-flights", |mut store: Store<'_>, (): ()| {
-        let list: Vec<u32> = view(store.data_mut())
+        let list: Vec<u32> = read(store.data_mut(), Read::Loads)
             .map(|view| (0..view.len() as u32).map(|index| view.in_flight(index)).collect())
             .unwrap_or_default();
         Ok((list,))
     })?;
     linker.func_wrap("latencies", |mut store: Store<'_>, (): ()| {
-        let list: Vec<u64> = view(store.data_mut())
+        let list: Vec<u64> = read(store.data_mut(), Read::Loads)
             .map(|view| (0..view.len() as u32).map(|index| view.latency(index).as_nanos() as u64).collect())
             .unwrap_or_default();
         Ok((list,))
     })
+}
+
+/// For a fact that may come along with the next question.
+fn read(state: &mut State, read: Read) -> Option<&EndpointsView> {
+    state.trace.note(|| read);
+    view(state)
 }
 
 fn view(state: &mut State) -> Option<&EndpointsView> {

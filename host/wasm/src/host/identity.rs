@@ -5,7 +5,7 @@ use tidegate_policy::native::{parse_forwarded, render_forwarded};
 use wasmtime::StoreContextMut;
 
 use super::Instance;
-use crate::memo::Read;
+use crate::read::Read;
 use crate::state::State;
 use crate::types::{EditError, Element, FieldFamilies};
 

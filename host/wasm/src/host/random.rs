@@ -3,12 +3,13 @@
 use wasmtime::StoreContextMut;
 
 use super::Instance;
+use crate::read::Read;
 use crate::state::State;
 
 pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("next", |mut store: StoreContextMut<'_, State>, (): ()| {
         let state = store.data_mut();
-        state.trace.taint();
+        state.trace.note(|| Read::Random);
         Ok((state.random.u64(..),))
     })
 }

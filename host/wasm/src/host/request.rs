@@ -7,7 +7,7 @@ use wasmtime::StoreContextMut;
 use wasmtime::component::WasmStr;
 
 use super::Instance;
-use crate::memo::Read;
+use crate::read::Read;
 use crate::state::State;
 use crate::types::{Field, HttpVersion, IpAddress, UrlScheme};
 

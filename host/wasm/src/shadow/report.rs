@@ -5,8 +5,8 @@ use serde::Serialize;
 use tidegate_policy::Asked;
 
 use super::difference::{Difference, short};
-use crate::memo::Read;
 use crate::plugin::Grants;
+use crate::read::Read;
 
 /// Differences of one kind.
 #[derive(Clone, Debug, Serialize)]

@@ -1,0 +1,373 @@
+//! Facts that came along with a question, so that they need not be called for. The form is told in `wit/README.md`; what
+//! does not have it, or is not there, is called for.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::{Cause, Element, HttpVersion, Load, Node, Proof, Scheme};
+
+/// Kinds of facts, as `wit/README.md` numbers them.
+pub(crate) mod kind {
+    pub const CLIENT: u8 = 1;
+    pub const VERSION: u8 = 2;
+    pub const METHOD: u8 = 3;
+    pub const SCHEME: u8 = 4;
+    pub const AUTHORITY: u8 = 5;
+    pub const PATH: u8 = 6;
+    pub const QUERY: u8 = 7;
+    pub const HEADER: u8 = 8;
+    pub const COOKIE: u8 = 9;
+    pub const NOTE: u8 = 10;
+    pub const PEER: u8 = 11;
+    pub const CONNECTION_CLIENT: u8 = 12;
+    pub const LOCAL: u8 = 13;
+    pub const LISTENER: u8 = 14;
+    pub const SERVER_NAME: u8 = 15;
+    pub const ALPN: u8 = 16;
+    pub const RECEIVED: u8 = 17;
+    pub const PROPOSED: u8 = 18;
+    pub const RANDOM: u8 = 19;
+    pub const CLUSTER: u8 = 20;
+    pub const GENERATION: u8 = 21;
+    pub const SIZE: u8 = 22;
+    pub const LOADS: u8 = 23;
+    pub const ATTEMPT: u8 = 24;
+    pub const RESPONSE_HEADER: u8 = 25;
+}
+
+thread_local! {
+    static FACTS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The state of the question's own generator, once a number was drawn.
+    static DRAWN: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Asks with `facts` in hand.
+#[doc(hidden)]
+pub fn with<T>(facts: Vec<u8>, ask: impl FnOnce() -> T) -> T {
+    FACTS.set(facts);
+    DRAWN.set(None);
+    let answer = ask();
+    FACTS.take();
+    answer
+}
+
+/// What `read` makes of the fact of this kind and name, if it came along.
+fn find<T>(kind: u8, name: &str, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
+    FACTS.with_borrow(|facts| {
+        let mut rest = Reader(facts);
+        while !rest.0.is_empty() {
+            let found = rest.byte()?;
+            let length = rest.byte()?.into();
+            let named = rest.take(length)?;
+            let length = u16::from_le_bytes(rest.array()?).into();
+            let value = rest.take(length)?;
+            if found == kind && named == name.as_bytes() {
+                return read(value);
+            }
+        }
+        None
+    })
+}
+
+pub(crate) fn text(kind: u8) -> Option<String> {
+    find(kind, "", |value| String::from_utf8(value.to_vec()).ok())
+}
+
+/// A fact that may be absent: it begins with a 1 where it is not.
+fn present(value: &[u8]) -> Option<&[u8]> {
+    value.split_first().map(|(_, value)| value)
+}
+
+pub(crate) fn optional(kind: u8, name: &str) -> Option<Option<Vec<u8>>> {
+    find(kind, name, |value| Some(present(value).map(<[u8]>::to_vec)))
+}
+
+pub(crate) fn optional_text(kind: u8, name: &str) -> Option<Option<String>> {
+    find(kind, name, |value| Some(present(value).and_then(|value| String::from_utf8(value.to_vec()).ok())))
+}
+
+pub(crate) fn ip(kind: u8) -> Option<IpAddr> {
+    find(kind, "", |value| match value.len() {
+        4 => Reader(value).ipv4(),
+        16 => Reader(value).ipv6(),
+        _ => None,
+    })
+}
+
+pub(crate) fn socket(kind: u8) -> Option<SocketAddr> {
+    find(kind, "", |value| Reader(value).socket(value.len() == 18))
+}
+
+pub(crate) fn version() -> Option<HttpVersion> {
+    find(kind::VERSION, "", |value| match value {
+        [0] => Some(HttpVersion::Http10),
+        [1] => Some(HttpVersion::Http11),
+        [2] => Some(HttpVersion::Http2),
+        [3] => Some(HttpVersion::Http3),
+        _ => None,
+    })
+}
+
+pub(crate) fn scheme() -> Option<Scheme> {
+    find(kind::SCHEME, "", |value| match value {
+        [0] => Some(Scheme::Http),
+        [1] => Some(Scheme::Https),
+        _ => None,
+    })
+}
+
+pub(crate) fn chain(kind: u8) -> Option<Vec<Element>> {
+    find(kind, "", |value| {
+        let mut rest = Reader(value);
+        let mut elements = Vec::with_capacity(2);
+        while !rest.0.is_empty() {
+            elements.push(Element { r#for: rest.node()?, by: rest.node()?, host: rest.text()?, proto: rest.text()? });
+        }
+        Some(elements)
+    })
+}
+
+pub(crate) fn u64(kind: u8) -> Option<u64> {
+    find(kind, "", |value| Reader(value).array().map(u64::from_le_bytes))
+}
+
+pub(crate) fn u32(kind: u8) -> Option<u32> {
+    find(kind, "", |value| Reader(value).array().map(u32::from_le_bytes))
+}
+
+/// The next number of a generator that the question's seed begins: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+pub(crate) fn random() -> Option<u64> {
+    let state = match DRAWN.get() {
+        Some(state) => state,
+        None => u64(kind::RANDOM)?,
+    };
+    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    DRAWN.set(Some(state));
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    Some(mixed ^ (mixed >> 31))
+}
+
+/// Bytes of one endpoint among `LOADS`.
+const LOAD: usize = 13;
+
+fn load_of(bytes: &[u8]) -> Option<Load> {
+    let mut rest = Reader(bytes);
+    let available = rest.byte()? == 1;
+    let in_flight = u32::from_le_bytes(rest.array()?);
+    Some(Load { available, in_flight, latency: rest.duration()? })
+}
+
+/// Of one endpoint; one that does not exist has nothing.
+pub(crate) fn load(index: u32) -> Option<Load> {
+    find(kind::LOADS, "", |value| match value.chunks_exact(LOAD).nth(index as usize) {
+        Some(bytes) => load_of(bytes),
+        None => Some(Load::default()),
+    })
+}
+
+/// Of all, in their order.
+pub(crate) fn loads<T>(of: impl Fn(u32, Load) -> Option<T>) -> Option<Vec<T>> {
+    find(kind::LOADS, "", |value| {
+        let loads = value.chunks_exact(LOAD).zip(0..).filter_map(|(bytes, index)| of(index, load_of(bytes)?));
+        Some(loads.collect())
+    })
+}
+
+/// The try that failed.
+pub(crate) struct Attempt {
+    pub number: u32,
+    pub endpoint: u32,
+    pub safety: Proof,
+    pub elapsed: Duration,
+    pub time_left: Duration,
+    pub retries_left: u32,
+}
+
+pub(crate) fn attempt() -> Option<Attempt> {
+    find(kind::ATTEMPT, "", |value| Reader(value).attempt())
+}
+
+pub(crate) fn failure() -> Option<Cause> {
+    find(kind::ATTEMPT, "", |value| {
+        let mut rest = Reader(value);
+        rest.attempt()?;
+        Some(match rest.byte()? {
+            0 => Cause::Connect,
+            1 => Cause::Tls,
+            2 => Cause::Reset,
+            3 => Cause::RefusedStream,
+            4 => Cause::GoAway,
+            5 => Cause::Timeout,
+            6 => Cause::Status(u16::from_le_bytes(rest.array()?)),
+            7 => Cause::Other(present(rest.0).map(|text| String::from_utf8_lossy(text).into_owned())),
+            _ => return None,
+        })
+    })
+}
+
+/// Bytes from front to back. Each method gives `None` when they end before it does.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn duration(&mut self) -> Option<Duration> {
+        self.array().map(u64::from_le_bytes).map(Duration::from_nanos)
+    }
+
+    fn ipv4(&mut self) -> Option<IpAddr> {
+        self.array::<4>().map(IpAddr::from)
+    }
+
+    fn ipv6(&mut self) -> Option<IpAddr> {
+        self.array::<16>().map(IpAddr::from)
+    }
+
+    fn socket(&mut self, ipv6: bool) -> Option<SocketAddr> {
+        let ip = if ipv6 { self.ipv6() } else { self.ipv4() }?;
+        Some(SocketAddr::new(ip, u16::from_le_bytes(self.array()?)))
+    }
+
+    fn text(&mut self) -> Option<Option<String>> {
+        match u32::from_le_bytes(self.array()?) {
+            u32::MAX => Some(None),
+            length => String::from_utf8(self.take(length as usize)?.to_vec()).ok().map(Some),
+        }
+    }
+
+    fn node(&mut self) -> Option<Option<Node>> {
+        Some(match self.byte()? {
+            0 => None,
+            1 => Some(Node::Unknown),
+            2 => Some(Node::Ip(self.ipv4()?)),
+            3 => Some(Node::Ip(self.ipv6()?)),
+            4 => Some(Node::Address(self.socket(false)?)),
+            5 => Some(Node::Address(self.socket(true)?)),
+            6 => Some(Node::Obfuscated(self.text()??)),
+            _ => return None,
+        })
+    }
+
+    fn attempt(&mut self) -> Option<Attempt> {
+        Some(Attempt {
+            number: u32::from_le_bytes(self.array()?),
+            endpoint: u32::from_le_bytes(self.array()?),
+            safety: match self.byte()? {
+                0 => Proof::Unprocessed,
+                1 => Proof::Idempotent,
+                _ => Proof::Unsafe,
+            },
+            elapsed: self.duration()?,
+            time_left: self.duration()?,
+            retries_left: u32::from_le_bytes(self.array()?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(kind: u8, name: &str, value: &[u8]) -> Vec<u8> {
+        let mut fact = vec![kind, name.len() as u8];
+        fact.extend(name.as_bytes());
+        fact.extend((value.len() as u16).to_le_bytes());
+        fact.extend(value);
+        fact
+    }
+
+    #[test]
+    fn a_fact_is_found_by_kind_and_name() {
+        let facts = [
+            fact(kind::HEADER, "x-tenant", b"\x01t42"),
+            fact(200, "of a later gateway", b"?"),
+            fact(kind::HEADER, "x-absent", b""),
+            fact(kind::PATH, "", b"/"),
+            fact(kind::CLIENT, "", &[192, 0, 2, 7]),
+        ];
+        with(facts.concat(), || {
+            assert_eq!(optional(kind::HEADER, "x-tenant"), Some(Some(b"t42".to_vec())));
+            assert_eq!(optional_text(kind::HEADER, "x-absent"), Some(None), "that it is absent came along");
+            assert_eq!(optional(kind::HEADER, "x-other"), None, "it is to be called for");
+            assert_eq!(optional(kind::COOKIE, "x-tenant"), None);
+            assert_eq!(text(kind::PATH).as_deref(), Some("/"));
+            assert_eq!(ip(kind::CLIENT), Some([192, 0, 2, 7].into()));
+        });
+        assert_eq!(text(kind::PATH), None, "the question is over");
+    }
+
+    /// A gateway that writes nonsense is called instead; nothing here panics, whatever comes.
+    #[test]
+    fn what_has_not_the_form_is_called_for() {
+        let whole = [
+            fact(kind::PROPOSED, "", &[&[2, 192, 0, 2, 7, 0][..], &[0xff; 4], &2_u32.to_le_bytes(), b"h2"].concat()),
+            fact(kind::ATTEMPT, "", &[&[1; 29][..], &[6, 247, 1]].concat()),
+            fact(kind::LOADS, "", &[1; 26]),
+            fact(kind::PEER, "", &[1; 18]),
+            fact(kind::RANDOM, "", &[1; 8]),
+        ]
+        .concat();
+        let read =
+            || (chain(kind::PROPOSED), failure(), attempt().map(|a| a.number), load(1), socket(kind::PEER), random());
+        let (chain, failure, number, load, peer, drawn) = with(whole.clone(), read);
+        let hop = Element {
+            r#for: Some(Node::Ip([192, 0, 2, 7].into())),
+            proto: Some("h2".to_owned()),
+            ..Element::default()
+        };
+        assert_eq!((chain, failure), (Some(vec![hop]), Some(Cause::Status(503))));
+        assert_eq!((number, load.map(|load| load.in_flight)), (Some(0x0101_0101), Some(0x0101_0101)));
+        assert!(peer.is_some_and(|peer| peer.is_ipv6()) && drawn.is_some());
+        for cut in 0..whole.len() {
+            with(whole[..cut].to_vec(), read);
+            for byte in [0, 0x7f, 0xff] {
+                let mut bent = whole.clone();
+                bent[cut] = byte;
+                with(bent, read);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_one_seed_differ() {
+        let facts = fact(kind::RANDOM, "", &7_u64.to_le_bytes());
+        let three = || [random(), random(), random()];
+        let [one, two, three_of_it] = with(facts.clone(), three);
+        assert!(one.is_some() && one != two && two != three_of_it);
+        assert_eq!(with(facts, three), [one, two, three_of_it]);
+        assert_eq!(random(), None);
+    }
+
+    #[test]
+    fn everything_else_is_read_too() {
+        let facts = [
+            fact(kind::VERSION, "", &[3]),
+            fact(kind::SCHEME, "", &[1]),
+            fact(kind::GENERATION, "", &9_u64.to_le_bytes()),
+            fact(kind::SIZE, "", &2_u32.to_le_bytes()),
+            fact(kind::LOADS, "", &[&[1; 13][..], &[0; 13]].concat()),
+        ];
+        with(facts.concat(), || {
+            assert_eq!((version(), scheme()), (Some(HttpVersion::Http3), Some(Scheme::Https)));
+            assert_eq!((u64(kind::GENERATION), u32(kind::SIZE)), (Some(9), Some(2)));
+            assert_eq!(loads(|index, load| load.available.then_some(index)), Some(vec![0]));
+            assert_eq!(load(7), Some(Load::default()), "there is none");
+        });
+    }
+}
