@@ -118,11 +118,12 @@ pub(crate) fn value(read: &Read, facts: &Facts, granted: impl Fn(&str) -> bool, 
             let elements = facts.identity.as_ref().map(|identity| &identity.elements);
             elements.map(|elements| elements.iter().for_each(|element| put_element(out, element))).is_some()
         }
-        of_request => facts.asked.as_ref().map(|asked| put_asked(out, of_request, asked, granted)).is_some(),
+        of_request => facts.asked.as_ref().is_some_and(|asked| put_asked(out, of_request, asked, granted)),
     }
 }
 
-fn put_asked(out: &mut Vec<u8>, read: &Read, asked: &Asked, granted: impl Fn(&str) -> bool) {
+/// Whether it is a fact of the request or its connection.
+fn put_asked(out: &mut Vec<u8>, read: &Read, asked: &Asked, granted: impl Fn(&str) -> bool) -> bool {
     let request = &asked.request;
     let listed = |out: &mut Vec<u8>, name: &[u8], value: &[u8]| {
         for part in [name, value] {
@@ -173,8 +174,9 @@ fn put_asked(out: &mut Vec<u8>, read: &Read, asked: &Asked, granted: impl Fn(&st
         | Read::Size
         | Read::Loads
         | Read::Attempt
-        | Read::ResponseHeader(_) => unreachable!("{read:?} is no fact of a request"),
+        | Read::ResponseHeader(_) => return false,
     }
+    true
 }
 
 fn put_option(out: &mut Vec<u8>, value: Option<&[u8]>) {

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
@@ -63,8 +64,6 @@ pub struct Shared {
     done: Cell<u64>,
     /// Of the requests that are asked in turn, the next.
     next: Cell<usize>,
-    /// Connections opened.
-    opened: Cell<usize>,
     failed: RefCell<Option<String>>,
     /// Nanoseconds each, while they are recorded.
     times: RefCell<Option<Vec<u64>>>,
@@ -80,7 +79,6 @@ impl Shared {
             left: Cell::new(load.count.unwrap_or(u64::MAX)),
             done: Cell::new(0),
             next: Cell::new(0),
-            opened: Cell::new(0),
             failed: RefCell::default(),
             times: RefCell::new(None),
             turns: load.rate.map(|_| Rc::new(Semaphore::new(0))),
@@ -109,10 +107,12 @@ impl Shared {
         Instant::now()
     }
 
-    /// Where the next connection comes from: an address of loopback has some 28,000 ports, and closed ones rest for a while.
+    /// Where the next connection comes from: an address of loopback has some 28,000 ports, and closed ones rest for a while,
+    /// those of the loads before as well.
     fn source(&self) -> SocketAddr {
-        let opened = self.opened.get();
-        self.opened.set(opened + 1);
+        /// Connections opened, by all loads.
+        static OPENED: AtomicUsize = AtomicUsize::new(0);
+        let opened = OPENED.fetch_add(1, Ordering::Relaxed);
         SocketAddr::from(([127, 0, 0, 1 + (opened / 4000 % 200) as u8], 0))
     }
 
