@@ -147,7 +147,7 @@ fn failed_exchanges_roll_back_unless_both_versions_have_them() {
 #[test]
 fn a_slow_version_is_rolled_back() {
     let pair = pair(json!({ "behave": "slow" }), 0.5);
-    // Thirty-two of its answers are enough, unless the machine has so much else to do that the current version is slow too.
+    // Its first answers are enough, unless the machine has so much else to do that the current version is slow too.
     for index in 0..4000 {
         let (_, decision) = ask(&*pair.router, &user(index, "/"), Duration::ZERO, false);
         decision.expect("an answer");
@@ -156,7 +156,7 @@ fn a_slow_version_is_rolled_back() {
         }
     }
     assert_eq!((pair.rollout.share(), pair.rollout.rollbacks(Reason::Latency)), (0.0, 1), "{}", pair.rollout.status());
-    assert!(pair.rollout.decisions(Version::Next) >= 32, "it had its chance");
+    assert!(pair.rollout.decisions(Version::Next) >= 20, "the guard wants as many");
 }
 
 #[test]
