@@ -46,6 +46,7 @@ mod facts;
 pub mod http_client;
 pub mod kv;
 #[cfg(any(test, target_arch = "wasm32"))]
+#[cfg_attr(test, allow(dead_code, reason = "its tests need less of it than guests do"))]
 #[doc(hidden)]
 pub mod prefetched;
 mod questions;

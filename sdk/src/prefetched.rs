@@ -46,9 +46,10 @@ thread_local! {
 #[doc(hidden)]
 pub fn with<T>(facts: Vec<u8>, ask: impl FnOnce() -> T) -> T {
     FACTS.set(facts);
-    DRAWN.set(None);
     let answer = ask();
+    // What comes next may be asked plainly: nothing of this question is left then.
     FACTS.take();
+    DRAWN.set(None);
     answer
 }
 
