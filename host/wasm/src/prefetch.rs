@@ -63,11 +63,8 @@ impl Prefetch {
         if self.facts.is_empty() {
             return None;
         }
-        // A call that failed may hold it for longer.
-        if Arc::get_mut(&mut self.packet).is_none() {
-            self.packet = Packet::default();
-        }
-        let packet = Arc::get_mut(&mut self.packet)?;
+        // The call before has let go of it.
+        let packet = Arc::make_mut(&mut self.packet);
         packet.clear();
         for Fact { read, head } in &self.facts {
             let start = packet.len();

@@ -1,5 +1,7 @@
 //! What one run of a guest read, in order, and what that is for.
 
+use http::HeaderName;
+
 use crate::read::Read;
 
 /// Why reads are recorded.
@@ -45,7 +47,7 @@ impl Trace {
     }
 
     /// Whether `note` would keep anything.
-    pub(crate) fn records(&self) -> bool {
+    fn records(&self) -> bool {
         match self.purpose {
             Purpose::None => false,
             Purpose::Memo => !self.tainted,
@@ -72,6 +74,12 @@ impl Trace {
                 self.reads.push(read);
             }
         }
+    }
+
+    /// What a field is noted by, where anything is. What is no name is absent whatever the request: there is nothing to know
+    /// it by again.
+    pub(crate) fn field(&self, name: &str) -> Option<HeaderName> {
+        self.records().then(|| HeaderName::from_bytes(name.as_bytes()).ok()).flatten()
     }
 
     pub(crate) fn taint(&mut self) {

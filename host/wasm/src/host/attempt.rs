@@ -1,6 +1,5 @@
 //! `attempt`: the try that failed. Its times and budgets change, so no answer to it is remembered.
 
-use http::HeaderName;
 use tidegate_policy::{AttemptFacts, Proof as PolicyProof};
 use wasmtime::StoreContextMut;
 
@@ -27,7 +26,7 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
     linker.func_wrap("response-header", |mut store: Store<'_>, (name,): (String,)| {
         let state = store.data_mut();
         let granted = state.granted(&name);
-        if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+        if let Some(name) = state.trace.field(&name) {
             state.trace.note(|| Read::ResponseHeader(name));
         }
         let value = facts(state).filter(|_| granted).and_then(|facts| facts.headers.get(&*name));

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use http::HeaderName;
 use wasmtime::StoreContextMut;
 use wasmtime::component::WasmStr;
 
@@ -65,10 +64,7 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
             }
             _ => None,
         };
-        // What is no name is absent whatever the request: nothing to remember it by.
-        if state.trace.records()
-            && let Ok(name) = HeaderName::from_bytes(name.as_bytes())
-        {
+        if let Some(name) = state.trace.field(&name) {
             store.data_mut().trace.note(|| Read::Header(name));
         }
         Ok((value,))
