@@ -303,6 +303,8 @@ async fn drained_backends_keep_their_flows() {
         let (mut tcp, mut udp) = (flows(&lab, false, 16), flows(&lab, true, 16));
         let before = [answers(&mut tcp), answers(&mut udp)];
         assert!(before.iter().flatten().any(|answer| answer == "a"), "{before:?}");
+        // Held open: a datagram from the port of one that was closed is no new flow in the kernel's eyes.
+        let mut held = Vec::new();
         for weights in [&[0, 1][..], &[1, 1], &[]] {
             let mut next = config(&lab, port, weights, mode);
             let wanted = match weights {
@@ -319,9 +321,12 @@ async fn drained_backends_keep_their_flows() {
             gateway.signal(libc::SIGHUP);
             until_roles(&lab, &gateway, wanted).await;
             assert_eq!([answers(&mut tcp), answers(&mut udp)], before, "{mode}: {wanted:?}");
-            let new = [answers(&mut flows(&lab, false, 16)), answers(&mut flows(&lab, true, 16))].concat();
-            let any = new.iter().any(|answer| answer == "a");
-            assert_eq!(any, wanted == ["takes", "takes"], "{mode}: {wanted:?}: {new:?}");
+            let mut new = flows(&lab, false, 16);
+            new.extend(flows(&lab, true, 16));
+            let new_answers = answers(&mut new);
+            held.extend(new);
+            let any = new_answers.iter().any(|answer| answer == "a");
+            assert_eq!(any, wanted == ["takes", "takes"], "{mode}: {wanted:?}: {new_answers:?}");
         }
         // Without the steer nothing of it is left, while the gateway goes on.
         gateway.rewrite(
