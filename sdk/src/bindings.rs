@@ -17,6 +17,8 @@ pub mod facts {
         }",
         world: "tidegate:sdk/facts",
         generate_all,
+        // Only questions use `types.facts`.
+        generate_unused_types: true,
     });
 }
 
@@ -55,11 +57,13 @@ question!(
     balancer,
     "tidegate:sdk/balancer-part",
     "package tidegate:sdk; world balancer-part { export tidegate:policy/balancer@0.1.0; export tidegate:policy/prefetched-balancer@0.1.0; }",
+    "tidegate:policy/types@0.1.0" => types
 );
 question!(
     forwarding,
     "tidegate:sdk/forwarding-part",
     "package tidegate:sdk; world forwarding-part { export tidegate:policy/forwarding@0.1.0; export tidegate:policy/prefetched-forwarding@0.1.0; }",
+    "tidegate:policy/types@0.1.0" => types
 );
 question!(retry, "tidegate:sdk/retry-part",
     "package tidegate:sdk; world retry-part { export tidegate:policy/retry@0.1.0; export tidegate:policy/prefetched-retry@0.1.0; }",
@@ -70,7 +74,15 @@ question!(
     "package tidegate:sdk; world tunnel-router-part { export tidegate:policy/tunnel-router@0.1.0; }",
 );
 
-use facts::tidegate::policy::types;
+pub use facts::tidegate::policy::types;
+
+pub fn prefetched(facts: types::Facts) -> crate::prefetched::Facts {
+    use crate::prefetched::Facts;
+    match facts {
+        types::Facts::Words(words) => Facts::Words(<[u64; 12]>::from(words).map(u64::to_le_bytes)),
+        types::Facts::Bytes(bytes) => Facts::Bytes(bytes),
+    }
+}
 
 pub fn route_answer(route: crate::Route) -> router::exports::tidegate::policy::router::Answer {
     use router::exports::tidegate::policy::router::Answer;

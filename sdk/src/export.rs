@@ -55,8 +55,10 @@ macro_rules! router {
             }
 
             impl $crate::bindings::router::exports::tidegate::policy::prefetched_router::Guest for Component {
-                fn route(facts: Vec<u8>) -> $crate::bindings::router::exports::tidegate::policy::router::Answer {
-                    $crate::prefetched::with(facts, || {
+                fn route(
+                    facts: $crate::bindings::types::Facts,
+                ) -> $crate::bindings::router::exports::tidegate::policy::router::Answer {
+                    $crate::prefetched::with($crate::bindings::prefetched(facts), || {
                         <Component as $crate::bindings::router::exports::tidegate::policy::router::Guest>::route()
                     })
                 }
@@ -86,8 +88,10 @@ macro_rules! balancer {
             }
 
             impl $crate::bindings::balancer::exports::tidegate::policy::prefetched_balancer::Guest for Component {
-                fn pick(facts: Vec<u8>) -> $crate::bindings::balancer::exports::tidegate::policy::balancer::Choice {
-                    $crate::prefetched::with(facts, || {
+                fn pick(
+                    facts: $crate::bindings::types::Facts,
+                ) -> $crate::bindings::balancer::exports::tidegate::policy::balancer::Choice {
+                    $crate::prefetched::with($crate::bindings::prefetched(facts), || {
                         <Component as $crate::bindings::balancer::exports::tidegate::policy::balancer::Guest>::pick()
                     })
                 }
@@ -116,8 +120,8 @@ macro_rules! forwarding {
             }
 
             impl $crate::bindings::forwarding::exports::tidegate::policy::prefetched_forwarding::Guest for Component {
-                fn identify(facts: Vec<u8>) {
-                    $crate::prefetched::with(facts, || {
+                fn identify(facts: $crate::bindings::types::Facts) {
+                    $crate::prefetched::with($crate::bindings::prefetched(facts), || {
                         <Component as $crate::bindings::forwarding::exports::tidegate::policy::forwarding::Guest>::identify()
                     })
                 }
@@ -148,8 +152,10 @@ macro_rules! retry {
             }
 
             impl $crate::bindings::retry::exports::tidegate::policy::prefetched_retry::Guest for Component {
-                fn decide(facts: Vec<u8>) -> $crate::bindings::retry::exports::tidegate::policy::retry::Verdict {
-                    $crate::prefetched::with(facts, || {
+                fn decide(
+                    facts: $crate::bindings::types::Facts,
+                ) -> $crate::bindings::retry::exports::tidegate::policy::retry::Verdict {
+                    $crate::prefetched::with($crate::bindings::prefetched(facts), || {
                         <Component as $crate::bindings::retry::exports::tidegate::policy::retry::Guest>::decide()
                     })
                 }

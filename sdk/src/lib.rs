@@ -41,6 +41,8 @@ mod arena;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod bindings;
+#[cfg(any(test, target_arch = "wasm32"))]
+mod chain;
 mod export;
 mod facts;
 pub mod http_client;

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::{Cause, Element, HttpVersion, Load, Node, Proof, Scheme};
+use crate::{Cause, Element, HttpVersion, Load, Proof, Scheme, chain};
 
 /// Kinds of facts, as `wit/README.md` numbers them.
 pub(crate) mod kind {
@@ -36,19 +36,38 @@ pub(crate) mod kind {
     pub const RESPONSE_HEADER: u8 = 25;
 }
 
+/// The facts of a question, one after another.
+#[doc(hidden)]
+pub enum Facts {
+    /// As the plain parameters of a call, each little-endian; zeros follow the last.
+    Words([[u8; 8]; 12]),
+    Bytes(Vec<u8>),
+}
+
+impl Facts {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Words(words) => words.as_flattened(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+const NONE: Facts = Facts::Bytes(Vec::new());
+
 thread_local! {
-    static FACTS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static FACTS: RefCell<Facts> = const { RefCell::new(NONE) };
     /// The state of the question's own generator, once a number was drawn.
     static DRAWN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 /// Asks with `facts` in hand.
 #[doc(hidden)]
-pub fn with<T>(facts: Vec<u8>, ask: impl FnOnce() -> T) -> T {
+pub fn with<T>(facts: Facts, ask: impl FnOnce() -> T) -> T {
     FACTS.set(facts);
     let answer = ask();
     // What comes next may be asked plainly: nothing of this question is left then.
-    FACTS.take();
+    FACTS.set(NONE);
     DRAWN.set(None);
     answer
 }
@@ -56,9 +75,10 @@ pub fn with<T>(facts: Vec<u8>, ask: impl FnOnce() -> T) -> T {
 /// What `read` makes of the fact of this kind and name, if it came along.
 fn find<T>(kind: u8, name: &str, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
     FACTS.with_borrow(|facts| {
-        let mut rest = Reader(facts);
-        while !rest.0.is_empty() {
-            let found = rest.byte()?;
+        let mut rest = Reader(facts.bytes());
+        loop {
+            // Zero, or nothing more, is the end.
+            let found = rest.byte().filter(|found| *found != 0)?;
             let length = rest.byte()?.into();
             let named = rest.take(length)?;
             let length = u16::from_le_bytes(rest.array()?).into();
@@ -67,7 +87,6 @@ fn find<T>(kind: u8, name: &str, read: impl FnOnce(&[u8]) -> Option<T>) -> Optio
                 return read(value);
             }
         }
-        None
     })
 }
 
@@ -118,15 +137,8 @@ pub(crate) fn scheme() -> Option<Scheme> {
     })
 }
 
-pub(crate) fn chain(kind: u8) -> Option<Vec<Element>> {
-    find(kind, "", |value| {
-        let mut rest = Reader(value);
-        let mut elements = Vec::with_capacity(2);
-        while !rest.0.is_empty() {
-            elements.push(Element { r#for: rest.node()?, by: rest.node()?, host: rest.text()?, proto: rest.text()? });
-        }
-        Some(elements)
-    })
+pub(crate) fn elements(kind: u8) -> Option<Vec<Element>> {
+    find(kind, "", chain::decode)
 }
 
 pub(crate) fn u64(kind: u8) -> Option<u64> {
@@ -209,22 +221,22 @@ pub(crate) fn failure() -> Option<Cause> {
 }
 
 /// Bytes from front to back. Each method gives `None` when they end before it does.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+    pub(crate) fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*taken)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         self.array().map(|[byte]| byte)
     }
 
@@ -232,37 +244,17 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes).map(Duration::from_nanos)
     }
 
-    fn ipv4(&mut self) -> Option<IpAddr> {
+    pub(crate) fn ipv4(&mut self) -> Option<IpAddr> {
         self.array::<4>().map(IpAddr::from)
     }
 
-    fn ipv6(&mut self) -> Option<IpAddr> {
+    pub(crate) fn ipv6(&mut self) -> Option<IpAddr> {
         self.array::<16>().map(IpAddr::from)
     }
 
-    fn socket(&mut self, ipv6: bool) -> Option<SocketAddr> {
+    pub(crate) fn socket(&mut self, ipv6: bool) -> Option<SocketAddr> {
         let ip = if ipv6 { self.ipv6() } else { self.ipv4() }?;
         Some(SocketAddr::new(ip, u16::from_le_bytes(self.array()?)))
-    }
-
-    fn text(&mut self) -> Option<Option<String>> {
-        match u32::from_le_bytes(self.array()?) {
-            u32::MAX => Some(None),
-            length => String::from_utf8(self.take(length as usize)?.to_vec()).ok().map(Some),
-        }
-    }
-
-    fn node(&mut self) -> Option<Option<Node>> {
-        Some(match self.byte()? {
-            0 => None,
-            1 => Some(Node::Unknown),
-            2 => Some(Node::Ip(self.ipv4()?)),
-            3 => Some(Node::Ip(self.ipv6()?)),
-            4 => Some(Node::Address(self.socket(false)?)),
-            5 => Some(Node::Address(self.socket(true)?)),
-            6 => Some(Node::Obfuscated(self.text()??)),
-            _ => return None,
-        })
     }
 
     fn attempt(&mut self) -> Option<Attempt> {
@@ -284,6 +276,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Node;
 
     fn fact(kind: u8, name: &str, value: &[u8]) -> Vec<u8> {
         let mut fact = vec![kind, name.len() as u8];
@@ -302,7 +295,7 @@ mod tests {
             fact(kind::PATH, "", b"/"),
             fact(kind::CLIENT, "", &[192, 0, 2, 7]),
         ];
-        with(facts.concat(), || {
+        with(Facts::Bytes(facts.concat()), || {
             assert_eq!(optional(kind::HEADER, "x-tenant"), Some(Some(b"t42".to_vec())));
             assert_eq!(optional_text(kind::HEADER, "x-absent"), Some(None), "that it is absent came along");
             assert_eq!(optional(kind::HEADER, "x-other"), None, "it is to be called for");
@@ -324,9 +317,10 @@ mod tests {
             fact(kind::RANDOM, "", &[1; 8]),
         ]
         .concat();
-        let read =
-            || (chain(kind::PROPOSED), failure(), attempt().map(|a| a.number), load(1), socket(kind::PEER), random());
-        let (chain, failure, number, load, peer, drawn) = with(whole.clone(), read);
+        let read = || {
+            (elements(kind::PROPOSED), failure(), attempt().map(|a| a.number), load(1), socket(kind::PEER), random())
+        };
+        let (chain, failure, number, load, peer, drawn) = with(Facts::Bytes(whole.clone()), read);
         let hop = Element {
             r#for: Some(Node::Ip([192, 0, 2, 7].into())),
             proto: Some("h2".to_owned()),
@@ -336,22 +330,41 @@ mod tests {
         assert_eq!((number, load.map(|load| load.in_flight)), (Some(0x0101_0101), Some(0x0101_0101)));
         assert!(peer.is_some_and(|peer| peer.is_ipv6()) && drawn.is_some());
         for cut in 0..whole.len() {
-            with(whole[..cut].to_vec(), read);
+            with(Facts::Bytes(whole[..cut].to_vec()), read);
             for byte in [0, 0x7f, 0xff] {
                 let mut bent = whole.clone();
                 bent[cut] = byte;
-                with(bent, read);
+                with(Facts::Bytes(bent), read);
             }
         }
+    }
+
+    #[test]
+    fn words_end_where_the_facts_do() {
+        let facts = [fact(kind::PATH, "", b"/a"), fact(kind::HEADER, "x-tenant", b"\x01t42")].concat();
+        let mut words = [[0; 8]; 12];
+        words.as_flattened_mut()[..facts.len()].copy_from_slice(&facts);
+        with(Facts::Words(words), || {
+            assert_eq!(text(kind::PATH).as_deref(), Some("/a"));
+            assert_eq!(optional(kind::HEADER, "x-tenant"), Some(Some(b"t42".to_vec())));
+            assert_eq!(optional(kind::HEADER, ""), None);
+            assert_eq!(optional(0, ""), None, "the zeros are no facts");
+        });
+        let mut whole = [[b'/'; 8]; 12];
+        whole[0][..4].copy_from_slice(&[kind::PATH, 0, 92, 0]);
+        with(Facts::Words(whole), || {
+            assert_eq!(text(kind::PATH).map(|path| path.len()), Some(92), "up to the last byte");
+        });
+        assert_eq!(text(kind::PATH), None);
     }
 
     #[test]
     fn numbers_of_one_seed_differ() {
         let facts = fact(kind::RANDOM, "", &7_u64.to_le_bytes());
         let three = || [random(), random(), random()];
-        let [one, two, three_of_it] = with(facts.clone(), three);
+        let [one, two, three_of_it] = with(Facts::Bytes(facts.clone()), three);
         assert!(one.is_some() && one != two && two != three_of_it);
-        assert_eq!(with(facts, three), [one, two, three_of_it]);
+        assert_eq!(with(Facts::Bytes(facts), three), [one, two, three_of_it]);
         assert_eq!(random(), None);
     }
 
@@ -364,7 +377,7 @@ mod tests {
             fact(kind::SIZE, "", &2_u32.to_le_bytes()),
             fact(kind::LOADS, "", &[&[1; 13][..], &[0; 13]].concat()),
         ];
-        with(facts.concat(), || {
+        with(Facts::Bytes(facts.concat()), || {
             assert_eq!((version(), scheme()), (Some(HttpVersion::Http3), Some(Scheme::Https)));
             assert_eq!((u64(kind::GENERATION), u32(kind::SIZE)), (Some(9), Some(2)));
             assert_eq!(loads(|index, load| load.available.then_some(index)), Some(vec![0]));

@@ -7,6 +7,7 @@
 mod artifact;
 mod budget;
 mod callout;
+mod chain;
 mod decide;
 mod deployment;
 mod host;

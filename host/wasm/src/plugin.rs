@@ -237,6 +237,7 @@ impl Runtime {
         let core = Arc::new(core(self, spec, prepared, observed));
         check_settings(&core, &spec.settings)?;
         let memory = instances::try_out(&core).map_err(Failed::at_load)?;
+        self.ticker.limit_to(spec.limits.time);
         let handle = Arc::new(Handle { core });
         Ok(Arc::new(Plugin { handle, identity, digest: spec.bytes.digest, questions, memory }))
     }

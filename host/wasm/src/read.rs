@@ -2,8 +2,9 @@
 //! with questions (`wit/README.md`, "Facts that come along").
 
 use http::HeaderName;
-use tidegate_policy::{Asked, AttemptFacts, Element, EndpointsView, Node, Proof};
+use tidegate_policy::{Asked, AttemptFacts, EndpointsView, Proof};
 
+use crate::chain::{put_address, put_element, put_ip};
 use crate::host::nanos;
 use crate::state::Facts;
 use crate::types::Cause;
@@ -229,92 +230,6 @@ fn put_attempt(out: &mut Vec<u8>, attempt: &AttemptFacts) {
         Cause::Other(text) => {
             out.push(7);
             put_option(out, text.as_deref().map(str::as_bytes));
-        }
-    }
-}
-
-fn put_ip(out: &mut Vec<u8>, ip: std::net::IpAddr) {
-    match ip {
-        std::net::IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
-        std::net::IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
-    }
-}
-
-fn put_address(out: &mut Vec<u8>, address: std::net::SocketAddr) {
-    put_ip(out, address.ip());
-    out.extend_from_slice(&address.port().to_le_bytes());
-}
-
-/// Each part begins with its kind or its length: no two chains give the same bytes.
-fn put_element(out: &mut Vec<u8>, element: &Element) {
-    put_node(out, element.r#for.as_ref());
-    put_node(out, element.by.as_ref());
-    put_text(out, element.host.as_deref());
-    put_text(out, element.proto.as_deref());
-}
-
-fn put_node(out: &mut Vec<u8>, node: Option<&Node>) {
-    let address = |out: &mut Vec<u8>, kind: [u8; 2], ip: std::net::IpAddr| {
-        out.push(kind[usize::from(ip.is_ipv6())]);
-        put_ip(out, ip);
-    };
-    match node {
-        None => out.push(0),
-        Some(Node::Unknown) => out.push(1),
-        Some(Node::Ip(ip)) => address(out, [2, 3], *ip),
-        Some(Node::Address(socket)) => {
-            address(out, [4, 5], socket.ip());
-            out.extend_from_slice(&socket.port().to_le_bytes());
-        }
-        Some(Node::Obfuscated(name)) => {
-            out.push(6);
-            put_text(out, Some(name));
-        }
-    }
-}
-
-fn put_text(out: &mut Vec<u8>, text: Option<&str>) {
-    // No text is as long as that.
-    out.extend_from_slice(&text.map_or(u32::MAX, |text| text.len() as u32).to_le_bytes());
-    out.extend_from_slice(text.unwrap_or_default().as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_two_chains_are_taken_for_one_another() {
-        let nodes = [
-            None,
-            Some(Node::Unknown),
-            Some(Node::Ip([1, 2, 3, 4].into())),
-            Some(Node::Ip("::1".parse().expect("an address"))),
-            Some(Node::Address(([1, 2, 3, 4], 258).into())),
-            Some(Node::Address("[::1]:258".parse().expect("an address"))),
-            Some(Node::Obfuscated("_".to_owned())),
-            Some(Node::Obfuscated("_a".to_owned())),
-        ];
-        let texts = [None, Some(String::new()), Some("_".to_owned()), Some("a".to_owned())];
-        let mut elements = Vec::new();
-        for (r#for, by) in nodes.iter().flat_map(|one| nodes.iter().map(move |other| (one, other))) {
-            for (host, proto) in texts.iter().flat_map(|one| texts.iter().map(move |other| (one, other))) {
-                let (r#for, by, host, proto) = (r#for.clone(), by.clone(), host.clone(), proto.clone());
-                elements.push(Element { r#for, by, host, proto });
-            }
-        }
-        let written = |chain: &[&Element]| {
-            let mut out = Vec::new();
-            chain.iter().for_each(|element| put_element(&mut out, element));
-            out
-        };
-        let mut seen = std::collections::HashSet::from([written(&[])]);
-        for one in &elements {
-            assert!(seen.insert(written(&[one])), "{one:?}");
-            // A few of those that may follow; all would be a million.
-            for other in elements.iter().step_by(97) {
-                assert!(seen.insert(written(&[one, other])), "{one:?} {other:?}");
-            }
         }
     }
 }

@@ -80,7 +80,7 @@ impl Runtime {
             .epoch_interruption(true)
             .consume_fuel(false);
         let engine = Engine::new(&config).map_err(RuntimeError::Engine)?;
-        let ticker = Ticker::start(&engine)?;
+        let ticker = Ticker::start_at_rest(&engine)?;
         Ok(Arc::new(Self {
             engine,
             ticker,

@@ -201,9 +201,13 @@ fn chance_stays_chance() {
 }
 
 /// Shows which of its functions was asked: plainly it reads the path and edits nothing, with facts it sets the families
-/// whose bits are the length of the first fact's value.
+/// whose bits are the last three of the length of the first fact's value.
 fn which() -> Vec<u8> {
     let text = r#"(component
+      (type $facts (variant (case "words" (tuple u64 u64 u64 u64 u64 u64 u64 u64 u64 u64 u64 u64))
+        (case "bytes" (list u8))))
+      (import "tidegate:policy/types@0.1.0" (instance $types (export "facts" (type (eq $facts)))))
+      (alias export $types "facts" (type $facts'))
       (import "tidegate:policy/request@0.1.0" (instance $request (export "path" (func (result string)))))
       (import "tidegate:policy/identity@0.1.0" (instance $identity
         (type $families (flags "forwarded" "x-forwarded" "x-real-ip"))
@@ -221,12 +225,15 @@ fn which() -> Vec<u8> {
         (import "host" "families" (func $families (param i32)))
         (import "host" "memory" (memory 1))
         (func (export "plain") (call $path (i32.const 512)))
-        (func (export "facts") (param $at i32) (param $length i32)
-          (call $families (i32.load16_u offset=2 (local.get $at)))))
+        (func $set (param $length i32) (call $families (i32.and (local.get $length) (i32.const 7))))
+        (func (export "facts") (param $bytes i32) (param $first i64) (param i64 i64 i64 i64 i64 i64 i64 i64 i64 i64 i64)
+          (if (local.get $bytes)
+            (then (call $set (i32.load16_u offset=2 (i32.wrap_i64 (local.get $first)))))
+            (else (call $set (i32.wrap_i64 (i64.shr_u (local.get $first) (i64.const 16))))))))
       (core instance $policy (instantiate $policy (with "host" (instance
         (export "path" (func $path)) (export "families" (func $families)) (export "memory" (memory $libc "memory"))))))
       (func $plain (canon lift (core func $policy "plain")))
-      (func $facts (param "facts" (list u8)) (canon lift (core func $policy "facts")
+      (func $facts (param "facts" $facts') (canon lift (core func $policy "facts")
         (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
       (instance $forwarding (export "identify" (func $plain)))
       (instance $prefetched (export "identify" (func $facts)))
@@ -235,7 +242,8 @@ fn which() -> Vec<u8> {
     wat::parse_str(text).expect("a component")
 }
 
-/// What a guest called for comes along the next time, and not where its reads are to be seen.
+/// What a guest called for comes along the next time, as plain parameters while it fits into them, and not where its reads
+/// are to be seen.
 #[test]
 fn what_was_called_for_comes_along() {
     let families = |bits: u32| Families { forwarded: bits & 1 > 0, x_forwarded: bits & 2 > 0, x_real_ip: bits & 4 > 0 };
@@ -244,12 +252,15 @@ fn what_was_called_for_comes_along() {
         spec.memoise = memoise;
         let plugin = runtime().load(&spec, None).expect("it loads");
         let forwarding = plugin.forwarding().expect("it identifies");
-        ["/", "/two", "/three?q"].map(|path| {
+        // 92 bytes are the most that fit beside what comes before them.
+        let long = |length: usize| format!("/{}", "l".repeat(length - 1));
+        [String::from("/"), "/two".into(), "/three?q".into(), long(92), long(93), long(1023), long(1025)].map(|path| {
             let mut identity = Identity::default();
-            forwarding.identify(&asked("GET", path), &mut identity).expect("it answers");
+            forwarding.identify(&asked("GET", &path), &mut identity).expect("it answers");
             identity.families
         })
     };
-    assert_eq!(answers(false), [0, 4, 6].map(families));
-    assert_eq!(answers(true), [0, 0, 0].map(families));
+    // What is too long does not come along: a word of nothing.
+    assert_eq!(answers(false), [0, 4, 6, 4, 5, 7, 0].map(families));
+    assert_eq!(answers(true), [0; 7].map(families));
 }

@@ -87,10 +87,11 @@ impl PrivateForwarding {
             IpAddr::V6(ip) => keyed.write(&ip.octets()),
         }
         let hash = keyed.finish();
-        let mut name = String::with_capacity(17);
-        name.push('_');
-        name.extend((0..16).rev().map(|place| char::from(DIGITS[(hash >> (4 * place)) as usize & 15])));
-        Node::Obfuscated(name)
+        let mut name = [b'_'; 17];
+        for (place, digit) in name[1..].iter_mut().rev().enumerate() {
+            *digit = DIGITS[(hash >> (4 * place)) as usize & 15];
+        }
+        Node::Obfuscated(String::from_utf8_lossy(&name).into_owned())
     }
 
     fn hidden(&self, node: Node) -> Node {

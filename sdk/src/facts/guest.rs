@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::bindings::facts::tidegate::policy as wit;
+use crate::chain;
 use crate::prefetched::{self, kind};
 use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Load, Node, Proof, Scheme};
 
@@ -125,13 +126,6 @@ fn ip(address: wit::types::IpAddress) -> IpAddr {
     match address {
         wit::types::IpAddress::Ipv4((a, b, c, d)) => Ipv4Addr::new(a, b, c, d).into(),
         wit::types::IpAddress::Ipv6((a, b, c, d, e, f, g, h)) => Ipv6Addr::new(a, b, c, d, e, f, g, h).into(),
-    }
-}
-
-fn ip_out(address: IpAddr) -> wit::types::IpAddress {
-    match address {
-        IpAddr::V4(ip) => wit::types::IpAddress::Ipv4(ip.octets().into()),
-        IpAddr::V6(ip) => wit::types::IpAddress::Ipv6(ip.segments().into()),
     }
 }
 
@@ -361,38 +355,20 @@ fn node(node: wit::identity::Node) -> Node {
     }
 }
 
-fn node_out(node: Node) -> wit::identity::Node {
-    match node {
-        Node::Address(address) => {
-            wit::identity::Node::Address(wit::types::SocketAddress { ip: ip_out(address.ip()), port: address.port() })
-        }
-        Node::Ip(address) => wit::identity::Node::Ip(ip_out(address)),
-        Node::Unknown => wit::identity::Node::Unknown,
-        Node::Obfuscated(name) => wit::identity::Node::Obfuscated(name),
-    }
-}
-
 fn element(element: wit::identity::Element) -> Element {
     Element { r#for: element.for_.map(node), by: element.by.map(node), host: element.host, proto: element.proto }
 }
 
 pub fn received() -> Vec<Element> {
-    prefetched::chain(kind::RECEIVED).unwrap_or_else(|| wit::identity::received().into_iter().map(element).collect())
+    prefetched::elements(kind::RECEIVED).unwrap_or_else(|| wit::identity::received().into_iter().map(element).collect())
 }
 
 pub fn proposed() -> Vec<Element> {
-    prefetched::chain(kind::PROPOSED).unwrap_or_else(|| wit::identity::proposed().into_iter().map(element).collect())
+    prefetched::elements(kind::PROPOSED).unwrap_or_else(|| wit::identity::proposed().into_iter().map(element).collect())
 }
 
 pub fn set_elements(elements: Vec<Element>) -> Result<(), EditError> {
-    let out = |element: Element| wit::identity::Element {
-        for_: element.r#for.map(node_out),
-        by: element.by.map(node_out),
-        host: element.host,
-        proto: element.proto,
-    };
-    let elements: Vec<_> = elements.into_iter().map(out).collect();
-    edited(wit::identity::set_elements(&elements))
+    edited(wit::identity::set_encoded(&chain::encode(&elements)))
 }
 
 pub fn set_families(families: Families) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::load::{Front, Load, Running};
 use super::message::{Ask, KIB};
 use super::proxies::{Behind, By, Decided, Kind, Proxy};
+use super::scenarios::{FLAKY, numbered};
 use crate::certs::Authority;
 
 /// Requests of the shorter run, and how many more the longer one has.
@@ -21,7 +22,7 @@ pub struct Counted {
 }
 
 /// What is counted.
-pub const PATHS: [Counted; 8] = [
+pub const PATHS: [Counted; 10] = [
     Counted { name: "http1", front: Front::Http1, path: "/1k", decided: Decided::No },
     Counted { name: "http1-tls", front: Front::Http1Tls, path: "/1k", decided: Decided::No },
     Counted { name: "http2", front: Front::Http2, path: "/1k", decided: Decided::No },
@@ -35,6 +36,8 @@ pub const PATHS: [Counted; 8] = [
         path: "/api/1k",
         decided: Decided::Questions(By::Plugins),
     },
+    Counted { name: "again-native", front: Front::Http1, path: FLAKY, decided: Decided::Questions(By::Rules) },
+    Counted { name: "again-plugins", front: Front::Http1, path: FLAKY, decided: Decided::Questions(By::Plugins) },
 ];
 
 /// Instructions of one request.
@@ -53,7 +56,9 @@ async fn total(path: &Counted, requests: u64, behind: &Behind, authority: &Autho
     let proxy = Proxy::start_counted(Kind::Tidegate, behind, path.decided, &counts).await?;
     let proxy = proxy.ok_or("tidegate is not there")?;
     let alpn: &[u8] = if path.front == Front::Http2 { b"h2" } else { b"http/1.1" };
-    let load = Load { count: Some(requests), ..Load::of(path.front, 1, 1, Ask::get(path.path, KIB)) };
+    let ask = Ask::get(path.path, KIB);
+    let numbers = (path.path == FLAKY).then(|| numbered(&ask));
+    let load = Load { count: Some(requests), requests: numbers, ..Load::of(path.front, 1, 1, ask) };
     Running::start(load, proxy.address(path.front), authority.client(&[alpn], None)).end().await?;
     // Writes its counts as it ends.
     proxy.end();

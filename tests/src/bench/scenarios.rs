@@ -51,7 +51,7 @@ pub fn all() -> Vec<Scenario> {
     let fresh = |front, connections| Load { fresh: true, ..load(front, connections, 1, small) };
     let decided = |name, decided| Scenario { decided, ..request(name, load(Http1, 64, 1, Ask::get("/api/1k", KIB))) };
     let again = |name, decided| {
-        let ask = Ask::get("/api/flaky/1k", KIB);
+        let ask = Ask::get(FLAKY, KIB);
         // Most of them are within the pause before another try.
         let load = Load { requests: Some(numbered(&ask)), ..load(Http1, 400, 1, ask) };
         Scenario { decided, ..request(name, load) }
@@ -97,7 +97,10 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
+/// Refused the first time, answered the second.
+pub(super) const FLAKY: &str = "/api/flaky/1k";
+
 /// Requests with a number each, so that an origin knows which came before. As many as are never under way at once.
-fn numbered(ask: &Ask) -> std::rc::Rc<[Vec<u8>]> {
+pub(super) fn numbered(ask: &Ask) -> std::rc::Rc<[Vec<u8>]> {
     (1000..9000).map(|number: u32| head(ask, NAME, ask.path, &[("x-number", &number.to_string())])).collect()
 }

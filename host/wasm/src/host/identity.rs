@@ -3,8 +3,10 @@
 use tidegate_policy as policy;
 use tidegate_policy::native::{parse_forwarded, render_forwarded};
 use wasmtime::StoreContextMut;
+use wasmtime::component::WasmList;
 
 use super::Instance;
+use crate::chain::elements_of;
 use crate::read::Read;
 use crate::state::State;
 use crate::types::{EditError, Element, FieldFamilies};
@@ -29,17 +31,24 @@ pub(super) fn link(linker: &mut Instance<'_>) -> wasmtime::Result<()> {
         Ok((elements,))
     })?;
     linker.func_wrap("set-elements", |mut store: Store<'_>, (elements,): (Vec<Element>,)| {
-        let elements: Vec<policy::Element> = elements.into_iter().map(Into::into).collect();
-        let checked = check(&elements);
-        if checked.is_ok() {
-            store.data_mut().identity.elements = Some(elements);
-        }
-        Ok((checked,))
+        Ok((set(store.data_mut(), elements.into_iter().map(Into::into).collect()),))
+    })?;
+    linker.func_wrap("set-encoded", |mut store: Store<'_>, (encoded,): (WasmList<u8>,)| {
+        let Some(elements) = elements_of(encoded.as_le_slice(&store), MAX_ELEMENTS) else {
+            return Ok((Err(EditError::InvalidValue),));
+        };
+        Ok((set(store.data_mut(), elements),))
     })?;
     linker.func_wrap("set-families", |mut store: Store<'_>, (families,): (FieldFamilies,)| {
         store.data_mut().identity.families = Some(families.into());
         Ok(())
     })
+}
+
+fn set(state: &mut State, elements: Vec<policy::Element>) -> Result<(), EditError> {
+    check(&elements)?;
+    state.identity.elements = Some(elements);
+    Ok(())
 }
 
 /// Whether it is made of nothing that has to be escaped or brought into another form: what is written then is what is read.
