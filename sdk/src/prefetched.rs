@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::{Cause, Element, HttpVersion, Load, Proof, Scheme, chain};
@@ -57,6 +58,9 @@ const NONE: Facts = Facts::Bytes(Vec::new());
 
 thread_local! {
     static FACTS: RefCell<Facts> = const { RefCell::new(NONE) };
+    /// Where the fact begins that was found last. A guest reads in the same order again and again, which is the order they
+    /// come in: what it looks for is mostly there, or the next.
+    static FOUND: Cell<usize> = const { Cell::new(0) };
     /// The state of the question's own generator, once a number was drawn.
     static DRAWN: Cell<Option<u64>> = const { Cell::new(None) };
 }
@@ -68,6 +72,7 @@ pub fn with<T>(facts: Facts, ask: impl FnOnce() -> T) -> T {
     let answer = ask();
     // What comes next may be asked plainly: nothing of this question is left then.
     FACTS.set(NONE);
+    FOUND.set(0);
     DRAWN.set(None);
     answer
 }
@@ -75,19 +80,33 @@ pub fn with<T>(facts: Facts, ask: impl FnOnce() -> T) -> T {
 /// What `read` makes of the fact of this kind and name, if it came along.
 fn find<T>(kind: u8, name: &str, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
     FACTS.with_borrow(|facts| {
-        let mut rest = Reader(facts.bytes());
-        loop {
-            // Zero, or nothing more, is the end.
-            let found = rest.byte().filter(|found| *found != 0)?;
-            let length = rest.byte()?.into();
-            let named = rest.take(length)?;
-            let length = u16::from_le_bytes(rest.array()?).into();
-            let value = rest.take(length)?;
-            if found == kind && named == name.as_bytes() {
-                return read(value);
-            }
-        }
+        let (facts, from) = (facts.bytes(), FOUND.get());
+        let found = search(facts, from..usize::MAX, kind, name).or_else(|| search(facts, 0..from, kind, name));
+        let (at, value) = found?;
+        FOUND.set(at);
+        read(value)
     })
+}
+
+/// Where a fact begins, of those that begin within `range`, and its value.
+fn search<'a>(facts: &'a [u8], range: Range<usize>, kind: u8, name: &str) -> Option<(usize, &'a [u8])> {
+    let mut rest = Reader(facts.get(range.start..)?);
+    loop {
+        let at = facts.len() - rest.0.len();
+        if at >= range.end {
+            return None;
+        }
+        // Zero, or nothing more, is the end.
+        let found = rest.byte().filter(|found| *found != 0)?;
+        let length = rest.byte()?.into();
+        let named = rest.take(length)?;
+        let length = u16::from_le_bytes(rest.array()?).into();
+        let value = rest.take(length)?;
+        // Names are short: a call to compare them takes longer than that.
+        if found == kind && named.len() == name.len() && named.iter().eq(name.as_bytes()) {
+            return Some((at, value));
+        }
+    }
 }
 
 pub(crate) fn text(kind: u8) -> Option<String> {
@@ -174,9 +193,9 @@ fn load_of(bytes: &[u8]) -> Option<Load> {
 
 /// Of one endpoint; one that does not exist has nothing.
 pub(crate) fn load(index: u32) -> Option<Load> {
-    find(kind::LOADS, "", |value| match value.chunks_exact(LOAD).nth(index as usize) {
-        Some(bytes) => load_of(bytes),
-        None => Some(Load::default()),
+    find(kind::LOADS, "", |value| match value.get(LOAD.saturating_mul(index as usize)..) {
+        Some(bytes) if !bytes.is_empty() => load_of(bytes),
+        _ => Some(Load::default()),
     })
 }
 
@@ -188,24 +207,40 @@ pub(crate) fn loads<T>(of: impl Fn(u32, Load) -> Option<T>) -> Option<Vec<T>> {
     })
 }
 
-/// The try that failed.
-pub(crate) struct Attempt {
-    pub number: u32,
-    pub endpoint: u32,
-    pub safety: Proof,
-    pub elapsed: Duration,
-    pub time_left: Duration,
-    pub retries_left: u32,
+/// Where each part of the try that failed begins.
+pub(crate) mod part {
+    pub const NUMBER: usize = 0;
+    pub const ENDPOINT: usize = 4;
+    pub const SAFETY: usize = 8;
+    pub const ELAPSED: usize = 9;
+    pub const TIME_LEFT: usize = 17;
+    pub const RETRIES_LEFT: usize = 25;
+    pub const FAILURE: usize = 29;
 }
 
-pub(crate) fn attempt() -> Option<Attempt> {
-    find(kind::ATTEMPT, "", |value| Reader(value).attempt())
+fn attempt<const N: usize>(part: usize) -> Option<[u8; N]> {
+    find(kind::ATTEMPT, "", |value| Reader(value.get(part..)?).array())
+}
+
+pub(crate) fn attempt_u32(part: usize) -> Option<u32> {
+    attempt(part).map(u32::from_le_bytes)
+}
+
+pub(crate) fn attempt_duration(part: usize) -> Option<Duration> {
+    attempt(part).map(u64::from_le_bytes).map(Duration::from_nanos)
+}
+
+pub(crate) fn safety() -> Option<Proof> {
+    attempt(part::SAFETY).map(|[proof]| match proof {
+        0 => Proof::Unprocessed,
+        1 => Proof::Idempotent,
+        _ => Proof::Unsafe,
+    })
 }
 
 pub(crate) fn failure() -> Option<Cause> {
     find(kind::ATTEMPT, "", |value| {
-        let mut rest = Reader(value);
-        rest.attempt()?;
+        let mut rest = Reader(value.get(part::FAILURE..)?);
         Some(match rest.byte()? {
             0 => Cause::Connect,
             1 => Cause::Tls,
@@ -256,21 +291,6 @@ impl<'a> Reader<'a> {
         let ip = if ipv6 { self.ipv6() } else { self.ipv4() }?;
         Some(SocketAddr::new(ip, u16::from_le_bytes(self.array()?)))
     }
-
-    fn attempt(&mut self) -> Option<Attempt> {
-        Some(Attempt {
-            number: u32::from_le_bytes(self.array()?),
-            endpoint: u32::from_le_bytes(self.array()?),
-            safety: match self.byte()? {
-                0 => Proof::Unprocessed,
-                1 => Proof::Idempotent,
-                _ => Proof::Unsafe,
-            },
-            elapsed: self.duration()?,
-            time_left: self.duration()?,
-            retries_left: u32::from_le_bytes(self.array()?),
-        })
-    }
 }
 
 #[cfg(test)]
@@ -296,7 +316,9 @@ mod tests {
             fact(kind::CLIENT, "", &[192, 0, 2, 7]),
         ];
         with(Facts::Bytes(facts.concat()), || {
-            assert_eq!(optional(kind::HEADER, "x-tenant"), Some(Some(b"t42".to_vec())));
+            assert_eq!(ip(kind::CLIENT), Some([192, 0, 2, 7].into()));
+            assert_eq!(optional(kind::HEADER, "x-tenant"), Some(Some(b"t42".to_vec())), "before what was found last");
+            assert_eq!(optional(kind::HEADER, "x-tenant"), Some(Some(b"t42".to_vec())), "once more");
             assert_eq!(optional_text(kind::HEADER, "x-absent"), Some(None), "that it is absent came along");
             assert_eq!(optional(kind::HEADER, "x-other"), None, "it is to be called for");
             assert_eq!(optional(kind::COOKIE, "x-tenant"), None);
@@ -317,9 +339,8 @@ mod tests {
             fact(kind::RANDOM, "", &[1; 8]),
         ]
         .concat();
-        let read = || {
-            (elements(kind::PROPOSED), failure(), attempt().map(|a| a.number), load(1), socket(kind::PEER), random())
-        };
+        let read =
+            || (elements(kind::PROPOSED), failure(), attempt_u32(part::NUMBER), load(1), socket(kind::PEER), random());
         let (chain, failure, number, load, peer, drawn) = with(Facts::Bytes(whole.clone()), read);
         let hop = Element {
             r#for: Some(Node::Ip([192, 0, 2, 7].into())),

@@ -67,6 +67,9 @@ pub(crate) struct Prefetch {
 impl Prefetch {
     /// What the guest called for comes along with the next question.
     pub(crate) fn learn(&mut self, called_for: &mut Vec<Read>) {
+        if called_for.is_empty() {
+            return;
+        }
         for read in called_for.drain(..) {
             if self.facts.len() < MAX_FACTS && !self.facts.iter().any(|fact| fact.read == read) {
                 self.facts.extend(Fact::of(read));

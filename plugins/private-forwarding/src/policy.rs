@@ -91,7 +91,8 @@ impl PrivateForwarding {
         for (place, digit) in name[1..].iter_mut().rev().enumerate() {
             *digit = DIGITS[(hash >> (4 * place)) as usize & 15];
         }
-        Node::Obfuscated(String::from_utf8_lossy(&name).into_owned())
+        // Digits are text.
+        Node::Obfuscated(String::from_utf8(name.to_vec()).unwrap_or_default())
     }
 
     fn hidden(&self, node: Node) -> Node {

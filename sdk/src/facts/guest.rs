@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::bindings::facts::tidegate::policy as wit;
 use crate::chain;
-use crate::prefetched::{self, kind};
+use crate::prefetched::{self, kind, part};
 use crate::{Buffering, Cause, EditError, Element, Families, HttpVersion, Level, Load, Node, Proof, Scheme};
 
 pub fn now() -> Duration {
@@ -386,11 +386,11 @@ pub fn set_families(families: Families) {
 }
 
 pub fn number() -> u32 {
-    prefetched::attempt().map_or_else(wit::attempt::number, |attempt| attempt.number)
+    prefetched::attempt_u32(part::NUMBER).unwrap_or_else(wit::attempt::number)
 }
 
 pub fn endpoint() -> u32 {
-    prefetched::attempt().map_or_else(wit::attempt::endpoint, |attempt| attempt.endpoint)
+    prefetched::attempt_u32(part::ENDPOINT).unwrap_or_else(wit::attempt::endpoint)
 }
 
 pub fn failure() -> Cause {
@@ -407,12 +407,11 @@ pub fn failure() -> Cause {
 }
 
 pub fn safety() -> Proof {
-    let called = || match wit::attempt::safety() {
+    prefetched::safety().unwrap_or_else(|| match wit::attempt::safety() {
         wit::attempt::Proof::Unprocessed => Proof::Unprocessed,
         wit::attempt::Proof::Idempotent => Proof::Idempotent,
         wit::attempt::Proof::Unsafe => Proof::Unsafe,
-    };
-    prefetched::attempt().map_or_else(called, |attempt| attempt.safety)
+    })
 }
 
 pub fn response_header(name: &str) -> Option<Vec<u8>> {
@@ -420,13 +419,13 @@ pub fn response_header(name: &str) -> Option<Vec<u8>> {
 }
 
 pub fn elapsed() -> Duration {
-    prefetched::attempt().map_or_else(|| Duration::from_nanos(wit::attempt::elapsed()), |attempt| attempt.elapsed)
+    prefetched::attempt_duration(part::ELAPSED).unwrap_or_else(|| Duration::from_nanos(wit::attempt::elapsed()))
 }
 
 pub fn time_left() -> Duration {
-    prefetched::attempt().map_or_else(|| Duration::from_nanos(wit::attempt::time_left()), |attempt| attempt.time_left)
+    prefetched::attempt_duration(part::TIME_LEFT).unwrap_or_else(|| Duration::from_nanos(wit::attempt::time_left()))
 }
 
 pub fn retries_left() -> u32 {
-    prefetched::attempt().map_or_else(wit::attempt::retries_left, |attempt| attempt.retries_left)
+    prefetched::attempt_u32(part::RETRIES_LEFT).unwrap_or_else(wit::attempt::retries_left)
 }

@@ -51,21 +51,38 @@ fn set(state: &mut State, elements: Vec<policy::Element>) -> Result<(), EditErro
     Ok(())
 }
 
+/// What need not be quoted, nor brought into another form: lower-case letters, digits and these.
+const fn plain(others: &[u8]) -> [bool; 256] {
+    let mut plain = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        plain[byte] = (byte as u8).is_ascii_lowercase() || (byte as u8).is_ascii_digit();
+        byte += 1;
+    }
+    let mut index = 0;
+    while index < others.len() {
+        plain[others[index] as usize] = true;
+        index += 1;
+    }
+    plain
+}
+
+const IN_NAMES: [bool; 256] = plain(b"._-");
+const IN_TEXTS: [bool; 256] = plain(b"._-:[]");
+
 /// Whether it is made of nothing that has to be escaped or brought into another form: what is written then is what is read.
 fn is_plain(element: &policy::Element) -> bool {
-    let all = |text: &str, others: &[u8]| {
-        text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || others.contains(&b))
-    };
+    let all = |text: &str, plain: &[bool; 256]| text.bytes().all(|byte| plain[usize::from(byte)]);
     let node = |node: &Option<policy::Node>| match node {
         None | Some(policy::Node::Unknown) => true,
         Some(policy::Node::Ip(ip)) => ip.is_ipv4(),
         Some(policy::Node::Address(address)) => address.is_ipv4(),
         Some(policy::Node::Obfuscated(name)) => {
-            (2..=64).contains(&name.len()) && name.starts_with('_') && all(name, b"._-")
+            (2..=64).contains(&name.len()) && name.starts_with('_') && all(name, &IN_NAMES)
         }
     };
     let text = |text: &Option<String>| {
-        text.as_deref().is_none_or(|text| (1..=255).contains(&text.len()) && all(text, b"._-:[]"))
+        text.as_deref().is_none_or(|text| (1..=255).contains(&text.len()) && all(text, &IN_TEXTS))
     };
     *element != policy::Element::default()
         && node(&element.r#for)
