@@ -169,7 +169,10 @@ impl Proxy {
         let Some(program) = kind.program() else { return Ok(None) };
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let ports = Ports::free();
-        let Some(config) = configs::config(kind, behind, ports, decided, folder.path()) else { return Ok(None) };
+        let Some(mut config) = configs::config(kind, behind, ports, decided, folder.path()) else { return Ok(None) };
+        if launch.counts.is_some() {
+            config.text = configs::tidegate::for_callgrind(&config.text);
+        }
         let proxy = Self::launch(kind, &program, &config, ports, folder, launch).await?;
         check::decides(&proxy, decided)
             .await

@@ -19,6 +19,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::gather::Gathering;
 use crate::listener::tls::provider;
 
 const CID_LENGTH: usize = 8;
@@ -106,7 +107,7 @@ impl Group {
     /// A worker's socket for its endpoint, which keeps the group open.
     pub(super) fn socket(self: &Arc<Self>, worker: usize) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let socket = quinn::TokioRuntime.wrap_udp_socket(self.share(worker)?)?;
-        Ok(Arc::new(Member { socket, _group: self.clone() }))
+        Ok(Arc::new(Member { socket: Arc::new(Gathering::new(socket)), _group: self.clone() }))
     }
 }
 

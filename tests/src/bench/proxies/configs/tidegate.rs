@@ -99,13 +99,21 @@ path = "/api/*"
 router = "tenants"
 "#;
 
-/// The same by the plugin. A longer limit costs nothing, and callgrind makes all fifty times slower.
+/// As every plugin has them that says nothing.
+const LIMITS: &str = "limits = { time = \"5ms\" }";
+
+/// The same configuration with time for callgrind, which makes all fifty times slower.
+pub(in crate::bench::proxies) fn for_callgrind(config: &str) -> String {
+    config.replace(LIMITS, "limits = { time = \"5s\" }")
+}
+
+/// The same by the plugin.
 fn tenants(memoise: bool) -> String {
     format!(
         r#"[[plugin]]
 name = "tenants"
 source = "builtin:tenant-canary"
-limits = {{ time = "5s" }}
+{LIMITS}
 memoise = {memoise}
 grants = {{ headers = ["x-tenant"] }}
 [plugin.settings]
@@ -122,17 +130,17 @@ cluster = "beta"
 const OTHERS: &str = r#"[[plugin]]
 name = "latency"
 source = "builtin:latency-aware"
-limits = { time = "5s" }
+LIMITS
 [[plugin]]
 name = "private"
 source = "builtin:private-forwarding"
-limits = { time = "5s" }
+LIMITS
 memoise = MEMOISE
 settings = { secret = "a benchmark has no secrets" }
 [[plugin]]
 name = "careful"
 source = "builtin:careful-retry"
-limits = { time = "5s" }
+LIMITS
 settings = { backoff_ms = 1 }
 "#;
 
@@ -149,7 +157,7 @@ fn rules(decided: Decided) -> String {
         Decided::Questions(by @ (By::Plugins | By::Memoised)) => {
             let memoise = by == By::Memoised;
             tenants(memoise)
-                + &OTHERS.replace("MEMOISE", &memoise.to_string())
+                + &OTHERS.replace("MEMOISE", &memoise.to_string()).replace("LIMITS", LIMITS)
                 + BY_PLUGIN
                 + "forwarding = { plugin = \"private\" }\nretry = { plugin = \"careful\", attempts = 2 }\n"
         }
