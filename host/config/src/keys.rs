@@ -838,7 +838,12 @@ pub(crate) const TABLES: &[Table] = &[
         name: "limits",
         doc: "What a plugin's decision may take.",
         keys: &[
-            key("time", Time, "5ms", "Then it is stopped, and its instance replaced."),
+            key(
+                "time",
+                Time,
+                "5ms",
+                "Then it is stopped, and its instance replaced. That may be noticed half as long later, 10ms at most.",
+            ),
             key("memory", Size, "16MiB", "Linear memory of an instance."),
             key(
                 "cpu",

@@ -26,6 +26,7 @@ mod codec;
 mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod gso;
 mod listener;
 pub mod observe;
 mod origin;

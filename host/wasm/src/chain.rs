@@ -152,6 +152,36 @@ mod tests {
         }
     }
 
+    /// Whatever a guest writes is refused, or is what would be written of what was read: a chain has one form.
+    #[test]
+    fn what_is_read_has_one_form() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let element = Element {
+            r#for: Some(Node::Obfuscated("_client".to_owned())),
+            by: Some(Node::Address(([192, 0, 2, 1], 443).into())),
+            host: Some("h\u{e9}.example".to_owned()),
+            proto: None,
+        };
+        let mut good = Vec::new();
+        (0..3).for_each(|_| put_element(&mut good, &element));
+        let mut read = 0;
+        for _ in 0..100_000 {
+            let mut bytes = good.clone();
+            for _ in 0..random.usize(1..4) {
+                let index = random.usize(..bytes.len());
+                bytes[index] = if random.bool() { random.u8(..8) } else { random.u8(..) };
+            }
+            bytes.truncate(random.usize(..=bytes.len()).max(bytes.len() / 2));
+            if let Some(chain) = elements_of(&bytes, 32) {
+                let mut written = Vec::new();
+                chain.iter().for_each(|element| put_element(&mut written, element));
+                assert_eq!(written, bytes);
+                read += 1;
+            }
+        }
+        assert!(read > 100, "{read} of them were read");
+    }
+
     /// It comes from a guest.
     #[test]
     fn what_has_not_the_form_is_refused() {

@@ -279,7 +279,7 @@ impl Router for Asker {
     }
 
     fn waits(&self) -> bool {
-        self.0.core.prepared.waits
+        self.0.waits
     }
 
     fn route_later<'a>(
@@ -363,7 +363,7 @@ impl Balancer for Asker {
     }
 
     fn waits(&self) -> bool {
-        self.0.core.prepared.waits
+        self.0.waits
     }
 
     fn pick_later<'a>(
@@ -426,7 +426,7 @@ impl Forwarding for Asker {
     }
 
     fn waits(&self) -> bool {
-        self.0.core.prepared.waits
+        self.0.waits
     }
 
     fn identify_later<'a>(
@@ -523,7 +523,7 @@ impl Retry for Asker {
     }
 
     fn waits(&self) -> bool {
-        self.0.core.prepared.waits
+        self.0.waits
     }
 
     fn decide_later<'a>(

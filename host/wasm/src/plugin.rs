@@ -180,6 +180,8 @@ pub(crate) struct Core {
 /// What those share who may ask a plugin. The core alone cannot tell whether anybody does: every live instance holds it.
 pub(crate) struct Handle {
     pub(crate) core: Arc<Core>,
+    /// As `core.prepared` has it. Here it is at hand before anything else is read for a question.
+    pub(crate) waits: bool,
 }
 
 impl Drop for Handle {
@@ -238,7 +240,7 @@ impl Runtime {
         check_settings(&core, &spec.settings)?;
         let memory = instances::try_out(&core).map_err(Failed::at_load)?;
         self.ticker.limit_to(spec.limits.time);
-        let handle = Arc::new(Handle { core });
+        let handle = Arc::new(Handle { waits: core.prepared.waits, core });
         Ok(Arc::new(Plugin { handle, identity, digest: spec.bytes.digest, questions, memory }))
     }
 }

@@ -18,7 +18,6 @@ use crate::snapshot::{Limits, Listener};
 use crate::timer::Deadline;
 use crate::worker::{Drain, Worker};
 
-mod gather;
 mod group;
 
 pub(crate) use group::{Group, Groups, Spread};

@@ -7,13 +7,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ClientConfig, ConnectError, ConnectionError, EndpointConfig, TransportConfig, VarInt};
+use quinn::{ClientConfig, ConnectError, ConnectionError, EndpointConfig, Runtime, TransportConfig, VarInt};
 use rustls::pki_types::ServerName;
 use tidegate_policy::{Cause, Fault};
 
 use super::connect::MAX_RESPONSE_HEAD;
 use super::tls::ClientTls;
 use crate::codec::http3;
+use crate::gso::Gathering;
 use crate::timer::Timers;
 
 /// A connection whose peer vanished is noticed after this; one that is merely quiet is kept alive, for as long as its
@@ -76,7 +77,9 @@ impl Endpoints {
 fn endpoint(to: SocketAddr) -> io::Result<quinn::Endpoint> {
     let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = std::net::UdpSocket::bind(SocketAddr::new(any, 0))?;
-    quinn::Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = Arc::new(Gathering::new(runtime.wrap_udp_socket(socket)?));
+    quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)
 }
 
 fn transport(max_streams: u32) -> Arc<TransportConfig> {

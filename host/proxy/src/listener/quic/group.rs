@@ -19,7 +19,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::gather::Gathering;
+use crate::gso::Gathering;
 use crate::listener::tls::provider;
 
 const CID_LENGTH: usize = 8;

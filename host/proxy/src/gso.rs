@@ -78,36 +78,40 @@ struct Trains {
     waker: Option<Waker>,
 }
 
-fn would_block(sent: &io::Result<()>) -> bool {
-    sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-}
-
 impl Trains {
     /// Sends one that waits.
-    fn leave(&mut self, index: usize, socket: &dyn AsyncUdpSocket) -> io::Result<()> {
-        let sent = self.waiting[index].send(socket);
-        if !would_block(&sent) {
+    ///
+    /// # Returns
+    /// Whether it left; it did not where the socket is full. Of other errors quinn-udp has told, and the datagrams are lost,
+    /// as datagrams may be.
+    fn leave(&mut self, index: usize, socket: &dyn AsyncUdpSocket) -> bool {
+        let left = !matches!(self.waiting[index].send(socket), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        if left {
             let mut bytes = self.waiting.swap_remove(index).bytes;
             bytes.clear();
             self.spare.push(bytes);
         }
-        sent
+        left
     }
 
+    /// # Errors
+    /// `WouldBlock` where the socket is full and nothing was taken; those of the socket for what is sent at once.
     fn add(&mut self, transmit: &Transmit<'_>, socket: &dyn AsyncUdpSocket) -> io::Result<()> {
         let segments = socket.max_transmit_segments();
         let full = transmit.segment_size.is_some_and(|segment| transmit.contents.len() == FULL * segment);
         let mut found = self.waiting.iter().position(|train| train.kind.destination == transmit.destination);
         if let Some(index) = found.filter(|index| !self.waiting[*index].takes(transmit, segments)) {
-            self.leave(index, socket)?;
+            if !self.leave(index, socket) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             found = None;
         }
         let index = match found {
             Some(index) => index,
             None if !full || segments < 2 * FULL => return socket.try_send(transmit),
             None => {
-                if self.waiting.len() == TRAINS {
-                    self.leave(0, socket)?;
+                if self.waiting.len() == TRAINS && !self.leave(0, socket) {
+                    return Err(io::ErrorKind::WouldBlock.into());
                 }
                 let bytes = self.spare.pop().unwrap_or_default();
                 self.waiting.push(Train { kind: Kind::of(transmit), bytes, growing: true });
@@ -117,15 +121,11 @@ impl Trains {
         let train = &mut self.waiting[index];
         train.bytes.extend_from_slice(transmit.contents);
         train.growing = full;
-        let sent = if full { Ok(()) } else { self.leave(index, socket) };
-        if full || would_block(&sent) {
+        if full || !self.leave(index, socket) {
             // They are taken: where the socket is full, sending them is no longer the caller's matter.
-            if let Some(waker) = &self.waker {
-                waker.wake_by_ref();
-            }
-            return Ok(());
+            self.waker.iter().for_each(Waker::wake_by_ref);
         }
-        sent
+        Ok(())
     }
 
     /// Sends what nothing followed for a turn.
@@ -144,8 +144,7 @@ impl Trains {
                 index += 1;
                 continue;
             }
-            // Of other errors quinn-udp has told; the datagrams are lost, as datagrams may be.
-            if would_block(&self.leave(index, socket)) {
+            if !self.leave(index, socket) {
                 ready!(poller.as_mut().poll_writable(cx))?;
             }
         }
@@ -158,7 +157,7 @@ impl Trains {
 
 /// A socket that gathers what follows one another.
 #[derive(Debug)]
-pub(super) struct Gathering {
+pub(crate) struct Gathering {
     socket: Arc<dyn AsyncUdpSocket>,
     /// Of one thread: never waited for.
     trains: Arc<Mutex<Trains>>,
@@ -171,7 +170,7 @@ fn locked(trains: &Mutex<Trains>) -> MutexGuard<'_, Trains> {
 
 impl Gathering {
     /// On the current runtime, which has a single thread.
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
         let trains = Arc::<Mutex<Trains>>::default();
         let (waiting, sender, mut poller) = (trains.clone(), socket.clone(), socket.clone().create_io_poller());
         let rest = tokio::spawn(async move {
