@@ -5,6 +5,7 @@
 //! what follows it, for as long as the other tasks of this turn of the event loop take; whatever is shorter is the end of a
 //! train, and leaves at once with what waited. Nothing overtakes anything.
 
+use std::fmt::Debug;
 use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -74,8 +75,9 @@ struct Trains {
     waiting: Vec<Train>,
     /// Buffers of those that left.
     spare: Vec<Vec<u8>>,
-    /// Who sends in the end what nothing followed.
+    /// Who sends in the end what nothing followed, and what tells it that there is room again, while there is none.
     waker: Option<Waker>,
+    poller: Option<Pin<Box<dyn UdpPoller>>>,
 }
 
 impl Trains {
@@ -129,12 +131,7 @@ impl Trains {
     }
 
     /// Sends what nothing followed for a turn.
-    fn poll_rest(
-        &mut self,
-        socket: &dyn AsyncUdpSocket,
-        poller: &mut Pin<Box<dyn UdpPoller>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_rest(&mut self, socket: &Arc<dyn AsyncUdpSocket>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.waker.get_or_insert_with(|| cx.waker().clone());
         let mut another_turn = false;
         let mut index = 0;
@@ -144,10 +141,12 @@ impl Trains {
                 index += 1;
                 continue;
             }
-            if !self.leave(index, socket) {
+            if !self.leave(index, &**socket) {
+                let poller = self.poller.get_or_insert_with(|| socket.clone().create_io_poller());
                 ready!(poller.as_mut().poll_writable(cx))?;
             }
         }
+        self.poller = None;
         if another_turn {
             cx.waker().wake_by_ref();
         }
@@ -155,48 +154,65 @@ impl Trains {
     }
 }
 
-/// A socket that gathers what follows one another.
 #[derive(Debug)]
-pub(crate) struct Gathering {
+struct Gathered {
     socket: Arc<dyn AsyncUdpSocket>,
     /// Of one thread: never waited for.
-    trains: Arc<Mutex<Trains>>,
+    trains: Mutex<Trains>,
+}
+
+impl Gathered {
+    fn trains(&self) -> MutexGuard<'_, Trains> {
+        self.trains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        let waiting = std::mem::take(&mut self.trains().waiting);
+        waiting.iter().for_each(|train| _ = train.send(&*self.socket));
+    }
+}
+
+/// A socket that gathers what follows one another. Dropped, it is closed at once, and then what it kept is dropped.
+#[derive(Debug)]
+pub(crate) struct Gathering<K> {
+    gathered: Arc<Gathered>,
     rest: AbortHandle,
+    _kept: K,
 }
 
-fn locked(trains: &Mutex<Trains>) -> MutexGuard<'_, Trains> {
-    trains.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Gathering {
+impl<K> Gathering<K> {
     /// On the current runtime, which has a single thread.
-    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        let trains = Arc::<Mutex<Trains>>::default();
-        let (waiting, sender, mut poller) = (trains.clone(), socket.clone(), socket.clone().create_io_poller());
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, kept: K) -> Self {
+        let gathered = Arc::new(Gathered { socket, trains: Mutex::default() });
+        let waiting = Arc::downgrade(&gathered);
         let rest = tokio::spawn(async move {
-            let rest = poll_fn(|cx| locked(&waiting).poll_rest(&*sender, &mut poller, cx));
+            let rest = poll_fn(|cx| match waiting.upgrade() {
+                Some(gathered) => gathered.trains().poll_rest(&gathered.socket, cx),
+                None => Poll::Ready(Ok(())),
+            });
             if let Err(error) = rest.await {
                 tracing::warn!(%error, "a UDP socket is of no use any more");
             }
         });
-        Self { socket, trains, rest: rest.abort_handle() }
+        Self { gathered, rest: rest.abort_handle(), _kept: kept }
     }
 }
 
-impl Drop for Gathering {
+impl<K> Drop for Gathering<K> {
     fn drop(&mut self) {
         self.rest.abort();
-        locked(&self.trains).waiting.drain(..).for_each(|train| _ = train.send(&*self.socket));
     }
 }
 
-impl AsyncUdpSocket for Gathering {
+impl<K: Debug + Send + Sync + 'static> AsyncUdpSocket for Gathering<K> {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.socket.clone().create_io_poller()
+        self.gathered.socket.clone().create_io_poller()
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        locked(&self.trains).add(transmit, &*self.socket)
+        self.gathered.trains().add(transmit, &*self.gathered.socket)
     }
 
     fn poll_recv(
@@ -205,23 +221,23 @@ impl AsyncUdpSocket for Gathering {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.socket.poll_recv(cx, bufs, meta)
+        self.gathered.socket.poll_recv(cx, bufs, meta)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.gathered.socket.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
+        self.gathered.socket.max_transmit_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
+        self.gathered.socket.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        self.gathered.socket.may_fragment()
     }
 }
 
@@ -302,7 +318,7 @@ mod tests {
     fn full_ones_wait_for_what_follows_and_no_longer() {
         turns(async {
             let recorder = Arc::new(Recorder { room: Mutex::new(usize::MAX), ..Recorder::default() });
-            let gathering = Gathering::new(recorder.clone());
+            let gathering = Gathering::new(recorder.clone(), ());
             let trains = || -> Vec<usize> {
                 recorder.sent.lock().expect("one thread").drain(..).map(|(_, datagrams)| datagrams.len()).collect()
             };
@@ -331,8 +347,10 @@ mod tests {
             gathering.try_send(&transmit(peer(1), &[2; 1401], None)).expect("taken");
             assert_eq!(trains(), [10, 1], "it is longer than the others");
             full();
+            tokio::task::yield_now().await;
             drop(gathering);
             assert_eq!(trains(), [10], "the last one leaves with the socket");
+            assert_eq!(Arc::strong_count(&recorder), 1, "which is closed at once");
         });
     }
 
@@ -344,7 +362,7 @@ mod tests {
             let mut random = fastrand::Rng::with_seed(seed);
             turns(async {
                 let recorder = Arc::new(Recorder::default());
-                let gathering = Gathering::new(recorder.clone());
+                let gathering = Gathering::new(recorder.clone(), ());
                 let peers = random.u16(1..12);
                 let mut expected = vec![Vec::new(); usize::from(peers)];
                 let mut number = 0_u32;

@@ -78,7 +78,7 @@ fn endpoint(to: SocketAddr) -> io::Result<quinn::Endpoint> {
     let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = std::net::UdpSocket::bind(SocketAddr::new(any, 0))?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = Arc::new(Gathering::new(runtime.wrap_udp_socket(socket)?));
+    let socket = Arc::new(Gathering::new(runtime.wrap_udp_socket(socket)?, ()));
     quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)
 }
 

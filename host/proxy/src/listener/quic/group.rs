@@ -7,16 +7,13 @@
 //! worker still uses it: sockets that join or leave one by one would change whose index is whose.
 
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime, UdpPoller};
+use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::gso::Gathering;
@@ -107,49 +104,8 @@ impl Group {
     /// A worker's socket for its endpoint, which keeps the group open.
     pub(super) fn socket(self: &Arc<Self>, worker: usize) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let socket = quinn::TokioRuntime.wrap_udp_socket(self.share(worker)?)?;
-        Ok(Arc::new(Member { socket: Arc::new(Gathering::new(socket)), _group: self.clone() }))
-    }
-}
-
-/// A socket of a group. Its field comes first, so it is closed before the group may be opened anew.
-#[derive(Debug)]
-struct Member {
-    socket: Arc<dyn AsyncUdpSocket>,
-    _group: Arc<Group>,
-}
-
-impl AsyncUdpSocket for Member {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.socket.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.socket.poll_recv(cx, bufs, meta)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        // It is closed before the group may be opened anew.
+        Ok(Arc::new(Gathering::new(socket, self.clone())))
     }
 }
 
