@@ -17,7 +17,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::task::AbortHandle;
 
-/// Datagrams that quinn gives at once while it has more of them.
+/// Datagrams that quinn gives at once while it has more of them; all as long as one another.
 const FULL: usize = 10;
 /// Bytes of a train: below what UDP over IPv4 and IPv6 can carry.
 const MOST: usize = 65_000;
@@ -100,7 +100,9 @@ impl Trains {
     /// `WouldBlock` where the socket is full and nothing was taken; those of the socket for what is sent at once.
     fn add(&mut self, transmit: &Transmit<'_>, socket: &dyn AsyncUdpSocket) -> io::Result<()> {
         let segments = socket.max_transmit_segments();
-        let full = transmit.segment_size.is_some_and(|segment| transmit.contents.len() == FULL * segment);
+        let length = transmit.contents.len();
+        let full =
+            transmit.segment_size.is_some_and(|segment| length >= FULL * segment && length.is_multiple_of(segment));
         let mut found = self.waiting.iter().position(|train| train.kind.destination == transmit.destination);
         if let Some(index) = found.filter(|index| !self.waiting[*index].takes(transmit, segments)) {
             if !self.leave(index, socket) {
