@@ -518,14 +518,16 @@ async fn what_else_a_tenant_may_have_holds_for_its_components() {
         })
         .collect();
     let instances = "tidegate_tenant_instances{tenant=\"a\"}";
+    let memory = "tidegate_tenant_memory_bytes{tenant=\"a\"}";
     eventually("two are at work", async || (gateway.metric(instances).await == 2.0).then_some(())).await;
-    assert!(gateway.metric("tidegate_tenant_memory_bytes{tenant=\"a\"}").await >= f64::from(2 << 16));
+    // A place is taken before the memory is.
+    eventually("both have memory", async || (gateway.metric(memory).await >= f64::from(2 << 16)).then_some(())).await;
     assert!(refused_for_budget(&client.get("/told").await.expect("an answer")));
     for answer in asleep {
         assert_eq!(answer.await.expect("no panic"), 200);
     }
     eventually("both are gone", async || (gateway.metric(instances).await == 0.0).then_some(())).await;
-    assert_eq!(gateway.metric("tidegate_tenant_memory_bytes{tenant=\"a\"}").await, 0.0);
+    assert_eq!(gateway.metric(memory).await, 0.0);
     assert_eq!(faults(&gateway, "budget").await, 1.0);
     assert_eq!(status(&client, "/memory").await, 502);
     assert_eq!(faults(&gateway, "memory").await, 1.0, "its own bound comes first");
