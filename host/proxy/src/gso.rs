@@ -15,7 +15,6 @@ use std::task::{Context, Poll, Waker, ready};
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use tokio::task::AbortHandle;
 
 /// Datagrams that quinn gives at once while it has more of them; all as long as one another.
 const FULL: usize = 10;
@@ -171,8 +170,10 @@ impl Gathered {
 
 impl Drop for Gathered {
     fn drop(&mut self) {
-        let waiting = std::mem::take(&mut self.trains().waiting);
+        let Trains { waiting, waker, .. } = std::mem::take(&mut *self.trains());
         waiting.iter().for_each(|train| _ = train.send(&*self.socket));
+        // The task finds that there is nobody to send for any more.
+        waker.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -180,7 +181,6 @@ impl Drop for Gathered {
 #[derive(Debug)]
 pub(crate) struct Gathering<K> {
     gathered: Arc<Gathered>,
-    rest: AbortHandle,
     _kept: K,
 }
 
@@ -189,7 +189,7 @@ impl<K> Gathering<K> {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, kept: K) -> Self {
         let gathered = Arc::new(Gathered { socket, trains: Mutex::default() });
         let waiting = Arc::downgrade(&gathered);
-        let rest = tokio::spawn(async move {
+        tokio::spawn(async move {
             let rest = poll_fn(|cx| match waiting.upgrade() {
                 Some(gathered) => gathered.trains().poll_rest(&gathered.socket, cx),
                 None => Poll::Ready(Ok(())),
@@ -198,13 +198,7 @@ impl<K> Gathering<K> {
                 tracing::warn!(%error, "a UDP socket is of no use any more");
             }
         });
-        Self { gathered, rest: rest.abort_handle(), _kept: kept }
-    }
-}
-
-impl<K> Drop for Gathering<K> {
-    fn drop(&mut self) {
-        self.rest.abort();
+        Self { gathered, _kept: kept }
     }
 }
 
@@ -353,6 +347,10 @@ mod tests {
             drop(gathering);
             assert_eq!(trains(), [10], "the last one leaves with the socket");
             assert_eq!(Arc::strong_count(&recorder), 1, "which is closed at once");
+            for _ in 0..2 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0, "its task ends with it");
         });
     }
 

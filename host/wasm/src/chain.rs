@@ -26,17 +26,16 @@ pub(crate) fn put_element(out: &mut Vec<u8>, element: &Element) {
 }
 
 fn put_node(out: &mut Vec<u8>, node: Option<&Node>) {
-    let address = |out: &mut Vec<u8>, kind: [u8; 2], ip: IpAddr| {
-        out.push(kind[usize::from(ip.is_ipv6())]);
-        put_ip(out, ip);
-    };
     match node {
         None => out.push(0),
         Some(Node::Unknown) => out.push(1),
-        Some(Node::Ip(ip)) => address(out, [2, 3], *ip),
-        Some(Node::Address(socket)) => {
-            address(out, [4, 5], socket.ip());
-            out.extend_from_slice(&socket.port().to_le_bytes());
+        Some(Node::Ip(ip)) => {
+            out.push(2 + u8::from(ip.is_ipv6()));
+            put_ip(out, *ip);
+        }
+        Some(Node::Address(address)) => {
+            out.push(4 + u8::from(address.is_ipv6()));
+            put_address(out, *address);
         }
         Some(Node::Obfuscated(name)) => {
             out.push(6);

@@ -237,9 +237,10 @@ impl Runtime {
         let prepared = self.prepare(&spec.bytes, granted)?;
         let questions = prepared.questions;
         let core = Arc::new(core(self, spec, prepared, observed));
+        // Before it runs for the first time, which is to say what its settings are.
+        self.ticker.limit_to(spec.limits.time);
         check_settings(&core, &spec.settings)?;
         let memory = instances::try_out(&core).map_err(Failed::at_load)?;
-        self.ticker.limit_to(spec.limits.time);
         let handle = Arc::new(Handle { waits: core.prepared.waits, core });
         Ok(Arc::new(Plugin { handle, identity, digest: spec.bytes.digest, questions, memory }))
     }

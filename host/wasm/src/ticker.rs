@@ -179,11 +179,15 @@ mod tests {
     fn who_runs_on_is_looked_at_once_a_tick() {
         let engine = Engine::new(wasmtime::Config::new().epoch_interruption(true)).expect("an engine");
         let ticker = Ticker::start_at_rest(&engine).expect("a thread");
-        for pause in [Duration::ZERO, REST, LINGER * 3] {
-            std::thread::sleep(pause);
+        for parked in [false, false, true] {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while parked && !ticker.parked.load(Ordering::SeqCst) {
+                assert!(Instant::now() < deadline, "nobody asks, and it is not parked");
+                std::thread::yield_now();
+            }
             // A busy machine looks less often. At rest it would be ten times.
             let looks = looks(&ticker, &engine, Duration::from_millis(100));
-            assert!(looks > 20, "{looks} looks in 100 ms, after {pause:?}");
+            assert!(looks > 20, "{looks} looks in 100 ms, parked before: {parked}");
         }
         assert!(!ticker.parked.load(Ordering::SeqCst), "somebody just ran");
     }
