@@ -10,6 +10,8 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use crate::reexport::{self, reexported};
+
 /// SHA-256 of a component's bytes.
 pub(crate) type ComponentDigest = [u8; 32];
 
@@ -52,22 +54,24 @@ pub fn component(
     Binary { bytes, digest }: &Binary,
     cache: Option<&Path>,
 ) -> wasmtime::Result<Component> {
-    let Some(folder) = cache else { return Component::from_binary(engine, bytes) };
+    let compile = || Component::from_binary(engine, reexported(bytes).as_deref().unwrap_or(bytes));
+    let Some(folder) = cache else { return compile() };
     let file = folder.join(format!("{}-{:016x}.cwasm", hex(digest), compatibility(engine)));
     if let Some(component) = cached(engine, &file) {
         return Ok(component);
     }
-    let component = Component::from_binary(engine, bytes)?;
+    let component = compile()?;
     if let Err(error) = store(folder, &file, &component) {
         tracing::warn!(file = %file.display(), %error, "cannot keep a compiled plugin");
     }
     Ok(component)
 }
 
-/// Of the compiler's version, target and settings: other code is never loaded.
+/// Of the compiler's version, target and settings, and of what is made of a component before: other code is never loaded.
 fn compatibility(engine: &Engine) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
+    reexport::FORM.hash(&mut hasher);
     hasher.finish()
 }
 

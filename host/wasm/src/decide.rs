@@ -12,7 +12,7 @@ use tidegate_policy::{
 };
 use wasmtime::component::{ComponentNamedList, Lift, TypedFunc};
 
-use crate::instances::{Failed, Functions, Instance, run, with_slot};
+use crate::instances::{Failed, Functions, Instance, Slot, run, with_slot};
 use crate::memo::{Going, Remembered};
 use crate::plugin::{Grants, Handle, Isolation};
 use crate::prefetch::Packet;
@@ -73,6 +73,8 @@ pub(crate) fn exported<A: Asking + ?Sized>(instance: &Instance) -> Result<TypedF
 
 impl Asker {
     /// Asks: the memo, else the guest. Counts, quarantines, retires.
+    ///
+    /// There is one of it for each question; what is the same for all is in functions of its own, of which there is one.
     fn ask<A: Asking>(&self, facts: Facts, mut asking: A) -> Decision<A::Answer> {
         let core = &self.0.core;
         let question = A::QUESTION as usize;
@@ -80,71 +82,110 @@ impl Asker {
         if !core.quarantine.open() {
             return Err(self.quarantined(A::QUESTION));
         }
-        let (mut payer, mut cpu) = (None, None);
+        let mut took = None;
         let asked = with_slot(&self.0, |slot| {
             let granted = |name: &str| core.grants.field(name);
-            let memo = &mut slot.memos[question];
             if core.memoise
-                && let Some(answer) = memo.find(&facts, granted).and_then(|found| asking.recall(found))
+                && let Some(answer) = slot.memos[question].find(&facts, granted).and_then(|found| asking.recall(found))
             {
                 return Ok((answer, Origin::Memo));
             }
-            if let Some(why) = slot.purse.short(begun) {
-                return Err(Failed { kind: PolicyFaultKind::Budget, detail: why.to_owned() });
-            }
-            payer = Some(slot.purse.clone());
-            let learns = core.memoise && memo.in_use();
+            let learns = core.memoise && slot.memos[question].in_use();
             let mut fresh = None;
-            let place = match core.isolation {
-                Isolation::Worker => &mut slot.instance,
-                Isolation::Request => &mut fresh,
-            };
-            let instance = match place {
-                Some(instance) => {
-                    instance.begin_at(begun);
-                    instance
-                }
-                none => none.insert(Instance::new(core, &slot.purse)?),
-            };
-            let purpose = match A::prefetched(&instance.functions) {
-                _ if core.observed => Purpose::Show,
-                _ if learns => Purpose::Memo,
-                Some(_) => Purpose::Prefetch,
-                None => Purpose::None,
-            };
-            let state = instance.store.data_mut();
-            state.facts = facts;
-            state.trace.begin(purpose);
-            let prefetch = &mut slot.prefetches[question];
-            let packet = if purpose == Purpose::Prefetch { prefetch.pack(state) } else { None };
+            let packet = self.make_ready(slot, &mut fresh, A::QUESTION, facts, begun)?;
+            let instance = fresh.as_mut().or(slot.instance.as_mut()).expect("it was made ready");
             let answered = asking.call(instance, packet);
-            let state = instance.store.data_mut();
-            cpu = state.deadline.cpu();
-            if purpose == Purpose::Prefetch {
-                prefetch.learn(state.trace.reads());
-            }
             if let Ok(answer) = &answered
                 && learns
             {
-                memo.learn(&state.trace, &state.facts, granted, asking.remember(answer));
+                let state = instance.store.data();
+                slot.memos[question].learn(&state.trace, &state.facts, granted, asking.remember(answer));
             }
-            if core.observed {
-                std::mem::swap(&mut slot.reads, state.trace.reads());
-            }
-            state.clear();
-            if answered.is_err() {
-                // The store is dead after a trap: drop it, and what it taught.
-                slot.forget();
-            } else if instance.nearly_full() {
-                slot.instance = None;
-            }
+            took = Some(self.settle(slot, &mut fresh, A::QUESTION, answered.is_ok(), begun));
             answered.map(|answer| (answer, Origin::Wasm))
         });
-        let took = begun.elapsed();
-        if let Some(payer) = payer {
-            payer.charge(cpu.unwrap_or(took));
+        self.decided(A::QUESTION, asked, took.unwrap_or_else(|| begun.elapsed()))
+    }
+
+    /// An instance that has the facts: the slot's, or a `fresh` one for a plugin that has one for each request.
+    ///
+    /// # Returns
+    /// Facts that come along.
+    #[inline(never)]
+    fn make_ready(
+        &self,
+        slot: &mut Slot,
+        fresh: &mut Option<Instance>,
+        question: Question,
+        facts: Facts,
+        begun: Instant,
+    ) -> Result<Option<Packet>, Failed> {
+        let core = &self.0.core;
+        if let Some(why) = slot.purse.short(begun) {
+            return Err(Failed { kind: PolicyFaultKind::Budget, detail: why.to_owned() });
         }
-        self.decided(A::QUESTION, asked, took)
+        let place = match core.isolation {
+            Isolation::Worker => &mut slot.instance,
+            Isolation::Request => fresh,
+        };
+        let instance = match place {
+            Some(instance) => {
+                instance.begin_at(begun);
+                instance
+            }
+            none => {
+                // What fails here was the guest's time too.
+                let new = Instance::new(core, &slot.purse).inspect_err(|_| slot.purse.charge(begun.elapsed()))?;
+                none.insert(new)
+            }
+        };
+        let question = question as usize;
+        let purpose = if core.observed {
+            Purpose::Show
+        } else if core.memoise && slot.memos[question].in_use() {
+            Purpose::Memo
+        } else if core.prepared.exports.prefetched[question].is_some() {
+            Purpose::Prefetch
+        } else {
+            Purpose::None
+        };
+        let state = instance.store.data_mut();
+        state.facts = facts;
+        state.trace.begin(purpose);
+        Ok(if purpose == Purpose::Prefetch { slot.prefetches[question].pack(state) } else { None })
+    }
+
+    /// After the call: what it taught, what it cost, and whether its instance is asked again.
+    ///
+    /// # Returns
+    /// How long the question took.
+    #[inline(never)]
+    fn settle(
+        &self,
+        slot: &mut Slot,
+        fresh: &mut Option<Instance>,
+        question: Question,
+        answered: bool,
+        begun: Instant,
+    ) -> Duration {
+        let instance = fresh.as_mut().or(slot.instance.as_mut()).expect("it was asked");
+        let state = instance.store.data_mut();
+        let cpu = state.deadline.cpu();
+        match state.trace.purpose() {
+            Purpose::Prefetch => slot.prefetches[question as usize].learn(state.trace.reads()),
+            Purpose::Show => std::mem::swap(&mut slot.reads, state.trace.reads()),
+            Purpose::Memo | Purpose::None => {}
+        }
+        state.clear();
+        if !answered {
+            // The store is dead after a trap: drop it, and what it taught.
+            slot.forget();
+        } else if instance.nearly_full() {
+            slot.instance = None;
+        }
+        let took = begun.elapsed();
+        slot.purse.charge(cpu.unwrap_or(took));
+        took
     }
 
     fn quarantined(&self, question: Question) -> PolicyFault {
@@ -156,23 +197,30 @@ impl Asker {
 
     /// Counts what was answered, or why nothing was.
     fn decided<T>(&self, question: Question, asked: Result<(T, Origin), Failed>, took: Duration) -> Decision<T> {
-        let core = &self.0.core;
-        let stats = &core.stats.questions[question as usize];
         match asked {
             Ok((value, origin)) => {
-                stats.answered(took, origin == Origin::Memo);
-                // What the memo knew says nothing of the guest's health.
-                if origin != Origin::Memo {
-                    core.quarantine.succeeded();
-                }
+                self.answered(question, origin, took);
                 Ok(Answered { value, origin, took })
             }
-            Err(Failed { kind, detail }) => {
-                stats.failed(kind);
-                self.note(kind, kind.blame(), &detail);
-                Err(PolicyFault { took, ..self.fault(kind, detail) })
-            }
+            Err(failed) => Err(self.failed(question, failed, took)),
         }
+    }
+
+    #[inline(never)]
+    fn answered(&self, question: Question, origin: Origin, took: Duration) {
+        let core = &self.0.core;
+        core.stats.questions[question as usize].answered(took, origin == Origin::Memo);
+        // What the memo knew says nothing of the guest's health.
+        if origin != Origin::Memo {
+            core.quarantine.succeeded();
+        }
+    }
+
+    #[cold]
+    fn failed(&self, question: Question, Failed { kind, detail }: Failed, took: Duration) -> PolicyFault {
+        self.0.core.stats.questions[question as usize].failed(kind);
+        self.note(kind, kind.blame(), &detail);
+        PolicyFault { took, ..self.fault(kind, detail) }
     }
 
     /// What the guest read for its last question on this thread, if it is observed.

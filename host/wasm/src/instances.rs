@@ -1,6 +1,7 @@
 //! This thread's live instances: made when first asked, reused, retired when they fail, dropped with their plugin.
 
 use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -308,6 +309,29 @@ thread_local! {
 }
 
 impl Slots {
+    /// The slot of a plugin that is about to be asked. One piece of code for all questions.
+    #[inline(never)]
+    fn of(&mut self, handle: &Arc<Handle>) -> &mut Slot {
+        self.sweep();
+        self.make_room(&handle.core);
+        self.turn += 1;
+        let slot = match self.by_plugin.entry(handle.core.id) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(place) => place.insert(Slot {
+                askers: Arc::downgrade(handle),
+                purse: purse(&mut self.tenants, &handle.core),
+                used: 0,
+                instance: None,
+                spare: Vec::new(),
+                memos: Default::default(),
+                prefetches: Default::default(),
+                reads: Vec::new(),
+            }),
+        };
+        slot.used = self.turn;
+        slot
+    }
+
     fn sweep(&mut self) {
         let gone = GONE.load(Ordering::Acquire);
         if self.swept != gone {
@@ -315,15 +339,6 @@ impl Slots {
             self.by_plugin.retain(|_, slot| slot.askers.strong_count() > 0);
             self.tenants.retain(|_, purse| Rc::strong_count(purse) > 1);
         }
-    }
-
-    fn purse(&mut self, core: &Core) -> Rc<Purse> {
-        let tenant = core.share.tenant.as_ref().map(|tenant| {
-            // The purse keeps its tenant alive, so its address is nobody else's.
-            let key = Arc::as_ptr(tenant) as usize;
-            self.tenants.entry(key).or_insert_with(|| TenantPurse::new(tenant)).clone()
-        });
-        Purse::new(&core.allowances, tenant)
     }
 
     fn make_room(&mut self, core: &Core) {
@@ -347,6 +362,14 @@ impl Slots {
     }
 }
 
+fn purse(tenants: &mut FxHashMap<usize, Rc<TenantPurse>>, core: &Core) -> Rc<Purse> {
+    let tenant = core.share.tenant.as_ref().map(|tenant| {
+        // The purse keeps its tenant alive, so its address is nobody else's.
+        tenants.entry(Arc::as_ptr(tenant) as usize).or_insert_with(|| TenantPurse::new(tenant)).clone()
+    });
+    Purse::new(&core.allowances, tenant)
+}
+
 /// The same for an instance that is no plugin's. Not within a question.
 pub(crate) fn give_way(tenant: &Tenant) {
     if tenant.crowded() {
@@ -356,32 +379,7 @@ pub(crate) fn give_way(tenant: &Tenant) {
 
 /// Gives `use_slot` this thread's slot of the plugin.
 pub(crate) fn with_slot<T>(handle: &Arc<Handle>, use_slot: impl FnOnce(&mut Slot) -> T) -> T {
-    SLOTS.with_borrow_mut(|slots| {
-        slots.sweep();
-        slots.make_room(&handle.core);
-        slots.turn += 1;
-        let turn = slots.turn;
-        let slot = match slots.by_plugin.get_mut(&handle.core.id) {
-            Some(slot) => slot,
-            None => {
-                let purse = slots.purse(&handle.core);
-                let askers = Arc::downgrade(handle);
-                let new = Slot {
-                    askers,
-                    purse,
-                    used: 0,
-                    instance: None,
-                    spare: Vec::new(),
-                    memos: Default::default(),
-                    prefetches: Default::default(),
-                    reads: Vec::new(),
-                };
-                slots.by_plugin.entry(handle.core.id).or_insert(new)
-            }
-        };
-        slot.used = turn;
-        use_slot(slot)
-    })
+    SLOTS.with_borrow_mut(|slots| use_slot(slots.of(handle)))
 }
 
 /// Most instances of one plugin that a worker keeps while nobody asks them. A plugin or a tenant with a bound on instances

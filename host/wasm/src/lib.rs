@@ -20,6 +20,7 @@ mod prefetch;
 mod prepared;
 mod quarantine;
 mod read;
+mod reexport;
 mod rehearsal;
 mod rollout;
 mod runtime;

@@ -36,6 +36,10 @@ impl Trace {
         self.tainted = false;
     }
 
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
     /// What was read, which the next run's take the place of.
     pub(crate) fn reads(&mut self) -> &mut Vec<Read> {
         &mut self.reads
