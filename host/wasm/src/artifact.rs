@@ -45,18 +45,31 @@ pub(crate) fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Compiles `bytes`, or takes what was compiled from them before by this very engine.
+/// Compiles a component, or takes what was compiled of it before by this very engine.
 ///
 /// # Errors
-/// They are no component, or one that the engine does not take.
-pub fn component(
+/// It is no component, or one that the engine does not take.
+pub fn component(engine: &Engine, binary: &Binary, cache: Option<&Path>) -> wasmtime::Result<Component> {
+    kept(engine, binary, cache, 0, || Component::from_binary(engine, &binary.bytes))
+}
+
+/// The same in a form that is called faster, and instantiated a little slower: for one whose instances are asked often.
+pub(crate) fn policy(engine: &Engine, binary: &Binary, cache: Option<&Path>) -> wasmtime::Result<Component> {
+    kept(engine, binary, cache, reexport::FORM, || {
+        let form = reexported(&binary.bytes).and_then(|form| Component::from_binary(engine, &form).ok());
+        form.map_or_else(|| Component::from_binary(engine, &binary.bytes), Ok)
+    })
+}
+
+fn kept(
     engine: &Engine,
-    Binary { bytes, digest }: &Binary,
+    binary: &Binary,
     cache: Option<&Path>,
+    form: u32,
+    compile: impl Fn() -> wasmtime::Result<Component>,
 ) -> wasmtime::Result<Component> {
-    let compile = || Component::from_binary(engine, reexported(bytes).as_deref().unwrap_or(bytes));
     let Some(folder) = cache else { return compile() };
-    let file = folder.join(format!("{}-{:016x}.cwasm", hex(digest), compatibility(engine)));
+    let file = folder.join(format!("{}-{:016x}.cwasm", hex(&binary.digest), compatibility(engine, form)));
     if let Some(component) = cached(engine, &file) {
         return Ok(component);
     }
@@ -68,10 +81,10 @@ pub fn component(
 }
 
 /// Of the compiler's version, target and settings, and of what is made of a component before: other code is never loaded.
-fn compatibility(engine: &Engine) -> u64 {
+fn compatibility(engine: &Engine, form: u32) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
-    reexport::FORM.hash(&mut hasher);
+    form.hash(&mut hasher);
     hasher.finish()
 }
 

@@ -183,6 +183,8 @@ impl Asker {
         } else if instance.nearly_full() {
             slot.instance = None;
         }
+        // To drop it is the guest's time too.
+        *fresh = None;
         let took = begun.elapsed();
         slot.purse.charge(cpu.unwrap_or(took));
         took

@@ -43,7 +43,7 @@ impl Runtime {
     /// They are no component, or one that does not compile.
     pub fn inspect(self: &Arc<Self>, bytes: &Binary, limits: Limits) -> Result<Inspection, LoadError> {
         check_component(bytes.as_bytes())?;
-        let component = artifact::component(&self.engine, bytes, self.cache.as_deref())
+        let component = artifact::policy(&self.engine, bytes, self.cache.as_deref())
             .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
         let questions = Questions::of(&Exports::of(&component));
         let kind = component.component_type();

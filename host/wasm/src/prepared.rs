@@ -95,7 +95,7 @@ impl Runtime {
     }
 
     fn prepare_anew(&self, binary: &Binary, granted: Granted) -> Result<Prepared, LoadError> {
-        let component = artifact::component(&self.engine, binary, self.cache.as_deref())
+        let component = artifact::policy(&self.engine, binary, self.cache.as_deref())
             .map_err(|error| LoadError::NotAComponent(format!("{error:#}")))?;
         let exports = Exports::of(&component);
         let questions = Questions::of(&exports);

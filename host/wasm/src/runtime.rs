@@ -39,9 +39,9 @@ pub struct Runtime {
 
 /// The most memory any plugin may be limited to: the size of a slot's accessible part.
 const MAX_MEMORY: usize = 1 << 30;
-/// Core modules of one component. CPython comes as shared libraries, 38 of them with what links them. Their number is all that
-/// the pool counts: nothing is set aside for one.
-const MAX_CORE_INSTANCES: u32 = 64;
+/// Core modules of one component, and the one of `reexport.rs`. CPython comes as shared libraries, 38 of them with what links
+/// them. Their number is all that the pool counts: nothing is set aside for one.
+const MAX_CORE_INSTANCES: u32 = 64 + 1;
 /// An instance needs this many mappings; the process aborts when the kernel's limit is reached.
 const MAPPINGS: u32 = 4;
 
