@@ -34,12 +34,12 @@ pub(crate) fn reexported(bytes: &[u8]) -> Option<Vec<u8>> {
             lifted.len() - 1
         });
     }
-    let module = module(&lifted, &outline.types)?;
     // Those there are keep their numbers.
     let (modules, instances) = (outline.types.as_ref().module_count(), outline.types.as_ref().core_instance_count());
     if lifted.is_empty() || outline.modules != modules {
         return None;
     }
+    let module = module(&lifted, &outline.types)?;
     let mut component = bytes[..outline.instances_end].to_vec();
     ModuleSection(&module).append_to_component(&mut component);
     instance(&lifted, modules).append_to_component(&mut component);
@@ -194,7 +194,6 @@ fn module(lifted: &[Aliased], types: &Types) -> Option<Module> {
         else {
             return None;
         };
-        let flat = |types: &[wasmparser::ValType]| types.iter().map(|kind| flat(*kind)).collect::<Option<Vec<_>>>();
         signatures.ty().function(flat(signature.params())?, flat(signature.results())?);
         imports.import(&aliased.instance.to_string(), aliased.name, EntityType::Function(number));
         exports.export(&number.to_string(), ExportKind::Func, number);
@@ -204,14 +203,16 @@ fn module(lifted: &[Aliased], types: &Types) -> Option<Module> {
     Some(module)
 }
 
-fn flat(kind: wasmparser::ValType) -> Option<ValType> {
-    match kind {
+/// The types that lifted functions are made of.
+fn flat(types: &[wasmparser::ValType]) -> Option<Vec<ValType>> {
+    let one = |kind: &wasmparser::ValType| match kind {
         wasmparser::ValType::I32 => Some(ValType::I32),
         wasmparser::ValType::I64 => Some(ValType::I64),
         wasmparser::ValType::F32 => Some(ValType::F32),
         wasmparser::ValType::F64 => Some(ValType::F64),
         _ => None,
-    }
+    };
+    types.iter().map(one).collect()
 }
 
 fn instance(lifted: &[Aliased], module: u32) -> InstanceSection {
@@ -247,7 +248,6 @@ mod tests {
           (func (export "done") (param i32)))
         (core instance $a (instantiate $one))
         (core instance $b (instantiate $two))
-        (type $string string)
         (func (export "one") (result u32) (canon lift (core func $a "run")))
         (func (export "two") (param "a" u64) (param "b" f32) (result string)
           (canon lift (core func $b "run") (memory (core memory $b "memory")) (post-return (core func $b "done"))))
