@@ -34,6 +34,7 @@ mod decide;
 pub(crate) mod fuzz;
 mod grpc;
 mod hedge;
+mod in_step;
 mod reply;
 mod request_body;
 mod response;
@@ -47,6 +48,7 @@ pub(crate) use attempt::InFlight;
 pub(crate) use client_cert::CertificateFields;
 pub use client_cert::ClientCertificate;
 pub(crate) use decide::{pick, tunnel};
+pub(crate) use in_step::Steps;
 pub(crate) use shape::OutgoingHead;
 pub(crate) use slot::{Run, Slots};
 pub use via::Via;
@@ -86,6 +88,13 @@ struct Plan {
     tunnel: Option<Tunnel>,
     /// What the client sends into that tunnel, untouched before it is open.
     client_half: Option<Incoming>,
+}
+
+impl Plan {
+    /// Whether any of what precedes a request on its way is a plugin's to decide.
+    fn asks_plugins(&self) -> bool {
+        self.route.asks_plugins() || self.cluster.plugin.is_some()
+    }
 }
 
 /// Runs one exchange to its end.
@@ -129,7 +138,7 @@ impl Exchange<'_> {
         match self.route()? {
             Routed::Respond(response) => Ok(Planned::Respond(response)),
             Routed::To(route, hops) => {
-                let asks = route.router.is_some() || route.forwarding_plugin.is_some();
+                let asks = route.asks_plugins();
                 let turn = if asks { self.turn(&route, reply).await? } else { None };
                 if asks && route.waits() {
                     // Whoever waits for somebody else does not keep its tenant's others from theirs.

@@ -217,6 +217,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Whether plugins are asked before the first attempt.
+    pub(crate) fn asks_plugins(&self) -> bool {
+        self.router.is_some() || self.forwarding_plugin.is_some()
+    }
+
     /// Whether a plugin that is asked before the first attempt may wait.
     pub(crate) fn waits(&self) -> bool {
         self.router.as_ref().is_some_and(|router| router.waits())

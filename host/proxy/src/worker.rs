@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Lately;
-use crate::exchange::Slots;
+use crate::exchange::{Slots, Steps};
 use crate::listener::{self, Opened, Serving, Sockets};
 use crate::observe::{RecordSink, WorkerMetrics};
 use crate::snapshot::Snapshot;
@@ -40,6 +40,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) drain: Drain,
     pub(crate) slots: Slots,
+    pub(crate) steps: Steps,
     pub(crate) turns: Turns,
     pub(crate) ports: listener::quic::Ports,
     pub(crate) datagrams: tunnel::Ports,
@@ -300,6 +301,7 @@ impl Start {
             metrics: self.metrics,
             drain: Drain::default(),
             slots: Slots::default(),
+            steps: Steps::default(),
             turns: Turns::default(),
             ports: listener::quic::Ports::default(),
             datagrams: tunnel::Ports::default(),

@@ -153,6 +153,10 @@ impl Exchange<'_> {
             return Box::pin(self.connect_udp(plan, body, view, index, reply)).await;
         }
 
+        if plan.asks_plugins() {
+            let worker = &self.served.worker;
+            worker.steps.step(worker.slots.one_at_most(), worker.now()).await;
+        }
         let begun = if self.may_hedge(plan, body) {
             Box::pin(self.race(plan, &cluster, index, begun, load, view, reply)).await
         } else {

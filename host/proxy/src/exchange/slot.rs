@@ -60,9 +60,34 @@ async fn work(desk: Rc<Desk>) {
     }
 }
 
-/// The slots of a worker that are free.
+/// The slots of a worker.
 #[derive(Default)]
-pub(crate) struct Slots(RefCell<Vec<Slot>>);
+pub(crate) struct Slots {
+    free: RefCell<Vec<Slot>>,
+    /// How many exchanges have one.
+    taken: Cell<usize>,
+}
+
+impl Slots {
+    /// Whether whoever runs now is the only one.
+    pub(super) fn one_at_most(&self) -> bool {
+        self.taken.get() <= 1
+    }
+
+    fn take(&self) -> Slot {
+        self.taken.set(self.taken.get() + 1);
+        self.free.borrow_mut().pop().unwrap_or_else(Slot::new)
+    }
+
+    /// Who leaves within an exchange has nothing to give back.
+    fn give_back(&self, slot: Option<Slot>) {
+        self.taken.set(self.taken.get() - 1);
+        let mut free = self.free.borrow_mut();
+        if free.len() < KEPT {
+            free.extend(slot);
+        }
+    }
+}
 
 /// One exchange, until it is done. Dropped before, it is cancelled, and its slot goes with it.
 #[must_use = "it does nothing unless polled"]
@@ -73,8 +98,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn new(served: &Rc<Served>, head: RequestHead, body: Incoming, reply: Reply) -> Self {
-        let free = served.worker.slots.0.borrow_mut().pop();
-        let slot = free.unwrap_or_else(Slot::new);
+        let slot = served.worker.slots.take();
         slot.desk.job.replace(Some(Job { served: served.clone(), head, body, reply }));
         Self { served: served.clone(), slot: Some(slot) }
     }
@@ -91,10 +115,15 @@ impl Future for Run {
             return Poll::Pending;
         }
         let slot = self.slot.take();
-        let mut free = self.served.worker.slots.0.borrow_mut();
-        if free.len() < KEPT {
-            free.extend(slot);
-        }
+        self.served.worker.slots.give_back(slot);
         Poll::Ready(())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if self.slot.take().is_some() {
+            self.served.worker.slots.give_back(None);
+        }
     }
 }
