@@ -107,10 +107,7 @@ impl Deciding for Record {
     }
 
     fn guest_took(&self, time: Duration) {
-        self.worker.steps.guest_took(time, || self.worker.now());
-        if let Some(tenant) = &self.tenant {
-            self.worker.turns.took(tenant, time);
-        }
+        self.worker.guest_took(self.tenant.as_deref(), time);
     }
 }
 

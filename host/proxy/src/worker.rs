@@ -22,7 +22,7 @@ use crate::exchange::{Slots, Steps};
 use crate::listener::{self, Opened, Serving, Sockets};
 use crate::observe::{RecordSink, WorkerMetrics};
 use crate::snapshot::Snapshot;
-use crate::tenant::Turns;
+use crate::tenant::{Tenant, Turns};
 use crate::timer::{Deadline, Timers};
 use crate::tunnel;
 use crate::upstream::Upstreams;
@@ -54,6 +54,14 @@ impl Worker {
     /// Since a zero that all workers share, for averages and budgets: a moment ago.
     pub(crate) fn now(&self) -> Duration {
         self.zero.elapsed()
+    }
+
+    /// A guest took so much of this worker's time, for a request of `tenant`'s if it has one.
+    pub(crate) fn guest_took(&self, tenant: Option<&Tenant>, time: Duration) {
+        self.steps.guest_took(time, || self.now());
+        if let Some(tenant) = tenant {
+            self.turns.took(tenant, time);
+        }
     }
 
     /// Runs a connection's task, counted until its end.

@@ -249,10 +249,7 @@ impl Egress for Callouts {
     }
 
     fn guest_ran(&self, time: Duration) {
-        self.worker.steps.guest_took(time, || self.worker.now());
-        if let Some(tenant) = &self.tenant {
-            self.worker.turns.took(tenant, time);
-        }
+        self.worker.guest_took(self.tenant.as_deref(), time);
     }
 }
 
